@@ -1,0 +1,59 @@
+# `make run` and `make test` do all their set-up themselves. `make` alone lists what there is.
+
+.DEFAULT_GOAL := help
+# Any shell but the default one makes old versions of make, macOS's among them, look for commands in the PATH set here.
+SHELL := /bin/bash
+# rustup puts cargo there, but a shell that was open before doesn't look.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+
+# Where the scripts under tools/ keep what is made once.
+CACHE := $(or $(MLX_MANAGER_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-manager)
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help setup run build gateway test fmt lint bench goldens clean rust
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: rust ## install what the build needs and prepare MLX (run and test do this too)
+	@tools/mlx-prefix.sh
+
+# The daemon takes the place of the recipe's shell, so make's only child is the daemon itself and a signal reaches it
+# once: make passes SIGTERM on, and a terminal sends ctrl-C to both. Then make waits until the drain is over.
+run: build ## build and start the daemon; ARGS="--config my.toml" is passed on
+	@exec $(TARGET)/release/mlx-manager serve $(ARGS)
+
+build: setup ## build target/release/mlx-manager
+	cargo build --release
+
+gateway: rust ## build the same without local inference, for cloud providers only; it needs no MLX
+	cargo build --release --no-default-features
+
+test: setup ## run all tests
+	@if cargo nextest --version >/dev/null 2>&1; then set -x; cargo nextest run; else set -x; cargo test; fi
+	@if [ -x tests/sdk/run.sh ]; then tests/sdk/run.sh; fi
+
+fmt: rust ## format the sources
+	cargo fmt
+
+lint: setup ## check format, clippy's warnings, licences and duplicate versions
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	tools/deny.sh
+
+bench: setup ## run the benchmarks
+	cargo bench
+
+goldens: $(CACHE)/goldens/installed ## ask mlx-lm again for the answers that the engine's tests compare with
+	$(CACHE)/goldens/bin/python tools/goldens/make.py $(ARGS)
+
+$(CACHE)/goldens/installed: tools/goldens/requirements.txt
+	python3 -m venv $(@D)
+	$(@D)/bin/pip install --quiet --requirement $<
+	touch $@
+
+clean: ## remove what cargo built; the prepared MLX stays in ~/.cache/mlx-manager
+	cargo clean
+
+rust:
+	@tools/check-rust.sh

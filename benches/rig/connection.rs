@@ -1,0 +1,61 @@
+//! One client's connection.
+
+use std::{net::SocketAddr, time::Instant};
+
+use anyhow::{Result, ensure};
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// A connection for one request at a time.
+pub struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    host: String,
+}
+
+impl Connection {
+    pub async fn open(address: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+        tokio::task::spawn(async move {
+            // Its end is seen by the next request.
+            connection.await.unwrap_or_default();
+        });
+        Ok(Self { sender, host: address.to_string() })
+    }
+
+    /// Posts a chat and hands over each piece of the answer with the time it came.
+    pub async fn chat(&mut self, body: Bytes, mut piece: impl FnMut(&Bytes, Instant)) -> Result<()> {
+        let request = Request::post("/v1/chat/completions")
+            .header(header::HOST, &self.host)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))?;
+        self.sender.ready().await?;
+        let mut response = self.sender.send_request(request).await?;
+        let status = response.status();
+        let mut refusal = Vec::new();
+        while let Some(frame) = response.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                if status.is_success() {
+                    piece(&data, Instant::now());
+                } else {
+                    refusal.extend_from_slice(&data);
+                }
+            }
+        }
+        ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&refusal));
+        Ok(())
+    }
+
+    /// Reads a page.
+    pub async fn get(&mut self, path: &str) -> Result<String> {
+        let request = Request::get(path).header(header::HOST, &self.host).body(Full::default())?;
+        self.sender.ready().await?;
+        let response = self.sender.send_request(request).await?;
+        Ok(String::from_utf8(response.into_body().collect().await?.to_bytes().to_vec())?)
+    }
+}

@@ -1,0 +1,17 @@
+//! Request bodies of both dialects.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mlx_manager::{llm::Api, server::dialect};
+
+fuzz_target!(|input: (bool, &[u8])| {
+    let api = if input.0 { Api::ChatCompletions } else { Api::Messages };
+    let Ok(request) = dialect::decode_head(api, input.1) else { return };
+    // A body may be refused, but with an error.
+    drop(dialect::decode_chat(&request));
+    let prepared = dialect::prepare(&request, "another");
+    let again = dialect::decode_head(api, &prepared).expect("what a provider gets is a request too");
+    assert_eq!((again.model.as_str(), again.stream), ("another", request.stream));
+    assert_eq!(again.sampling, request.sampling);
+});

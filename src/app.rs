@@ -1,0 +1,168 @@
+//! Wires the floors together: a checked [`Config`] becomes an [`App`], which runs until it is told to stop.
+//!
+//! The order of stopping is the order of what depends on what: listeners drain, then the engine stops, then the audit
+//! queue is written, and whoever called [`App::run`] flushes telemetry last.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, http::header, routing::get};
+use tokio::{
+    net::TcpListener,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::Config,
+    http::{
+        listener::{self, ListenError},
+        stack::stack,
+    },
+    manager::api::health::{self, Probe, Readiness},
+    server::{
+        api,
+        cloud::{self, Provider},
+        dispatch::{Dispatch, breaker::Breaker},
+        engine::Engine,
+    },
+    store,
+    telemetry::metric::Metrics,
+};
+
+/// How often the metrics recorder tidies up; without it its memory grows.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+/// How long the audit queue may take to reach the database at the end.
+const AUDIT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a scrape may take to finish at the end.
+const SCRAPE_DRAIN: Duration = Duration::from_secs(1);
+
+/// The daemon, with its ports open.
+pub struct App {
+    api: TcpListener,
+    prometheus: Option<TcpListener>,
+}
+
+/// Why the daemon can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port is not to be had.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A provider's settings don't work.
+    #[error("provider {name:?} can't be used")]
+    Provider {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: cloud::ProviderError,
+    },
+    /// A route's pattern is no glob.
+    #[error("a route can't be used")]
+    Route(#[from] globset::Error),
+}
+
+impl App {
+    /// Opens the ports, so that a busy one is known before anything else starts.
+    ///
+    /// # Errors
+    /// When a port is not to be had.
+    pub async fn bind(config: &Config) -> Result<Self, StartError> {
+        let api = listener::bind(config.server.listen, "server.listen").await?;
+        let prometheus = match &config.prometheus {
+            prometheus if prometheus.enabled => {
+                Some(listener::bind(prometheus.listen, "metrics.prometheus.listen").await?)
+            }
+            _ => None,
+        };
+        Ok(Self { api, prometheus })
+    }
+
+    /// Serves until `stop` is cancelled and everything open has ended or `server.drain_timeout` is over.
+    ///
+    /// # Errors
+    /// When a provider or route can't be used.
+    pub async fn run(self, config: Config, metrics: Arc<Metrics>, stop: CancellationToken) -> Result<(), StartError> {
+        let Self { api, prometheus } = self;
+        let tasks = TaskTracker::new();
+        let drained = CancellationToken::new();
+
+        let give_up = CancellationToken::new();
+        let (audit, write_audit) = store::writer(config.database.clone(), give_up.clone().cancelled_owned());
+        let mut writer = tasks.spawn(write_audit);
+
+        let mut providers = Vec::new();
+        for provider in &config.providers {
+            let breaker = Breaker::new(&provider.name, provider.calls.breaker.clone());
+            let named = |source| StartError::Provider { name: provider.name.clone(), source };
+            providers.push((Provider::new(provider).map_err(named)?, breaker));
+        }
+        let engine = Engine::start(&config.local, &tasks);
+        let dispatch = Arc::new(Dispatch::new(&config.cloud, engine, providers, audit)?);
+
+        let probe: Probe = {
+            let (dispatch, stop) = (Arc::clone(&dispatch), stop.clone());
+            Arc::new(move || match (stop.is_cancelled(), dispatch.is_ready()) {
+                (true, _) => Readiness::Draining,
+                (false, true) => Readiness::Ready,
+                (false, false) => Readiness::NothingToServe,
+            })
+        };
+        let routes = stack(api::routes(Arc::clone(&dispatch)).merge(health::routes(probe)), &config.server);
+
+        tracing::info!(
+            listen = %address(&api),
+            metrics = prometheus.as_ref().map(|listener| tracing::field::display(address(listener))),
+            version = env!("CARGO_PKG_VERSION"),
+            "mlx-manager is serving"
+        );
+        tasks.spawn(upkeep(Arc::clone(&metrics), drained.clone()));
+        if let Some(listener) = prometheus {
+            let routes = scrape_routes(&config.prometheus.path, metrics);
+            tasks.spawn({
+                let drained = drained.clone();
+                async move {
+                    listener::serve(listener, routes, drained, SCRAPE_DRAIN).await;
+                }
+            });
+        }
+
+        let ended = listener::serve(api, routes, stop, config.server.drain_timeout).await;
+        if !ended {
+            tracing::warn!("server.drain_timeout is over: open requests were cut off");
+        }
+        dispatch.shutdown().await;
+        // The last sender goes with the dispatch; the writer ends when it has written what is queued.
+        drop(dispatch);
+        if timeout(AUDIT_DEADLINE, &mut writer).await.is_err() {
+            give_up.cancel();
+        }
+        drained.cancel();
+        tasks.close();
+        if timeout(AUDIT_DEADLINE, tasks.wait()).await.is_err() {
+            tracing::warn!("some background tasks did not end in time");
+        }
+        tracing::info!("mlx-manager has stopped");
+        Ok(())
+    }
+}
+
+fn address(listener: &TcpListener) -> String {
+    listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string())
+}
+
+/// The scrape endpoint has a listener of its own, outside the stack: scrapes are neither traced nor counted.
+fn scrape_routes(path: &str, metrics: Arc<Metrics>) -> Router {
+    const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+    Router::new().route(path, get(async move || ([(header::CONTENT_TYPE, TEXT)], metrics.render())))
+}
+
+async fn upkeep(metrics: Arc<Metrics>, stop: CancellationToken) {
+    let mut tick = interval(METRICS_UPKEEP);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => metrics.run_upkeep(),
+            () = stop.cancelled() => return,
+        }
+    }
+}

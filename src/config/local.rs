@@ -1,0 +1,193 @@
+//! `[local]`
+
+use std::{path::PathBuf, time::Duration};
+
+use super::{
+    decode::{Decoder, Section},
+    schema::{Key, Table},
+    setting::{Count, Filled, Raw, Setting, parse_size},
+};
+
+/// Local models.
+#[derive(Debug, Clone)]
+pub struct LocalConfig {
+    /// Scanned for MLX model folders.
+    pub models_dir: PathBuf,
+    /// The Hugging Face hub's cache folder, scanned too; `None` when there is no home folder.
+    pub hub_dir: Option<PathBuf>,
+    /// Where the built-in model is unpacked.
+    pub cache_dir: PathBuf,
+    /// Loaded at start.
+    pub default_model: Option<String>,
+    /// The most memory MLX may hold.
+    pub memory_limit: MemoryLimit,
+    /// When an idle model is unloaded.
+    pub idle_unload: IdleUnload,
+    /// The most requests computed at the same time.
+    pub max_batch: usize,
+    /// Models with a name of their own.
+    pub models: Vec<LocalModel>,
+}
+
+/// A limit on memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum MemoryLimit {
+    /// A share of the machine's memory, in (0, 1].
+    Share(f64),
+    /// Bytes.
+    Bytes(u64),
+}
+
+/// When an idle model is unloaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdleUnload {
+    /// It stays.
+    Never,
+    /// After this long without a request.
+    After(Duration),
+}
+
+/// A model with a name of its own.
+#[derive(Debug, Clone)]
+pub struct LocalModel {
+    /// What requests call it.
+    pub name: String,
+    /// Where it is.
+    pub path: ModelPath,
+}
+
+/// Where a model is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelPath {
+    /// `builtin:demo`, the model inside the binary.
+    BuiltinDemo,
+    /// A folder in MLX format.
+    Folder(PathBuf),
+}
+
+pub(super) const TABLE: Table = Table::single(
+    "local",
+    "Models that run on this machine.",
+    &[
+        Key::new("models_dir", "\"models\"", "scanned for MLX model folders; the Hugging Face cache is read too"),
+        Key::new("default_model", "\"demo\"", "loaded at start; \"\" loads none"),
+        Key::new("memory_limit", "\"75%\"", "of the machine's memory, or a size such as \"8 GB\""),
+        Key::new("idle_unload", "\"never\"", "or a duration such as \"15 min\""),
+        Key::new("max_batch", "16", "requests computed at the same time"),
+    ],
+);
+
+pub(super) const MODELS: Table = Table::array(
+    "local.models",
+    "",
+    &[
+        Key::bare("name", "what requests call it"),
+        Key::bare("path", "builtin:demo is the model inside the binary; else a folder"),
+    ],
+    &[&[("name", "\"demo\""), ("path", "\"builtin:demo\"")]],
+);
+
+impl Setting for MemoryLimit {
+    fn allowed() -> String {
+        "a share such as \"75%\", above 0% and up to 100%, or a size such as \"8 GB\"".to_owned()
+    }
+
+    fn read(raw: &Raw<'_>) -> Result<Self, Option<String>> {
+        let text = raw.text().ok_or(None)?.trim();
+        if let Some(percent) = text.strip_suffix('%') {
+            let percent: f64 = percent.trim().parse().map_err(|_| None)?;
+            let sensible = percent > 0.0 && percent <= 100.0;
+            return if sensible { Ok(Self::Share(percent / 100.0)) } else { Err(None) };
+        }
+        match parse_size(text) {
+            Some(0) | None => Err(None),
+            Some(bytes) => Ok(Self::Bytes(bytes)),
+        }
+    }
+}
+
+impl Setting for IdleUnload {
+    fn allowed() -> String {
+        "\"never\", or a duration above zero such as \"15 min\"".to_owned()
+    }
+
+    fn read(raw: &Raw<'_>) -> Result<Self, Option<String>> {
+        if raw.text() == Some("never") { Ok(Self::Never) } else { Duration::read(raw).map(Self::After) }
+    }
+}
+
+pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
+    let section = decoder.table(&TABLE);
+    decoder.check_keys(&section, &["models"]);
+    let models_dir = decoder.path(&section, "models_dir");
+    let memory_limit = decoder.get(&section, "memory_limit");
+    let idle_unload = decoder.get(&section, "idle_unload");
+    let max_batch = decoder.get::<Count<1, 1024>>(&section, "max_batch");
+    let mut names = Vec::new();
+    let mut models = Vec::new();
+    for section in decoder.entries(&MODELS) {
+        models.push(decode_model(decoder, &section, &mut names));
+    }
+    let models: Option<Vec<LocalModel>> = models.into_iter().collect();
+    let default_model = decode_default(decoder, &section, &names);
+    let environment = decoder.environment;
+    let hub_dir = environment
+        .set("HF_HUB_CACHE")
+        .map(|folder| environment.working_directory.join(folder))
+        .or_else(|| environment.set("HF_HOME").map(|folder| environment.working_directory.join(folder).join("hub")))
+        .or_else(|| environment.user_folder("XDG_CACHE_HOME", ".cache").map(|cache| cache.join("huggingface/hub")));
+    let own_cache = if environment.macos { "Library/Caches" } else { ".cache" };
+    let cache_dir = environment.user_folder("XDG_CACHE_HOME", own_cache).unwrap_or_else(std::env::temp_dir);
+    Some(LocalConfig {
+        models_dir: models_dir?,
+        hub_dir,
+        cache_dir: cache_dir.join("mlx-manager"),
+        default_model: default_model?,
+        memory_limit: memory_limit?,
+        idle_unload: idle_unload?,
+        max_batch: max_batch?.0 as usize,
+        models: models?,
+    })
+}
+
+/// Whoever lists models without the demo and names no default means the first of them.
+fn decode_default<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, names: &[String]) -> Option<Option<String>> {
+    let mut found = decoder.find(section, "default_model").ok().flatten()?;
+    let said = section.has("default_model") || found.place != super::problem::Place::Default;
+    let fallback = found.raw.text().unwrap_or_default().to_owned();
+    if !said && !names.contains(&fallback) {
+        let first = names.first().cloned().unwrap_or_default();
+        found.raw = Raw::Text { text: first, substituted: false };
+    }
+    let name = decoder.read::<String>(&found)?;
+    Some(Some(name).filter(|name| !name.is_empty()))
+}
+
+fn decode_model<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, names: &mut Vec<String>) -> Option<LocalModel> {
+    decoder.check_keys(section, &[]);
+    let name = decoder.required::<Filled>(section, "name").map(|name| name.0);
+    if let Some(name) = &name {
+        decoder.check_unique(section, name, names);
+    }
+    let path = decode_path(decoder, section);
+    Some(LocalModel { name: name?, path: path? })
+}
+
+fn decode_path<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Option<ModelPath> {
+    let found = decoder.find(section, "path").ok()?;
+    match found.as_ref().and_then(|found| found.raw.text()).and_then(|text| text.strip_prefix("builtin:")) {
+        Some("demo") => {
+            let text = decoder.required::<String>(section, "path");
+            text.map(|_| ModelPath::BuiltinDemo)
+        }
+        Some(_) => {
+            decoder.refuse(&found?, false, ("\"builtin:demo\", or a folder in MLX format", None));
+            None
+        }
+        None if found.is_none() => {
+            decoder.required::<Filled>(section, "path");
+            None
+        }
+        None => decoder.path(section, "path").map(ModelPath::Folder),
+    }
+}

@@ -1,0 +1,3 @@
+//! The layers that are our own.
+
+pub mod trace;

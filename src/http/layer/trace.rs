@@ -1,0 +1,193 @@
+//! Identity, server span and HTTP metrics of every request.
+//!
+//! A request is over when the last byte of its body was handed to the connection, when it failed, or when its client
+//! went away, whichever comes first; an [`Exchange`] lives exactly that long.
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context as TaskContext, Poll, ready},
+};
+
+use axum::{
+    body::Body,
+    extract::{ConnectInfo, MatchedPath, Request},
+    middleware::Next,
+    response::Response,
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tracing::{Instrument, Span};
+use uuid::Uuid;
+
+use crate::{
+    llm::{Api, Context},
+    telemetry::{
+        event::{HttpRequestFinished, HttpRequestStarted},
+        trace::{self, span},
+    },
+};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The longest request id taken over from a client.
+const MAX_REQUEST_ID: usize = 128;
+/// Asked every few seconds by machines; a trace of it tells nobody anything.
+const UNTRACED: [&str; 2] = ["/health", "/ready"];
+/// The routes that there are, as labels. What matches none of them is `_other`.
+const ROUTES: [&str; 6] =
+    [Api::ChatCompletions.path(), Api::Messages.path(), "/v1/models", "/v1/models/{*id}", "/health", "/ready"];
+
+/// Gives a request its [`Context`], runs it inside its server span and sees it to its end.
+pub async fn observe(mut request: Request, next: Next) -> Response {
+    let route = route_label(request.extensions().get::<MatchedPath>());
+    let method = method_label(request.method());
+    let request_id = request_id(request.headers());
+    let span = if UNTRACED.contains(&route) {
+        Span::none()
+    } else {
+        let inference = [Api::ChatCompletions, Api::Messages].iter().any(|api| api.path() == route);
+        let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
+        let span = span::http_server(inference, method, route, peer, &request_id);
+        span::http_server_request(&span, route, &request);
+        trace::extract(&span, request.headers());
+        span
+    };
+    let mut exchange = Exchange::begin(span.clone(), method, route);
+    request.extensions_mut().insert(Context {
+        request_id: Arc::clone(&request_id),
+        key_id: None,
+        arrived_at: Timestamp::now(),
+        arrived: exchange.started,
+        span: span.clone(),
+    });
+    let mut response = next.run(request).instrument(span.clone()).await;
+    exchange.status = Some(response.status().as_u16());
+    if let Ok(value) = HeaderValue::from_str(&request_id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    trace::inject(&span, response.headers_mut());
+    response.map(|body| Body::new(ObservedBody { body, exchange }))
+}
+
+fn route_label(matched: Option<&MatchedPath>) -> &'static str {
+    matched.and_then(|path| ROUTES.into_iter().find(|route| *route == path.as_str())).unwrap_or("_other")
+}
+
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        Method::PATCH => "PATCH",
+        _ => "_OTHER",
+    }
+}
+
+/// The client's own id if it can stand in a log line, else a new one, which sorts by time.
+fn request_id(headers: &HeaderMap) -> Arc<str> {
+    headers
+        .get(REQUEST_ID)
+        .and_then(|value| value.to_str().ok())
+        .filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.bytes().all(|byte| byte.is_ascii_graphic()))
+        .map_or_else(|| Uuid::now_v7().to_string().into(), Into::into)
+}
+
+/// One request and its answer, from the first byte in to the last byte out.
+struct Exchange {
+    span: Span,
+    method: &'static str,
+    route: &'static str,
+    started: Instant,
+    /// Known once the handler answered.
+    status: Option<u16>,
+    ending: Ending,
+}
+
+/// How far an exchange came.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// It is going on; dropped like this, the client went away.
+    Open,
+    /// Every byte was handed over.
+    Complete,
+    /// The body failed.
+    Failed,
+}
+
+impl Exchange {
+    fn begin(span: Span, method: &'static str, route: &'static str) -> Self {
+        HttpRequestStarted { method, route }.emit();
+        Self { span, method, route, started: Instant::now(), status: None, ending: Ending::Open }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let error_type = match (self.ending, self.status) {
+            (Ending::Failed, _) => Some("body"),
+            (Ending::Complete, Some(status @ 500..)) => Some(status_label(status)),
+            _ => None,
+        };
+        let status = self.status.filter(|_| self.ending != Ending::Open);
+        span::http_server_finished(&self.span, status, error_type);
+        let _entered = self.span.enter();
+        let duration = self.started.elapsed();
+        HttpRequestFinished { method: self.method, route: self.route, status, error_type, duration }.emit();
+    }
+}
+
+/// `error.type` of a server error is its status, by the semantic conventions.
+fn status_label(status: u16) -> &'static str {
+    match status {
+        500 => "500",
+        501 => "501",
+        502 => "502",
+        503 => "503",
+        504 => "504",
+        529 => "529",
+        _ => "5xx",
+    }
+}
+
+/// A response body that ends its exchange with its last frame.
+struct ObservedBody {
+    body: Body,
+    exchange: Exchange,
+}
+
+impl HttpBody for ObservedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        task: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = &mut *self;
+        let _entered = this.exchange.span.enter();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(task));
+        this.exchange.ending = match &frame {
+            Some(Err(_)) => Ending::Failed,
+            None => Ending::Complete,
+            // A body of known length is not polled again after its last frame.
+            Some(Ok(_)) if this.body.is_end_stream() => Ending::Complete,
+            Some(Ok(_)) => Ending::Open,
+        };
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

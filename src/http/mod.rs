@@ -1,0 +1,8 @@
+//! The HTTP floor: listeners, and the tower stack around the wings' routes.
+//!
+//! Enter by [`stack::stack`], which shows every layer in order, and [`listener::serve`], which runs it until it is told to
+//! stop. Nothing here knows what a request asks for.
+
+pub mod layer;
+pub mod listener;
+pub mod stack;

@@ -1,0 +1,55 @@
+//! The seam between dispatch and whatever answers: the local engine or a cloud provider.
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use futures_util::Stream;
+
+use super::{Context, Error, Event, Request};
+
+/// A boxed future, for the one trait that is used as an object.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The only thing that comes back from a backend. Dropping it cancels the work. After an `Err` it ends.
+pub type EventStream = Pin<Box<dyn Stream<Item = Result<Event, Error>> + Send>>;
+
+/// One call to one target.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// What the caller asked for.
+    pub request: Arc<Request>,
+    /// The model's name at this target, which a route may have renamed.
+    pub model: String,
+    /// Who asks, and since when.
+    pub context: Context,
+    /// The inference span; attempts, queue, prefill and decode are its children.
+    pub span: tracing::Span,
+    /// The caller's headers that a provider may see (lower-case names), never credentials.
+    pub headers: Vec<(String, String)>,
+}
+
+/// An answer that has begun.
+pub struct Answer {
+    /// Headers of the provider that the caller should see (rate limits, request ids), lower-case names.
+    pub headers: Vec<(String, String)>,
+    /// The answer.
+    pub events: EventStream,
+    /// Physical calls made beyond the first.
+    pub retries: u32,
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Answer")
+            .field("headers", &self.headers)
+            .field("retries", &self.retries)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Something that answers calls.
+pub trait Backend: Send + Sync {
+    /// Starts the call. Resolves once the answer has begun or can't begin any more; until then nothing was sent to the
+    /// client, so the caller of this method may try another target.
+    fn call(&self, call: Call) -> BoxFuture<'_, Result<Answer, Error>>;
+}

@@ -1,0 +1,21 @@
+//! What the HTTP floor knows of a request and the wings may read: the one request extension.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+/// Identity and arrival of a request.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The client's own `x-request-id` if it sent a sane one, else a new UUIDv7.
+    pub request_id: Arc<str>,
+    /// The id of the caller's key, when keys are in use.
+    pub key_id: Option<Arc<str>>,
+    /// Arrival by the wall clock, for records.
+    pub arrived_at: Timestamp,
+    /// Arrival by the monotonic clock, for durations.
+    pub arrived: Instant,
+    /// The server span, parent of everything done for this request.
+    pub span: tracing::Span,
+}

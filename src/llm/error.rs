@@ -1,0 +1,163 @@
+//! Why a request failed: what the client may know, and what only the log may.
+
+use bytes::Bytes;
+
+use super::{Dialect, Outcome};
+
+/// The closed set of failures; a metric label and the `error_kind` of an audit row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The request is malformed or asks for what can't be done.
+    InvalidRequest,
+    /// The prompt does not fit the model's context.
+    ContextLength,
+    /// The body is larger than `server.max_body`.
+    BodyTooLarge,
+    /// Missing or wrong credentials.
+    Unauthorized,
+    /// No such model.
+    ModelNotFound,
+    /// The provider limits our rate.
+    RateLimited,
+    /// We are too busy.
+    Overloaded,
+    /// The provider is off, the breaker is open, or the engine is away.
+    Unavailable,
+    /// The provider could not be reached, failed, or sent rubbish.
+    Upstream,
+    /// The provider refused the request as the caller's fault; its answer is passed on.
+    UpstreamRefused,
+    /// The local engine failed.
+    Engine,
+    /// No first token in time.
+    TimeoutFirstToken,
+    /// Too long a pause between chunks.
+    TimeoutIdle,
+    /// The whole request took too long.
+    TimeoutTotal,
+    /// A defect of ours.
+    Internal,
+}
+
+impl ErrorKind {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "invalid_request",
+            Self::ContextLength => "context_length_exceeded",
+            Self::BodyTooLarge => "body_too_large",
+            Self::Unauthorized => "unauthorized",
+            Self::ModelNotFound => "model_not_found",
+            Self::RateLimited => "rate_limited",
+            Self::Overloaded => "overloaded",
+            Self::Unavailable => "unavailable",
+            Self::Upstream => "upstream_error",
+            Self::UpstreamRefused => "upstream_refused",
+            Self::Engine => "engine_error",
+            Self::TimeoutFirstToken => "timeout_first_token",
+            Self::TimeoutIdle => "timeout_idle",
+            Self::TimeoutTotal => "timeout_total",
+            Self::Internal => "internal_error",
+        }
+    }
+
+    /// The HTTP status when nothing was sent yet. An upstream's refusal carries its own.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::InvalidRequest | Self::ContextLength | Self::UpstreamRefused => 400,
+            Self::Unauthorized => 401,
+            Self::ModelNotFound => 404,
+            Self::BodyTooLarge => 413,
+            Self::RateLimited => 429,
+            Self::Engine | Self::Internal => 500,
+            Self::Upstream => 502,
+            Self::Overloaded | Self::Unavailable => 503,
+            Self::TimeoutFirstToken | Self::TimeoutIdle | Self::TimeoutTotal => 504,
+        }
+    }
+
+    /// How a request that fails this way is counted.
+    pub fn outcome(self) -> Outcome {
+        match self {
+            Self::InvalidRequest | Self::ContextLength | Self::BodyTooLarge | Self::UpstreamRefused => {
+                Outcome::InvalidRequest
+            }
+            Self::Unauthorized => Outcome::Unauthorized,
+            Self::ModelNotFound => Outcome::NotFound,
+            Self::RateLimited => Outcome::RateLimited,
+            Self::Overloaded => Outcome::Shed,
+            Self::Unavailable => Outcome::Unavailable,
+            Self::Upstream => Outcome::UpstreamError,
+            Self::Engine | Self::Internal => Outcome::EngineError,
+            Self::TimeoutFirstToken => Outcome::TimeoutFirstToken,
+            Self::TimeoutIdle => Outcome::TimeoutIdle,
+            Self::TimeoutTotal => Outcome::TimeoutTotal,
+        }
+    }
+}
+
+/// A failed request. `Display` is what the client may read; [`std::error::Error::source`] is for the log.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// What class of failure it is.
+    pub kind: ErrorKind,
+    /// For the client: names the field or key, the value and the remedy; never content or a secret.
+    pub message: String,
+    /// The request field at fault, as a path (`messages[2].content`).
+    pub param: Option<String>,
+    /// The provider's own error answer, passed on when it speaks the caller's dialect.
+    pub upstream: Option<Box<UpstreamBody>>,
+    /// Headers the client should see (`retry-after`, rate limits), lower-case names.
+    pub headers: Vec<(String, String)>,
+    /// What really happened, for the log.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    /// Physical calls made beyond the first.
+    pub retries: u32,
+}
+
+/// An error answer as a provider sent it.
+#[derive(Debug, Clone)]
+pub struct UpstreamBody {
+    /// The dialect it is written in.
+    pub dialect: Dialect,
+    /// Its HTTP status.
+    pub status: u16,
+    /// Its JSON body.
+    pub body: Bytes,
+}
+
+impl Error {
+    /// An error with a message for the client.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            param: None,
+            upstream: None,
+            headers: Vec::new(),
+            source: None,
+            retries: 0,
+        }
+    }
+
+    /// Names the request field at fault.
+    #[must_use]
+    pub fn with_param(mut self, param: impl Into<String>) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+
+    /// Keeps the cause for the log.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The status to send when nothing was sent yet.
+    pub fn status(&self) -> u16 {
+        self.upstream.as_ref().map_or_else(|| self.kind.status(), |upstream| upstream.status)
+    }
+}

@@ -1,0 +1,111 @@
+//! What a backend answers, piece by piece.
+
+use bytes::Bytes;
+
+/// One step of an answer. A stream of events is well-formed when at most one `Started` comes first, and nothing follows
+/// `Finished` but `Usage` and `Raw`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The answer begins. Carries the input tokens where they are known, so that a stream cut short still has a count.
+    Started {
+        /// The provider's id of the answer, if it gave one.
+        id: Option<String>,
+        /// The model that answers, as the provider names it.
+        model: Option<String>,
+        /// What is known of the usage so far.
+        usage: Usage,
+    },
+    /// Time the request waited for the engine before its prompt was computed.
+    Queued(std::time::Duration),
+    /// Text of the answer.
+    Text(String),
+    /// Text of the reasoning before the answer.
+    Reasoning(String),
+    /// A tool call, in pieces.
+    ToolCall(ToolCallDelta),
+    /// Cumulative usage; per field the last value that is present wins.
+    Usage(Usage),
+    /// The model is done.
+    Finished {
+        /// Why it stopped.
+        reason: FinishReason,
+        /// The stop sequence that matched, if one did.
+        stop_sequence: Option<String>,
+    },
+    /// A frame (streaming) or the whole body (not streaming) as a provider of the caller's own dialect sent it. The
+    /// neutral events around it say what it means; the caller gets the bytes.
+    Raw {
+        /// Bytes to forward unchanged.
+        frame: Bytes,
+        /// Whether it holds generated content: the first such frame ends the time to first token.
+        content: bool,
+    },
+}
+
+/// A piece of a tool call. The first piece of an index carries `id` and `name`; later ones only `arguments`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ToolCallDelta {
+    /// Position among the calls of this answer, from 0.
+    pub index: usize,
+    /// The call's id, in its first piece.
+    pub id: Option<String>,
+    /// The function's name, in its first piece.
+    pub name: Option<String>,
+    /// More of the arguments' JSON text.
+    pub arguments: String,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FinishReason {
+    /// The model was done, or a stop sequence matched.
+    Stop,
+    /// The token limit was reached.
+    Length,
+    /// The model wants tools called.
+    ToolCalls,
+    /// The provider withheld the answer.
+    ContentFilter,
+    /// A reason that this vocabulary has no word for.
+    Other,
+}
+
+impl FinishReason {
+    /// The name in `gen_ai.response.finish_reasons`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
+            Self::ContentFilter => "content_filter",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Token counts. Input and output are totals: cache tokens are inside `input`, reasoning is inside `output`.
+/// `None` means unknown, which is not 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// All tokens of the prompt.
+    pub input: Option<u64>,
+    /// All tokens generated.
+    pub output: Option<u64>,
+    /// Prompt tokens read from a cache.
+    pub cache_read: Option<u64>,
+    /// Prompt tokens written to a cache.
+    pub cache_write: Option<u64>,
+    /// Generated tokens that were reasoning.
+    pub reasoning: Option<u64>,
+}
+
+impl Usage {
+    /// Takes every field that `newer` knows: usage is cumulative, so the last value wins and nothing is ever added up.
+    pub fn update(&mut self, newer: Self) {
+        self.input = newer.input.or(self.input);
+        self.output = newer.output.or(self.output);
+        self.cache_read = newer.cache_read.or(self.cache_read);
+        self.cache_write = newer.cache_write.or(self.cache_write);
+        self.reasoning = newer.reasoning.or(self.reasoning);
+    }
+}

@@ -1,0 +1,23 @@
+//! The neutral vocabulary: what a caller asks for, what a model answers, and what is kept of it.
+//!
+//! Pure data without IO, wire formats or an async runtime. Dialects translate wire formats to and from these types,
+//! backends (the local engine and the cloud) turn a [`Call`] into a stream of [`Event`]s, and the meter folds that
+//! stream into one [`Record`].
+
+mod backend;
+mod body;
+mod context;
+mod error;
+mod event;
+mod record;
+mod request;
+
+pub use backend::{Answer, Backend, BoxFuture, Call, EventStream};
+pub use body::Body;
+pub use context::Context;
+pub use error::{Error, ErrorKind, UpstreamBody};
+pub use event::{Event, FinishReason, ToolCallDelta, Usage};
+pub use record::{Outcome, Record, UsageSource};
+pub use request::{
+    Api, Chat, Content, Dialect, Message, Operation, Reasoning, Request, Role, Sampling, Tool, ToolCall, ToolChoice,
+};

@@ -1,0 +1,153 @@
+//! What is kept of a finished request. Metric, span, log line and audit row are all made from one [`Record`].
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{Api, FinishReason, Usage};
+
+/// How a request ended; the one closed `outcome` label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The whole answer was delivered.
+    Ok,
+    /// The client went away.
+    ClientAbort,
+    /// No first token in time.
+    TimeoutFirstToken,
+    /// Too long a pause between two chunks.
+    TimeoutIdle,
+    /// The whole request took too long.
+    TimeoutTotal,
+    /// The provider said 429.
+    RateLimited,
+    /// We had no room for it.
+    Shed,
+    /// The provider failed.
+    UpstreamError,
+    /// The local engine failed.
+    EngineError,
+    /// The caller's request is wrong.
+    InvalidRequest,
+    /// The caller, or our key at the provider, is not allowed.
+    Unauthorized,
+    /// No such model.
+    NotFound,
+    /// The provider is off, or the engine is away.
+    Unavailable,
+}
+
+impl Outcome {
+    /// Every outcome, for series that exist from the start.
+    pub const ALL: [Self; 13] = [
+        Self::Ok,
+        Self::ClientAbort,
+        Self::TimeoutFirstToken,
+        Self::TimeoutIdle,
+        Self::TimeoutTotal,
+        Self::RateLimited,
+        Self::Shed,
+        Self::UpstreamError,
+        Self::EngineError,
+        Self::InvalidRequest,
+        Self::Unauthorized,
+        Self::NotFound,
+        Self::Unavailable,
+    ];
+
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::ClientAbort => "client_abort",
+            Self::TimeoutFirstToken => "timeout_first_token",
+            Self::TimeoutIdle => "timeout_idle",
+            Self::TimeoutTotal => "timeout_total",
+            Self::RateLimited => "rate_limited",
+            Self::Shed => "shed",
+            Self::UpstreamError => "upstream_error",
+            Self::EngineError => "engine_error",
+            Self::InvalidRequest => "invalid_request",
+            Self::Unauthorized => "unauthorized",
+            Self::NotFound => "not_found",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// Where token counts come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UsageSource {
+    /// Reported by the provider, or counted by the local engine: exact.
+    Provider,
+    /// Worked out from what passed by.
+    Estimated,
+    /// Reported, but the answer broke off before the final count.
+    Partial,
+}
+
+impl UsageSource {
+    /// The value of the audit column.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Provider => "provider",
+            Self::Estimated => "estimated",
+            Self::Partial => "partial",
+        }
+    }
+}
+
+/// One request, finished. Never holds content or secrets.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// The id in `x-request-id`.
+    pub request_id: String,
+    /// Hexadecimal trace id, when the request was traced.
+    pub trace_id: Option<String>,
+    /// Hexadecimal id of its server span, to which the span of the audit row's statement is linked.
+    pub span_id: Option<String>,
+    /// When the request arrived.
+    pub started_at: Timestamp,
+    /// When its last byte was handed over, or it failed, or the client left.
+    pub finished_at: Timestamp,
+    /// The endpoint.
+    pub api: Api,
+    /// The model as the caller named it; empty when the body could not be read that far.
+    pub requested_model: String,
+    /// The `[[providers]]` name, or `mlx` for local models; `None` when no target was reached.
+    pub provider: Option<String>,
+    /// The model that answered, as the provider names it.
+    pub response_model: Option<String>,
+    /// Whether the answer was streamed.
+    pub stream: bool,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The HTTP status sent; for a stream, the one sent before its first byte.
+    pub status: u16,
+    /// Token counts.
+    pub usage: Usage,
+    /// Where they come from; `None` when nothing is known.
+    pub usage_source: Option<UsageSource>,
+    /// Price of the call in US dollars; `None` when the model's price is unknown.
+    pub cost_usd: Option<f64>,
+    /// Time spent waiting for the engine.
+    pub queue: Option<Duration>,
+    /// From arrival to the first generated content.
+    pub time_to_first_token: Option<Duration>,
+    /// From the first generated content to the last.
+    pub generation: Option<Duration>,
+    /// Content events seen; the streamed chunks of a cloud answer, the tokens of a local one.
+    pub chunks: u64,
+    /// From arrival to the end.
+    pub duration: Duration,
+    /// Why the model stopped.
+    pub finish_reason: Option<FinishReason>,
+    /// [`super::ErrorKind`]'s name, when it failed.
+    pub error_kind: Option<&'static str>,
+    /// What went wrong, without content or secrets.
+    pub error_message: Option<String>,
+    /// The id of the caller's key, never the key.
+    pub key_id: Option<String>,
+    /// Calls to the provider beyond the first.
+    pub retries: u32,
+}

@@ -1,0 +1,42 @@
+//! `GET /health` and `GET /ready`, for supervisors and load balancers.
+
+use std::sync::Arc;
+
+use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
+use serde_json::{Value, json};
+
+/// What the daemon says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// A model or a provider can answer.
+    Ready,
+    /// Nothing can answer: no local model is loaded or loadable, and every provider is off.
+    NothingToServe,
+    /// It was told to stop and finishes what is open.
+    Draining,
+}
+
+/// Asks the daemon how it is.
+pub type Probe = Arc<dyn Fn() -> Readiness + Send + Sync>;
+
+/// The routes of this file.
+pub fn routes(probe: Probe) -> Router {
+    Router::new().route("/health", get(health)).route("/ready", get(ready)).with_state(probe)
+}
+
+async fn health() -> Json<Value> {
+    Json(json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }))
+}
+
+async fn ready(State(probe): State<Probe>) -> (StatusCode, Json<Value>) {
+    match probe() {
+        Readiness::Ready => (StatusCode::OK, Json(json!({ "status": "ready" }))),
+        Readiness::NothingToServe => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Json(json!({ "status": "not ready", "reason": "no local model is ready and no provider has a key" })),
+        ),
+        Readiness::Draining => {
+            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "not ready", "reason": "stopping" })))
+        }
+    }
+}

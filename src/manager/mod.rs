@@ -1,0 +1,3 @@
+//! mlx-manager: everything that is not an inference request.
+
+pub mod api;

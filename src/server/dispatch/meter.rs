@@ -1,0 +1,269 @@
+//! The only place that measures a request.
+//!
+//! A [`Meter`] is opened when a route accepts a request, before its body is read, and finishes exactly once: when the
+//! answer ends, fails or is dropped. Then one [`Record`] becomes span attributes, a log line, metrics and an audit row,
+//! which is why they agree.
+
+use std::{
+    pin::Pin,
+    task::{Context as TaskContext, Poll, ready},
+};
+
+use futures_util::Stream;
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tracing::Span;
+
+use crate::{
+    llm::{Answer, Api, Context, Dialect, Error, Event, EventStream, Outcome, Record, Request, Usage, UsageSource},
+    store::AuditSender,
+    telemetry::{
+        event::RequestFinished,
+        price::cost_usd,
+        trace::{self, span},
+    },
+};
+
+/// Measures one request from its arrival to its end.
+pub struct Meter {
+    record: Record,
+    context: Context,
+    audit: AuditSender,
+    target: Option<MeteredTarget>,
+    response_id: Option<String>,
+    first_content: Option<Instant>,
+    last_content: Option<Instant>,
+    /// Gathered only when the user switched content capture on.
+    captured: Option<Captured>,
+    ended: bool,
+}
+
+/// Who answers, for the price and the span.
+struct MeteredTarget {
+    model: String,
+    /// Dialect and base URL of a provider, by which its price is found; a local model has none.
+    priced_as: Option<(Dialect, String)>,
+    span: Span,
+}
+
+#[derive(Default)]
+struct Captured {
+    text: String,
+    reasoning: String,
+}
+
+impl Meter {
+    /// Opens the record of a request that just arrived.
+    pub fn open(api: Api, context: &Context, audit: AuditSender) -> Self {
+        let ids = trace::ids(&context.span);
+        Self {
+            record: Record {
+                request_id: context.request_id.to_string(),
+                trace_id: ids.as_ref().map(|ids| ids.trace_id.clone()),
+                span_id: ids.map(|ids| ids.span_id),
+                started_at: context.arrived_at,
+                finished_at: context.arrived_at,
+                api,
+                requested_model: String::new(),
+                provider: None,
+                response_model: None,
+                stream: false,
+                outcome: Outcome::ClientAbort,
+                status: 0,
+                usage: Usage::default(),
+                usage_source: None,
+                cost_usd: None,
+                queue: None,
+                time_to_first_token: None,
+                generation: None,
+                chunks: 0,
+                duration: std::time::Duration::ZERO,
+                finish_reason: None,
+                error_kind: None,
+                error_message: None,
+                key_id: context.key_id.as_deref().map(ToOwned::to_owned),
+                retries: 0,
+            },
+            context: context.clone(),
+            audit,
+            target: None,
+            response_id: None,
+            first_content: None,
+            last_content: None,
+            captured: span::captures_content().then(Captured::default),
+            ended: false,
+        }
+    }
+
+    /// The body was understood.
+    pub fn decoded(&mut self, request: &Request) {
+        self.record.requested_model.clone_from(&request.model);
+        self.record.stream = request.stream;
+    }
+
+    /// The body was not understood, but this much of it was.
+    pub fn named(&mut self, model: String) {
+        self.record.requested_model = model;
+    }
+
+    /// A target is about to be called. `priced_as` is the dialect and base URL of a provider.
+    pub fn target(&mut self, provider: &str, model: &str, priced_as: Option<(Dialect, &str)>, span: &Span) {
+        self.record.provider = Some(provider.to_owned());
+        self.target = Some(MeteredTarget {
+            model: model.to_owned(),
+            priced_as: priced_as.map(|(dialect, base_url)| (dialect, base_url.to_owned())),
+            span: span.clone(),
+        });
+    }
+
+    /// Ends a request that failed before anything was sent.
+    pub fn refuse(mut self, error: &Error) {
+        self.record.status = error.status();
+        self.record.retries = error.retries;
+        self.fail(error);
+    }
+
+    /// Measures an answer to its end.
+    pub fn measure(mut self, answer: Answer) -> Metered {
+        self.record.status = 200;
+        self.record.retries = answer.retries;
+        Metered { events: Some(answer.events), meter: self }
+    }
+
+    fn observe(&mut self, event: &Event) {
+        match event {
+            Event::Started { id, model, usage } => {
+                self.response_id.clone_from(id);
+                self.record.response_model.clone_from(model);
+                self.record.usage.update(*usage);
+            }
+            Event::Queued(wait) => self.record.queue = Some(*wait),
+            Event::Usage(usage) => self.record.usage.update(*usage),
+            Event::Finished { reason, .. } => self.record.finish_reason = Some(*reason),
+            Event::Text(text) => {
+                self.content();
+                if let Some(captured) = &mut self.captured {
+                    captured.text.push_str(text);
+                }
+            }
+            Event::Reasoning(text) => {
+                self.content();
+                if let Some(captured) = &mut self.captured {
+                    captured.reasoning.push_str(text);
+                }
+            }
+            Event::ToolCall(_) => self.content(),
+            Event::Raw { content, .. } => {
+                if *content {
+                    self.content();
+                }
+            }
+        }
+    }
+
+    fn content(&mut self) {
+        let now = Instant::now();
+        self.first_content.get_or_insert(now);
+        self.last_content = Some(now);
+        self.record.chunks += 1;
+    }
+
+    fn fail(&mut self, error: &Error) {
+        self.record.error_kind = Some(error.kind.as_str());
+        self.record.error_message = Some(error.message.clone());
+        self.end(error.kind.outcome(), Some(error));
+    }
+
+    fn end(&mut self, outcome: Outcome, error: Option<&Error>) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let record = &mut self.record;
+        let arrived = self.context.arrived;
+        record.outcome = outcome;
+        record.duration = arrived.elapsed();
+        record.finished_at = Timestamp::now();
+        record.time_to_first_token = self.first_content.map(|first| first - arrived);
+        record.generation = self.first_content.zip(self.last_content).map(|(first, last)| last - first);
+        record.usage_source = usage_source(record);
+        if record.usage_source == Some(UsageSource::Estimated) {
+            // A provider that counts only at the end never came to it. Its chunks are tokens, near enough.
+            record.usage.output = Some(record.chunks);
+        }
+        if let Some(target) = &self.target {
+            let model = record.response_model.as_deref().unwrap_or(&target.model);
+            record.cost_usd = target
+                .priced_as
+                .as_ref()
+                .and_then(|(dialect, base_url)| cost_usd(*dialect, base_url, model, &record.usage));
+            if let Some(captured) = &self.captured {
+                span::capture_output(&target.span, &captured.text, &captured.reasoning);
+            }
+            span::inference_finished(&target.span, record, self.response_id.as_deref());
+        }
+        self.context.span.in_scope(|| RequestFinished { record, error: error.map(|error| error as _) }.emit());
+        self.audit.send(record.clone());
+    }
+}
+
+fn usage_source(record: &Record) -> Option<UsageSource> {
+    let usage = &record.usage;
+    if usage.output.is_some() && record.finish_reason.is_some() {
+        Some(UsageSource::Provider)
+    } else if usage.output.is_some() {
+        Some(UsageSource::Partial)
+    } else if record.chunks > 0 && record.stream {
+        Some(UsageSource::Estimated)
+    } else if usage.input.is_some() {
+        Some(UsageSource::Partial)
+    } else {
+        None
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        if std::thread::panicking() {
+            let error = Error::new(crate::llm::ErrorKind::Internal, "the daemon failed at this request");
+            self.record.status = error.status();
+            self.fail(&error);
+        } else {
+            self.end(Outcome::ClientAbort, None);
+        }
+    }
+}
+
+/// The events of an answer as they pass the meter. Dropped before its end, the client went away.
+pub struct Metered {
+    /// Taken when it ends, so that the work behind it is given up at once.
+    events: Option<EventStream>,
+    meter: Meter,
+}
+
+impl Stream for Metered {
+    type Item = Result<Event, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        let Some(events) = &mut this.events else { return Poll::Ready(None) };
+        let next = ready!(events.as_mut().poll_next(task));
+        match &next {
+            Some(Ok(event)) => this.meter.observe(event),
+            Some(Err(error)) => {
+                if !this.meter.record.stream {
+                    this.meter.record.status = error.status();
+                }
+                this.meter.fail(error);
+                this.events = None;
+            }
+            None => {
+                this.meter.end(Outcome::Ok, None);
+                this.events = None;
+            }
+        }
+        Poll::Ready(next)
+    }
+}

@@ -1,0 +1,60 @@
+//! The edge to MLX: what the rest of the engine needs of `mlx-rs`, under one roof.
+//!
+//! Everything here must be called on the thread that owns the arrays: MLX's default streams belong to a thread.
+
+mod clock;
+mod memory;
+
+pub use memory::Memory;
+pub(crate) use memory::{clear_cache, limit_memory, memory};
+pub(crate) use mlx_rs::{Array, Dtype, error::Exception};
+
+use mlx_rs::{Device, DeviceType, transforms};
+
+/// The number type that weights and activations have while computing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// 32 bits throughout: on a CPU, half-precision scales make quantized products ten times slower.
+    Float32,
+    /// As the tensors are stored.
+    Stored,
+}
+
+impl Precision {
+    /// The fastest one for the device that MLX computes on.
+    pub(crate) fn for_device() -> Result<Self, Exception> {
+        Ok(match Device::try_default()?.get_type()? {
+            DeviceType::Cpu => Self::Float32,
+            DeviceType::Gpu => Self::Stored,
+        })
+    }
+
+    /// A floating-point array in this precision; others come back as they are. Nothing is computed yet.
+    pub(crate) fn apply(self, array: Array) -> Result<Array, Exception> {
+        match (self, array.dtype()) {
+            (Self::Float32, Dtype::Bfloat16 | Dtype::Float16) => array.as_dtype(Dtype::Float32),
+            _ => Ok(array),
+        }
+    }
+}
+
+/// Token ids as a row.
+pub(crate) fn ids(tokens: &[u32]) -> Result<Array, Exception> {
+    let length = i32::try_from(tokens.len()).map_err(|_| Exception::custom("more than 2^31 tokens"))?;
+    Ok(Array::from_slice(tokens, &[length]))
+}
+
+/// Computes arrays and waits for them.
+pub(crate) fn evaluate<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Result<(), Exception> {
+    transforms::eval(arrays)
+}
+
+/// Has arrays computed without waiting.
+pub(crate) fn start<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Result<(), Exception> {
+    transforms::async_eval(arrays)
+}
+
+/// Waits for a token id that was started and reads it.
+pub(crate) fn read_id(token: &Array) -> Result<u32, Exception> {
+    token.try_item_exact::<u32>().map_err(|error| Exception::custom(error.to_string()))
+}

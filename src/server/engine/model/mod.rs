@@ -1,0 +1,27 @@
+//! Models in MLX format: from a folder to logits.
+//!
+//! Enter at [`Loader`], which gives a [`Model`]. [`Config`] is what the folder says of itself; each architecture has a
+//! file that turns it into a [`decoder::Plan`]; [`decoder`] builds and runs every plan.
+
+mod attention;
+mod config;
+mod decoder;
+mod error;
+mod linear;
+mod llama;
+mod loader;
+mod qwen2;
+mod qwen3;
+mod rope;
+mod safetensors;
+mod weights;
+
+pub use config::{Architecture, QuantizationSummary};
+pub use error::LoadError;
+pub use loader::ModelInfo;
+
+pub(crate) use config::Config;
+pub(crate) use loader::{Loader, Model, Progress, check};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! One prompt and the answer that grows from it.
+
+use super::{
+    cache::KeyValueCache,
+    mlx::{self, Array, Exception},
+    model::Model,
+    sample::{Sampler, SamplingParameters},
+};
+
+/// What a sequence is to do.
+#[derive(Debug)]
+pub(crate) struct SequencePlan {
+    /// Not empty.
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) sampling: SamplingParameters,
+    /// At least 1.
+    pub(crate) max_tokens: u32,
+    pub(crate) stop_ids: Vec<u32>,
+}
+
+/// What a decode step led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// A token of the answer; more will follow.
+    Token(u32),
+    /// The last token that was allowed.
+    LastToken(u32),
+    /// A token that ends the answer and is no part of it.
+    Stop(u32),
+}
+
+/// A sequence and all that it keeps on the device.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    plan: SequencePlan,
+    /// Prompt tokens that are in the cache.
+    prefilled: usize,
+    cache: Vec<KeyValueCache>,
+    sampler: Sampler,
+    /// The token to be read next, perhaps still being computed.
+    current: Option<Array>,
+    /// The token after it, if it was begun.
+    ahead: Option<Array>,
+    /// Tokens read, a stop token included.
+    produced: u32,
+}
+
+impl Sequence {
+    pub(crate) fn new(model: &Model, plan: SequencePlan) -> Result<Self, Exception> {
+        let sampler = Sampler::new(plan.sampling.clone(), &plan.prompt, model.info.vocabulary)?;
+        let cache = model.decoder.new_cache();
+        Ok(Self { plan, prefilled: 0, cache, sampler, current: None, ahead: None, produced: 0 })
+    }
+
+    /// Whether all prompt tokens but the last are in the cache; the last one goes through the first decode step.
+    pub(crate) fn is_prefilled(&self) -> bool {
+        self.prefilled + 1 >= self.plan.prompt.len()
+    }
+
+    /// Tokens of the prompt.
+    pub(crate) fn prompt_tokens(&self) -> u64 {
+        self.plan.prompt.len() as u64
+    }
+
+    /// Tokens generated, a stop token included.
+    pub(crate) fn produced(&self) -> u64 {
+        u64::from(self.produced)
+    }
+
+    /// Bytes of the key-value cache.
+    pub(crate) fn cache_bytes(&self) -> u64 {
+        self.cache.iter().map(KeyValueCache::bytes).sum()
+    }
+
+    /// Computes at most `chunk` more tokens of the prompt and waits for them.
+    pub(crate) fn prefill(&mut self, model: &Model, chunk: usize) -> Result<(), Exception> {
+        let last = self.plan.prompt.len().saturating_sub(1);
+        let end = self.prefilled.saturating_add(chunk).min(last);
+        let Some(tokens) = self.plan.prompt.get(self.prefilled..end).filter(|tokens| !tokens.is_empty()) else {
+            return Ok(());
+        };
+        model.decoder.prefill(&mlx::ids(tokens)?, &mut self.cache)?;
+        mlx::evaluate(self.cache.iter().flat_map(KeyValueCache::arrays))?;
+        mlx::clear_cache()?;
+        self.prefilled = end;
+        Ok(())
+    }
+
+    /// Begins the computation of the next token and of the one after it, without waiting.
+    pub(crate) fn launch(&mut self, model: &Model) -> Result<(), Exception> {
+        let current = match self.current.take() {
+            Some(current) => current,
+            None => {
+                let last = self.plan.prompt.get(self.prefilled..).unwrap_or_default();
+                self.next(model, &mlx::ids(last)?)?
+            }
+        };
+        if self.produced + 1 < self.plan.max_tokens {
+            self.ahead = Some(self.next(model, &current)?);
+        }
+        self.current = Some(current);
+        Ok(())
+    }
+
+    /// Waits for the token that was launched.
+    pub(crate) fn collect(&mut self) -> Result<Step, Exception> {
+        let current = self.current.take().ok_or_else(|| Exception::custom("no token was launched"))?;
+        let id = mlx::read_id(&current)?;
+        self.current = self.ahead.take();
+        self.produced += 1;
+        Ok(if self.plan.stop_ids.contains(&id) {
+            Step::Stop(id)
+        } else if self.produced >= self.plan.max_tokens {
+            Step::LastToken(id)
+        } else {
+            Step::Token(id)
+        })
+    }
+
+    fn next(&mut self, model: &Model, ids: &Array) -> Result<Array, Exception> {
+        let logits = model.decoder.logits(ids, &mut self.cache)?;
+        let token = self.sampler.sample(&logits)?;
+        mlx::start([&token])?;
+        Ok(token)
+    }
+}

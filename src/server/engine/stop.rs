@@ -1,0 +1,139 @@
+//! Stop sequences over streamed text.
+//!
+//! Text that could still become a stop sequence is held back, so that no part of one is ever sent. The result does not
+//! depend on how the text is cut: the stop sequence that is complete first wins, and of those that end together the
+//! longest.
+
+/// What may be sent after a piece of text was taken in.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Passed {
+    /// Text that is no part of a stop sequence.
+    pub(crate) text: String,
+    /// The stop sequence that ended the answer; all later text is to be ignored.
+    pub(crate) matched: Option<String>,
+}
+
+/// Looks for stop sequences.
+#[derive(Debug)]
+pub(crate) struct StopMatcher {
+    stops: Vec<String>,
+    held: String,
+    done: bool,
+}
+
+impl StopMatcher {
+    /// Empty sequences never match.
+    pub(crate) fn new(stops: &[String]) -> Self {
+        Self {
+            stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(),
+            held: String::new(),
+            done: false,
+        }
+    }
+
+    /// Takes the next piece of text.
+    pub(crate) fn push(&mut self, text: &str) -> Passed {
+        if self.done {
+            return Passed::default();
+        }
+        if self.stops.is_empty() {
+            return Passed { text: text.to_owned(), matched: None };
+        }
+        self.held.push_str(text);
+        if let Some((start, stop)) = self.first_match() {
+            let matched = Some(stop.to_owned());
+            self.held.truncate(start);
+            self.done = true;
+            return Passed { text: std::mem::take(&mut self.held), matched };
+        }
+        let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - keep);
+        Passed { text: std::mem::replace(&mut self.held, rest), matched: None }
+    }
+
+    /// What was held back and became no stop sequence.
+    pub(crate) fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+
+    fn first_match(&self) -> Option<(usize, &str)> {
+        self.stops
+            .iter()
+            .filter_map(|stop| self.held.find(stop.as_str()).map(|start| (start, stop.as_str())))
+            .min_by_key(|(start, stop)| (start + stop.len(), *start))
+    }
+}
+
+/// How many bytes at the end of `text` are the beginning, but not all, of `marker`.
+pub(super) fn overlap(text: &str, marker: &str) -> usize {
+    let longest = text.len().min(marker.len().saturating_sub(1));
+    (1..=longest)
+        .rev()
+        .find(|&length| text.as_bytes().ends_with(&marker.as_bytes()[..length]))
+        // A marker's first byte begins a character, so that equal bytes begin at a character of the text too; only the
+        // cut within the marker can be inside a character, and then the text, being whole characters, doesn't match.
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run(stops: &[&str], pieces: &[&str]) -> (String, Option<String>) {
+        let stops: Vec<String> = stops.iter().map(|&stop| stop.to_owned()).collect();
+        let mut matcher = StopMatcher::new(&stops);
+        let mut text = String::new();
+        for piece in pieces {
+            let passed = matcher.push(piece);
+            text.push_str(&passed.text);
+            if passed.matched.is_some() {
+                return (text, passed.matched);
+            }
+        }
+        text.push_str(&matcher.finish());
+        (text, None)
+    }
+
+    #[test]
+    fn text_before_a_stop_is_sent_and_the_stop_is_not() {
+        assert_eq!(run(&["END"], &["one E", "N", "D two"]), ("one ".into(), Some("END".into())));
+        assert_eq!(run(&["END"], &["one E", "N"]), ("one EN".into(), None));
+        assert_eq!(run(&["", "\n\n"], &["a\n", "b\n", "\nc"]), ("a\nb".into(), Some("\n\n".into())));
+        assert_eq!(run(&["é!"], &["caf", "é", "!"]), ("caf".into(), Some("é!".into())));
+    }
+
+    #[test]
+    fn the_first_to_be_complete_wins() {
+        assert_eq!(run(&["abcd", "bc"], &["xabcd"]), ("xa".into(), Some("bc".into())));
+        assert_eq!(run(&["bc", "abc"], &["xabcd"]), ("x".into(), Some("abc".into())));
+    }
+
+    #[test]
+    fn only_what_could_become_a_stop_is_held_back() {
+        let mut matcher = StopMatcher::new(&["aab".to_owned()]);
+        assert_eq!(matcher.push("xaaa").text, "xa");
+        assert_eq!(matcher.push("c").text, "aac");
+    }
+
+    proptest! {
+        #[test]
+        fn any_cut_gives_the_same(
+            text in "[abé]{0,40}",
+            stops in prop::collection::vec("[abé]{1,4}", 0..4),
+            cuts in prop::collection::vec(0usize..60, 0..8),
+        ) {
+            let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
+            let mut cuts: Vec<usize> = cuts.into_iter().filter(|&cut| text.is_char_boundary(cut)).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&str> = cuts.windows(2).map(|cut| &text[cut[0]..cut[1]]).collect();
+            let whole = run(&stops, &[&text]);
+            prop_assert_eq!(&run(&stops, &pieces), &whole);
+            // And it is the right thing: nothing that was sent holds a stop sequence.
+            prop_assert!(stops.iter().all(|stop| !whole.0.contains(stop)));
+            if whole.1.is_none() { prop_assert_eq!(whole.0, text); }
+        }
+    }
+}

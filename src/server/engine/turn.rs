@@ -1,0 +1,432 @@
+//! What the MLX thread does in its turns: the models and sequences it holds, one command or one step at a time.
+
+use std::{collections::HashMap, path::PathBuf, rc::Rc, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tracing::Span;
+
+use super::{
+    error::EngineError,
+    mlx::{self, Exception, Precision},
+    model::{Loader, Model, ModelInfo, Progress},
+    scheduler::{Action, Limits, ModelName, QueueFull, Scheduler, SequenceId},
+    sequence::{Sequence, SequencePlan, Step},
+    worker::{EngineSettings, EngineStats, GenerationEvent, LoadReply, Outbox, Submission, Work},
+};
+use crate::{
+    llm::{FinishReason, Usage},
+    telemetry::{
+        event::{
+            DecodeFinished, EngineMemory, ModelLoadError, ModelLoaded, ModelUnloaded, PrefillFinished, QueueDepth,
+            QueueLeft,
+        },
+        trace::span,
+    },
+};
+
+/// Decode steps between two clearings of MLX's cache of freed buffers, as the reference implementation has it.
+const STEPS_PER_CLEARING: u32 = 256;
+
+/// Everything that the thread holds.
+pub(super) struct Core {
+    settings: EngineSettings,
+    scheduler: Scheduler,
+    models: HashMap<ModelName, Slot>,
+    sequences: HashMap<SequenceId, Open>,
+    next_id: SequenceId,
+    decode_steps: u32,
+    memory_limited: bool,
+    told_waiting: usize,
+}
+
+/// A model by name.
+struct Slot {
+    folder: PathBuf,
+    state: SlotState,
+}
+
+enum SlotState {
+    /// It was loaded once, by a thread that is gone.
+    Known,
+    Loading {
+        loader: Loader,
+        replies: Vec<LoadReply>,
+    },
+    Ready {
+        model: Rc<Model>,
+        info: Arc<ModelInfo>,
+    },
+}
+
+/// A sequence that has not ended.
+struct Open {
+    model: ModelName,
+    events: Outbox,
+    span: Span,
+    phase: Phase,
+}
+
+enum Phase {
+    Waiting {
+        plan: SequencePlan,
+        since: Instant,
+        span: Span,
+    },
+    Running(Box<Running>),
+    /// Between two phases.
+    Moving,
+}
+
+struct Running {
+    model: Rc<Model>,
+    sequence: Sequence,
+    started: Instant,
+    /// The span of prefill until the first token, that of decode after it.
+    span: Span,
+    first_token: Option<Instant>,
+}
+
+impl Core {
+    pub(super) fn new(settings: EngineSettings, limits: Limits, folders: HashMap<ModelName, PathBuf>) -> Self {
+        let models =
+            folders.into_iter().map(|(name, folder)| (name, Slot { folder, state: SlotState::Known })).collect();
+        Self {
+            settings,
+            scheduler: Scheduler::new(limits),
+            models,
+            sequences: HashMap::new(),
+            next_id: 0,
+            decode_steps: 0,
+            memory_limited: false,
+            told_waiting: 0,
+        }
+    }
+
+    /// Whether there is nothing to do but wait for a command.
+    pub(super) fn is_idle(&self) -> bool {
+        self.scheduler.is_idle()
+    }
+
+    /// The folders of all models, for a thread that takes over.
+    pub(super) fn folders(&self) -> HashMap<ModelName, PathBuf> {
+        self.models.iter().map(|(name, slot)| (Arc::clone(name), slot.folder.clone())).collect()
+    }
+
+    /// Ends everything with an error.
+    pub(super) fn abandon(&mut self, error: &EngineError) {
+        for (_, mut open) in self.sequences.drain() {
+            open.events.tell(GenerationEvent::Failed(error.clone()));
+        }
+        for slot in self.models.values_mut() {
+            if let SlotState::Loading { replies, .. } = &mut slot.state {
+                answer_all(replies, &Err(error.clone()));
+            }
+        }
+        QueueDepth(0).emit();
+    }
+
+    /// Does what it is told, which never takes long: what does is begun here and goes on in [`Self::step`].
+    pub(super) fn obey(&mut self, work: Work) {
+        match work {
+            Work::Load { name, folder, reply } => self.load(&name, folder, reply),
+            Work::Unload { name, reason, reply } => drop(reply.send(self.unload(&name, reason))),
+            Work::Generate(submission) => self.submit(*submission),
+            Work::Stats { reply } => drop(reply.send(self.stats())),
+            #[cfg(test)]
+            Work::Panic => panic!("as a test asked"),
+        }
+        self.tell_depth();
+    }
+
+    /// Does one step of work.
+    pub(super) fn step(&mut self) {
+        self.forget_the_gone();
+        match self.scheduler.next() {
+            Action::Start(id) => self.start(id),
+            Action::Prefill(id) => self.prefill(id),
+            Action::Decode(ids) => self.decode(&ids),
+            Action::Load(name) => self.step_load(&name),
+            Action::Idle => {}
+        }
+        self.tell_depth();
+    }
+
+    fn load(&mut self, name: &ModelName, folder: PathBuf, reply: LoadReply) {
+        match self.models.get_mut(name).map(|slot| &mut slot.state) {
+            Some(SlotState::Ready { info, .. }) => drop(reply.send(Ok(Arc::clone(info)))),
+            Some(SlotState::Loading { replies, .. }) => replies.push(reply),
+            Some(SlotState::Known) | None => self.begin_load(name, folder, vec![reply]),
+        }
+    }
+
+    fn begin_load(&mut self, name: &ModelName, folder: PathBuf, mut replies: Vec<LoadReply>) {
+        match self.precision() {
+            Ok(precision) => {
+                let loader = Loader::new(name.to_string(), folder.clone(), precision);
+                let slot = Slot { folder, state: SlotState::Loading { loader, replies } };
+                self.models.insert(Arc::clone(name), slot);
+                self.scheduler.load(Arc::clone(name));
+            }
+            Err(error) => answer_all(&mut replies, &Err(failed(&error))),
+        }
+    }
+
+    fn precision(&mut self) -> Result<Precision, Exception> {
+        if let Some(bytes) = self.settings.memory_limit
+            && !self.memory_limited
+        {
+            mlx::limit_memory(bytes)?;
+            self.memory_limited = true;
+        }
+        self.settings.precision.map_or_else(Precision::for_device, Ok)
+    }
+
+    fn step_load(&mut self, name: &ModelName) {
+        let Some(slot) = self.models.get_mut(name) else { return self.scheduler.unloaded(name) };
+        let SlotState::Loading { loader, replies } = &mut slot.state else { return self.scheduler.unloaded(name) };
+        match loader.step() {
+            Ok(Progress::More) => {}
+            Ok(Progress::Done(model)) => {
+                let info = Arc::new(model.info.clone());
+                ModelLoaded { model: name, bytes: info.bytes, duration: info.load_duration }.emit();
+                answer_all(replies, &Ok(Arc::clone(&info)));
+                slot.state = SlotState::Ready { model: Rc::new(*model), info };
+                self.scheduler.loaded(name);
+            }
+            Err(source) => {
+                ModelLoadError { model: name, folder: Some(&slot.folder), error: &source }.emit();
+                let error = EngineError::Load { model: name.to_string(), source: Arc::new(source) };
+                answer_all(replies, &Err(error.clone()));
+                self.models.remove(name);
+                for id in self.scheduler.of_model(name) {
+                    self.end(id, GenerationEvent::Failed(error.clone()));
+                }
+                self.scheduler.unloaded(name);
+            }
+        }
+    }
+
+    fn unload(&mut self, name: &ModelName, reason: &'static str) -> Result<(), EngineError> {
+        let loading = matches!(self.models.get(name).map(|slot| &slot.state), Some(SlotState::Loading { .. }));
+        if loading || !self.scheduler.of_model(name).is_empty() {
+            return Err(EngineError::InUse { model: name.to_string() });
+        }
+        let Some(slot) = self.models.remove(name) else {
+            return Err(EngineError::NotLoaded { model: name.to_string() });
+        };
+        self.scheduler.unloaded(name);
+        drop(slot);
+        ModelUnloaded { model: name, reason }.emit();
+        mlx::clear_cache().map_err(|error| failed(&error))
+    }
+
+    fn submit(&mut self, submission: Submission) {
+        let Submission { request, mut events, submitted, queue_span } = submission;
+        let mut refuse = |error| events.tell(GenerationEvent::Failed(error));
+        if request.prompt.is_empty() || request.max_tokens == 0 {
+            return refuse(EngineError::Request("a request needs a prompt, and room for an answer"));
+        }
+        let Some((name, slot)) = self.models.get_key_value(request.model.as_str()) else {
+            return refuse(EngineError::NotLoaded { model: request.model });
+        };
+        let name = Arc::clone(name);
+        if matches!(slot.state, SlotState::Known) {
+            let folder = slot.folder.clone();
+            self.begin_load(&name, folder, Vec::new());
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        if let Err(QueueFull) = self.scheduler.submit(id, Arc::clone(&name)) {
+            return refuse(EngineError::Overloaded { waiting: self.scheduler.waiting() });
+        }
+        let plan = SequencePlan {
+            prompt: request.prompt,
+            sampling: request.sampling,
+            max_tokens: request.max_tokens,
+            stop_ids: request.stop_ids,
+        };
+        let phase = Phase::Waiting { plan, since: submitted, span: queue_span };
+        self.sequences.insert(id, Open { model: name, events, span: request.span, phase });
+    }
+
+    fn start(&mut self, id: SequenceId) {
+        let Some(open) = self.sequences.get_mut(&id) else { return self.scheduler.remove(id) };
+        let Phase::Waiting { plan, since, span: queue_span } = std::mem::replace(&mut open.phase, Phase::Moving) else {
+            return self.scheduler.remove(id);
+        };
+        let Some(SlotState::Ready { model, .. }) = self.models.get(&open.model).map(|slot| &slot.state) else {
+            let error = EngineError::NotLoaded { model: open.model.to_string() };
+            return self.end(id, GenerationEvent::Failed(error));
+        };
+        drop(queue_span);
+        let queued = since.elapsed();
+        open.span.in_scope(|| QueueLeft { wait: queued }.emit());
+        open.events.tell(GenerationEvent::Started { queued });
+        match Sequence::new(model, plan) {
+            Ok(sequence) => {
+                let span = span::prefill(&open.span, sequence.prompt_tokens(), 0);
+                if sequence.is_prefilled() {
+                    self.scheduler.prefilled(id);
+                }
+                let model = Rc::clone(model);
+                let running = Running { model, sequence, started: Instant::now(), span, first_token: None };
+                open.phase = Phase::Running(Box::new(running));
+            }
+            Err(error) => self.end(id, GenerationEvent::Failed(failed(&error))),
+        }
+    }
+
+    fn prefill(&mut self, id: SequenceId) {
+        let chunk = self.settings.prefill_chunk.max(1);
+        let Some(running) = self.running(id) else { return self.scheduler.remove(id) };
+        match running.sequence.prefill(&running.model, chunk) {
+            Ok(()) if running.sequence.is_prefilled() => self.scheduler.prefilled(id),
+            Ok(()) => {}
+            Err(error) => self.end(id, GenerationEvent::Failed(failed(&error))),
+        }
+    }
+
+    /// One token of each sequence: all are begun before the first is waited for.
+    fn decode(&mut self, ids: &[SequenceId]) {
+        for id in ids {
+            let Some(running) = self.running(*id) else {
+                self.scheduler.remove(*id);
+                continue;
+            };
+            if let Err(error) = running.sequence.launch(&running.model) {
+                self.end(*id, GenerationEvent::Failed(failed(&error)));
+            }
+        }
+        for id in ids {
+            self.collect(*id);
+        }
+        self.decode_steps += 1;
+        if self.decode_steps.is_multiple_of(STEPS_PER_CLEARING)
+            && let Err(error) = mlx::clear_cache()
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "MLX's cache can't be cleared");
+        }
+    }
+
+    fn collect(&mut self, id: SequenceId) {
+        let Some(open) = self.sequences.get_mut(&id) else { return };
+        let Phase::Running(running) = &mut open.phase else { return };
+        let step = match running.sequence.collect() {
+            Ok(step) => step,
+            Err(error) => return self.end(id, GenerationEvent::Failed(failed(&error))),
+        };
+        let mut new_memory = false;
+        if running.first_token.is_none() {
+            let (tokens, duration) = (running.sequence.prompt_tokens(), running.started.elapsed());
+            let finished = PrefillFinished { model: &open.model, tokens, cached: 0, duration };
+            open.span.in_scope(|| finished.emit());
+            open.events.tell(GenerationEvent::Prefilled { tokens, cached: 0, duration });
+            running.first_token = Some(Instant::now());
+            running.span = span::decode(&open.span);
+            new_memory = true;
+        }
+        let (token, end) = match step {
+            Step::Token(id) => (Some(id), None),
+            Step::LastToken(id) => (Some(id), Some((FinishReason::Length, None))),
+            Step::Stop(id) => (None, Some((FinishReason::Stop, Some(id)))),
+        };
+        if let Some(token) = token {
+            open.events.tell(GenerationEvent::Token(token));
+        }
+        let model = Arc::clone(&open.model);
+        let tokens = running.sequence.produced();
+        if let Some((reason, stop_id)) = end {
+            self.end(id, GenerationEvent::Finished { reason, tokens, stop_id });
+        } else if new_memory {
+            self.tell_memory(&model);
+        }
+    }
+
+    /// Ends a sequence with its last event.
+    fn end(&mut self, id: SequenceId, last: GenerationEvent) {
+        if let Some(mut open) = self.forget(id) {
+            open.events.tell(last);
+        }
+    }
+
+    /// Takes a sequence out, stating the facts of its decoding, however far that went.
+    fn forget(&mut self, id: SequenceId) -> Option<Open> {
+        self.scheduler.remove(id);
+        let mut open = self.sequences.remove(&id)?;
+        if let Phase::Running(running) = std::mem::replace(&mut open.phase, Phase::Moving) {
+            let duration = running.first_token.map_or(Duration::ZERO, |first| first.elapsed());
+            if running.first_token.is_some() {
+                let tokens = running.sequence.produced();
+                let finished = DecodeFinished { model: &open.model, tokens, duration };
+                open.span.in_scope(|| finished.emit());
+                let usage =
+                    Usage { input: Some(running.sequence.prompt_tokens()), output: Some(tokens), ..Usage::default() };
+                span::decode_finished(&running.span, &usage, duration);
+            }
+            drop(running);
+            self.tell_memory(&open.model);
+        }
+        Some(open)
+    }
+
+    /// Drops the sequences whose clients went away.
+    fn forget_the_gone(&mut self) {
+        let gone: Vec<_> =
+            self.sequences.iter().filter(|(_, open)| open.events.is_closed()).map(|(id, _)| *id).collect();
+        for id in gone {
+            self.forget(id);
+        }
+    }
+
+    fn running(&mut self, id: SequenceId) -> Option<&mut Running> {
+        match self.sequences.get_mut(&id).map(|open| &mut open.phase) {
+            Some(Phase::Running(running)) => Some(running),
+            _ => None,
+        }
+    }
+
+    fn cache_bytes(&self, model: &ModelName) -> u64 {
+        let sequences = self.sequences.values().filter(|open| open.model == *model);
+        let bytes = sequences.map(|open| match &open.phase {
+            Phase::Running(running) => running.sequence.cache_bytes(),
+            Phase::Waiting { .. } | Phase::Moving => 0,
+        });
+        bytes.sum()
+    }
+
+    fn tell_memory(&self, model: &ModelName) {
+        EngineMemory { model, kv_cache_bytes: self.cache_bytes(model) }.emit();
+    }
+
+    fn tell_depth(&mut self) {
+        let waiting = self.scheduler.waiting();
+        if waiting != self.told_waiting {
+            self.told_waiting = waiting;
+            QueueDepth(waiting).emit();
+        }
+    }
+
+    fn stats(&self) -> EngineStats {
+        let models = self.models.iter().filter_map(|(name, slot)| match &slot.state {
+            SlotState::Ready { info, .. } => Some((Arc::clone(info), self.cache_bytes(name))),
+            SlotState::Known | SlotState::Loading { .. } => None,
+        });
+        EngineStats {
+            waiting: self.scheduler.waiting(),
+            running: self.scheduler.running(),
+            memory: mlx::memory().unwrap_or_default(),
+            models: models.collect(),
+        }
+    }
+}
+
+fn answer_all(replies: &mut Vec<LoadReply>, answer: &Result<Arc<ModelInfo>, EngineError>) {
+    for reply in replies.drain(..) {
+        // Whoever asked may have left.
+        drop(reply.send(answer.clone()));
+    }
+}
+
+fn failed(error: &Exception) -> EngineError {
+    EngineError::Mlx(error.to_string())
+}

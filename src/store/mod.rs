@@ -1,0 +1,167 @@
+//! The audit database: one row per inference request, SQLite by default or PostgreSQL.
+//!
+//! Enter by [`Store::open`]. Rows come in through the [`AuditSender`] of [`writer`], the one task that writes; they are
+//! read by [`Store::usage`]. Nothing here knows what a request is beyond its [`crate::llm::Record`].
+
+mod audit;
+mod usage;
+mod writer;
+
+use std::time::Duration;
+
+use sqlx::{
+    AnyPool, ConnectOptions,
+    any::{AnyConnectOptions, AnyPoolOptions},
+    migrate::Migrator,
+};
+
+use crate::config::DatabaseConfig;
+
+pub use usage::{Grouping, UsageRow};
+pub use writer::{AuditSender, writer};
+
+static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations/sqlite");
+static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations/postgres");
+
+/// How long SQLite waits for another process's lock before a statement fails.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An open database with the current schema.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: AnyPool,
+    system: System,
+}
+
+/// The database systems whose SQL we write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum System {
+    Sqlite,
+    Postgres,
+}
+
+/// Why the database can't be used. No variant shows the URL's password.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The URL is none of ours.
+    #[error("database.url must begin with sqlite: or postgres://")]
+    Url,
+    /// It can't be opened.
+    #[error("the audit database {place} can't be opened")]
+    Open {
+        /// The URL without credentials.
+        place: String,
+        /// What the driver says.
+        source: sqlx::Error,
+    },
+    /// Its schema can't be brought up to date.
+    #[error("the schema of the audit database {place} can't be brought up to date")]
+    Migrate {
+        /// The URL without credentials.
+        place: String,
+        /// What went wrong.
+        source: sqlx::migrate::MigrateError,
+    },
+    /// A statement failed.
+    #[error("the audit database refused a statement")]
+    Statement(#[from] sqlx::Error),
+}
+
+impl System {
+    /// `db.system.name` of the semantic conventions.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::Postgres => "postgresql",
+        }
+    }
+
+    /// The placeholder of a timestamp parameter, which travels as RFC 3339 text.
+    fn timestamp(self, position: usize) -> String {
+        match self {
+            Self::Sqlite => format!("${position}"),
+            Self::Postgres => format!("CAST(${position} AS TIMESTAMPTZ)"),
+        }
+    }
+}
+
+impl Store {
+    /// Opens the database, creating an SQLite file that is missing, and migrates its schema.
+    ///
+    /// # Errors
+    /// When it can't be opened or migrated.
+    pub async fn open(config: &DatabaseConfig) -> Result<Self, StoreError> {
+        Self::open_in_mode(config, "rwc").await
+    }
+
+    /// Opens the database only if it is there, for whoever just wants to look.
+    ///
+    /// # Errors
+    /// When it isn't, or can't be opened or migrated.
+    pub async fn open_existing(config: &DatabaseConfig) -> Result<Self, StoreError> {
+        Self::open_in_mode(config, "rw").await
+    }
+
+    /// `mode` is SQLite's, and yields to one that the URL names itself.
+    async fn open_in_mode(config: &DatabaseConfig, mode: &str) -> Result<Self, StoreError> {
+        sqlx::any::install_default_drivers();
+        let mut url = config.url.expose().to_owned();
+        let system = match url.split(':').next() {
+            Some("sqlite") => System::Sqlite,
+            Some("postgres" | "postgresql") => System::Postgres,
+            _ => return Err(StoreError::Url),
+        };
+        let place = without_credentials(&url);
+        if system == System::Sqlite && !url.contains("mode=") {
+            url.push(if url.contains('?') { '&' } else { '?' });
+            url.push_str("mode=");
+            url.push_str(mode);
+        }
+        let open = |source| StoreError::Open { place: place.clone(), source };
+        let options = url.parse::<AnyConnectOptions>().map_err(open)?.disable_statement_logging();
+        let pool = AnyPoolOptions::new()
+            // There is one writer, and a database in memory exists once per connection.
+            .max_connections(1)
+            .acquire_timeout(BUSY_TIMEOUT * 2)
+            .after_connect(move |connection, _| {
+                Box::pin(async move {
+                    if system == System::Sqlite {
+                        for pragma in SQLITE_PRAGMAS {
+                            sqlx::query(pragma).execute(&mut *connection).await?;
+                        }
+                    }
+                    Ok(())
+                })
+            })
+            .connect_with(options)
+            .await
+            .map_err(open)?;
+        let migrations = match system {
+            System::Sqlite => &SQLITE_MIGRATIONS,
+            System::Postgres => &POSTGRES_MIGRATIONS,
+        };
+        migrations.run(&pool).await.map_err(|source| StoreError::Migrate { place, source })?;
+        Ok(Self { pool, system })
+    }
+
+    /// Closes every connection, so that SQLite folds its write-ahead log into the file.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// Write-ahead logging lets a reader work while the writer does, and `NORMAL` is durable enough with it: a power cut may
+/// cost the last rows, never the file.
+const SQLITE_PRAGMAS: [&str; 3] =
+    ["PRAGMA busy_timeout = 5000", "PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL"];
+
+fn without_credentials(url: &str) -> String {
+    let url = url.split('?').next().unwrap_or(url);
+    match (url.find("://"), url.rfind('@')) {
+        (Some(scheme), Some(at)) if at > scheme => format!("{}{}", &url[..scheme + 3], &url[at + 1..]),
+        _ => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,174 @@
+//! The one task that writes audit rows.
+//!
+//! Whoever finishes a request hands its record over and goes on; the queue is bounded, and what doesn't fit is counted. A
+//! database that is away, locked or slow costs rows once the queue is full, never a request.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+use tracing::Instrument;
+
+use super::{Store, StoreError};
+use crate::{
+    config::DatabaseConfig,
+    llm::Record,
+    telemetry::{
+        event::{AuditQueueDepth, AuditRowsDropped, AuditRowsWritten, AuditWriteError},
+        trace::span,
+    },
+};
+
+/// Records that may wait for the database.
+const QUEUE: usize = 8192;
+/// Rows of one statement; 128 × 25 parameters stay far below SQLite's limit of 32,766.
+const BATCH: usize = 128;
+/// How long a record waits for others. A transaction costs as much as a proxied request, so they share one.
+const GATHER: Duration = Duration::from_millis(50);
+/// Between two tries of a failed write.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How often old rows are deleted.
+const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+
+/// Where finished records go.
+#[derive(Debug, Clone)]
+pub struct AuditSender {
+    records: mpsc::Sender<Record>,
+}
+
+impl AuditSender {
+    /// Hands a record over. Never waits: when the queue is full the record is lost and counted.
+    pub fn send(&self, record: Record) {
+        if self.records.try_send(record).is_err() {
+            AuditRowsDropped { rows: 1, reason: "queue_full" }.emit();
+        }
+    }
+}
+
+/// Makes the queue and the task that empties it. The task ends when every sender is gone and the queue is written; after
+/// `give_up` resolves it stops trying to reach a database that is away.
+pub fn writer<F>(config: DatabaseConfig, give_up: F) -> (AuditSender, impl Future<Output = ()> + Send)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let task = async move {
+        let mut writer = Writer { config, store: None, next_prune: Instant::now(), failing: false };
+        tokio::pin!(give_up);
+        writer.run(receiver, give_up).await;
+    };
+    (AuditSender { records: sender }, task)
+}
+
+/// Waits for a record, and then a moment for more; none means that every sender is gone. Cancelled, it leaves what came in
+/// the batch.
+async fn gather(records: &mut mpsc::Receiver<Record>, batch: &mut Vec<Record>) {
+    if records.recv_many(batch, BATCH).await > 0 {
+        let more = async { while batch.len() < BATCH && records.recv_many(batch, BATCH - batch.len()).await > 0 {} };
+        timeout(GATHER, more).await.unwrap_or_default();
+    }
+}
+
+struct Writer {
+    config: DatabaseConfig,
+    /// Opened by the first use and whenever a connection was lost, so that a database that is away delays nothing.
+    store: Option<Store>,
+    next_prune: Instant,
+    /// Whether the last try failed: an outage is said once, not once a second.
+    failing: bool,
+}
+
+impl Writer {
+    async fn run(
+        &mut self,
+        mut records: mpsc::Receiver<Record>,
+        mut give_up: std::pin::Pin<&mut impl Future<Output = ()>>,
+    ) {
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut gone = false;
+        let mut tick = interval(PRUNE_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = gather(&mut records, &mut batch) => if batch.is_empty() { break },
+                _ = tick.tick() => self.prune().await,
+            }
+            while !batch.is_empty() {
+                if self.write(&batch).await {
+                    batch.clear();
+                } else if gone {
+                    AuditRowsDropped { rows: batch.len() as u64, reason: "write_failed" }.emit();
+                    batch.clear();
+                } else {
+                    tokio::select! {
+                        () = &mut give_up => gone = true,
+                        () = sleep(RETRY_PAUSE) => {}
+                    }
+                }
+            }
+            AuditQueueDepth(records.len()).emit();
+        }
+        if let Some(store) = self.store.take() {
+            store.close().await;
+        }
+    }
+
+    async fn write(&mut self, batch: &[Record]) -> bool {
+        let started = Instant::now();
+        let result = match self.store().await {
+            Ok(store) => {
+                let span = span::database(store.system_name(), "INSERT", "requests", batch);
+                let result = store.insert(batch).instrument(span.clone()).await;
+                span::database_finished(&span, batch.len() as u64, result.as_ref().err().map(|error| error as _));
+                result
+            }
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(()) => {
+                self.failing = false;
+                AuditRowsWritten { rows: batch.len() as u64, duration: started.elapsed() }.emit();
+                true
+            }
+            Err(error) => {
+                self.failed(&error);
+                false
+            }
+        }
+    }
+
+    async fn prune(&mut self) {
+        if Instant::now() < self.next_prune {
+            return;
+        }
+        self.next_prune = Instant::now() + PRUNE_EVERY;
+        let retention = self.config.retention;
+        let result = match self.store().await {
+            Ok(store) => store.prune(Timestamp::now(), retention).await,
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(0) => {}
+            Ok(rows) => tracing::info!(rows, "old audit rows deleted"),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    async fn store(&mut self) -> Result<Store, StoreError> {
+        if let Some(store) = &self.store {
+            return Ok(store.clone());
+        }
+        let store = Store::open(&self.config).await?;
+        self.store = Some(store.clone());
+        Ok(store)
+    }
+
+    fn failed(&mut self, error: &StoreError) {
+        if !std::mem::replace(&mut self.failing, true) {
+            AuditWriteError { error }.emit();
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What happens to audit rows.
+
+use std::{error::Error, time::Duration};
+
+use super::milliseconds;
+use crate::telemetry::metric::{
+    Labels, add,
+    name::{Counter, Gauge, Histogram, Label},
+    observe, set,
+};
+
+/// A batch of rows was written.
+#[derive(Debug)]
+pub struct AuditRowsWritten {
+    /// How many.
+    pub rows: u64,
+    /// Time of the statement.
+    pub duration: Duration,
+}
+
+impl AuditRowsWritten {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::debug!(
+            target: "mlx_manager::store",
+            rows = self.rows, duration_ms = milliseconds(self.duration), "audit rows written"
+        );
+        add(Counter::AuditRowsWritten, Labels::none(), self.rows);
+        let statement = Labels::none().with(Label::DbOperation, "INSERT").with(Label::DbCollection, "requests");
+        observe(Histogram::DbClientOperationDuration, statement, self.duration.as_secs_f64());
+    }
+}
+
+/// Rows were lost.
+#[derive(Debug)]
+pub struct AuditRowsDropped {
+    /// How many.
+    pub rows: u64,
+    /// `queue_full` or `write_failed`.
+    pub reason: &'static str,
+}
+
+impl AuditRowsDropped {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::warn!(target: "mlx_manager::store", rows = self.rows, reason = self.reason, "audit rows dropped");
+        add(Counter::AuditRowsDropped, Labels::none().with(Label::Reason, self.reason), self.rows);
+    }
+}
+
+/// A write failed and will be tried again.
+#[derive(Debug)]
+pub struct AuditWriteError<'a> {
+    /// What went wrong.
+    pub error: &'a (dyn Error + 'static),
+}
+
+impl AuditWriteError<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::error!(target: "mlx_manager::store", error = self.error, "audit write failed");
+        add(Counter::AuditWriteErrors, Labels::none(), 1);
+    }
+}
+
+/// Rows waiting to be written.
+#[derive(Debug)]
+pub struct AuditQueueDepth(pub usize);
+
+impl AuditQueueDepth {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::trace!(target: "mlx_manager::store", rows = self.0, "audit queue");
+        set(Gauge::AuditQueueDepth, Labels::none(), self.0 as f64);
+    }
+}

@@ -1,0 +1,176 @@
+//! What happens between us and the providers.
+
+use std::time::Duration;
+
+use super::milliseconds;
+use crate::telemetry::metric::{
+    Labels, add,
+    name::{Counter, Gauge, Histogram, Label},
+    observe, provider_label, set,
+};
+
+/// One physical call to a provider ended (its headers arrived, or it failed before).
+#[derive(Debug)]
+pub struct AttemptFinished<'a> {
+    /// The `[[providers]]` name.
+    pub provider: &'a str,
+    /// `server.address`
+    pub address: &'a str,
+    /// `server.port`
+    pub port: u16,
+    /// The status, if an answer came.
+    pub status: Option<u16>,
+    /// The failure's kind: a status of 400 and more, or `connect`, `timeout`, `body`, `decode`.
+    pub error_type: Option<&'a str>,
+    /// From the request to the headers, or to the failure.
+    pub duration: Duration,
+}
+
+impl AttemptFinished<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::debug!(
+            target: "mlx_manager::server::cloud",
+            provider = self.provider, status = self.status, error_type = self.error_type,
+            duration_ms = milliseconds(self.duration), "provider called"
+        );
+        // Every call to a provider is a POST.
+        let labels = Labels::none()
+            .with(Label::Method, "POST")
+            .with_text(Label::ServerAddress, self.address)
+            .with_text(Label::ServerPort, self.port.to_string())
+            .with_optional(Label::StatusCode, self.status.map(|status| status.to_string()))
+            .with_optional(Label::ErrorType, self.error_type);
+        observe(Histogram::HttpClientRequestDuration, labels, self.duration.as_secs_f64());
+    }
+}
+
+/// A call will be tried again.
+#[derive(Debug)]
+pub struct AttemptRetried<'a> {
+    /// The `[[providers]]` name.
+    pub provider: &'a str,
+    /// `connect`, `timeout`, `rate_limited`, `server_error` or `conflict`.
+    pub reason: &'static str,
+    /// Which retry, from 1.
+    pub attempt: u32,
+    /// How long we wait first.
+    pub delay: Duration,
+}
+
+impl AttemptRetried<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::warn!(
+            target: "mlx_manager::server::cloud",
+            provider = self.provider, reason = self.reason, attempt = self.attempt,
+            delay_ms = milliseconds(self.delay), "retrying"
+        );
+        let labels = Labels::none().with_text(Label::Provider, self.provider).with(Label::Reason, self.reason);
+        add(Counter::Retries, labels, 1);
+    }
+}
+
+/// A request moved on to the next target of its route.
+#[derive(Debug)]
+pub struct TargetFailedOver<'a> {
+    /// The provider that failed.
+    pub from: &'a str,
+    /// The provider tried next.
+    pub to: &'a str,
+    /// Why.
+    pub reason: &'static str,
+}
+
+impl TargetFailedOver<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::warn!(
+            target: "mlx_manager::server::dispatch",
+            from = self.from, to = self.to, reason = self.reason, "failing over"
+        );
+        let labels = Labels::none()
+            .with_text(Label::From, provider_label(self.from))
+            .with_text(Label::To, provider_label(self.to));
+        add(Counter::Fallbacks, labels, 1);
+    }
+}
+
+/// States of a circuit breaker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BreakerState {
+    /// Calls pass (0).
+    Closed,
+    /// One probe passes (1).
+    HalfOpen,
+    /// No call passes (2).
+    Open,
+}
+
+impl BreakerState {
+    /// The name in log lines.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::HalfOpen => "half_open",
+            Self::Open => "open",
+        }
+    }
+
+    /// The value of the gauge.
+    fn as_number(self) -> f64 {
+        match self {
+            Self::Closed => 0.0,
+            Self::HalfOpen => 1.0,
+            Self::Open => 2.0,
+        }
+    }
+}
+
+/// A circuit breaker changed.
+#[derive(Debug)]
+pub struct BreakerChanged<'a> {
+    /// The `[[providers]]` name.
+    pub provider: &'a str,
+    /// Its new state.
+    pub state: BreakerState,
+}
+
+impl BreakerChanged<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        let (provider, state) = (self.provider, self.state.as_str());
+        match self.state {
+            BreakerState::Open => {
+                tracing::warn!(target: "mlx_manager::server::dispatch", provider, state, "circuit breaker");
+            }
+            BreakerState::Closed | BreakerState::HalfOpen => {
+                tracing::info!(target: "mlx_manager::server::dispatch", provider, state, "circuit breaker");
+            }
+        }
+        set(Gauge::BreakerState, Labels::none().with_text(Label::Provider, provider), self.state.as_number());
+    }
+}
+
+/// A provider told how much of its rate limit is left.
+#[derive(Debug)]
+pub struct RateLimitSeen<'a> {
+    /// The `[[providers]]` name.
+    pub provider: &'a str,
+    /// `requests` or `tokens`.
+    pub resource: &'static str,
+    /// What is left.
+    pub remaining: f64,
+}
+
+impl RateLimitSeen<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::trace!(
+            target: "mlx_manager::server::cloud",
+            provider = self.provider, resource = self.resource, remaining = self.remaining, "rate limit"
+        );
+        let labels = Labels::none().with_text(Label::Provider, self.provider).with(Label::Resource, self.resource);
+        set(Gauge::RatelimitRemaining, labels, self.remaining);
+    }
+}

@@ -1,0 +1,27 @@
+//! Typed facts. Each is a struct with what happened and an `emit(self)` that writes the log line and the metrics, with
+//! the constant target of the component it speaks for.
+
+mod audit;
+mod cloud;
+mod engine;
+mod http;
+mod request;
+mod telemetry;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+pub use audit::{AuditQueueDepth, AuditRowsDropped, AuditRowsWritten, AuditWriteError};
+pub use cloud::{AttemptFinished, AttemptRetried, BreakerChanged, BreakerState, RateLimitSeen, TargetFailedOver};
+pub use engine::{
+    DecodeFinished, EngineMemory, ModelLoadError, ModelLoaded, ModelUnloaded, PrefillFinished, QueueDepth, QueueLeft,
+};
+pub use http::{HttpRequestFinished, HttpRequestStarted};
+pub use request::{RequestFinished, RouteDecided};
+pub use telemetry::{ExportTotals, LogSinkTotals, SpoolSize};
+
+/// Milliseconds for a log line, to the microsecond: what lies below is noise, and would be seventeen digits of it.
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}

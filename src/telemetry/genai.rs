@@ -1,0 +1,326 @@
+//! The attributes of the GenAI semantic conventions, by the version of the conventions that the configuration asks for.
+//!
+//! The one place that knows their names. It knows no SDK: what it makes are names and [`Value`]s.
+
+use std::time::Duration;
+
+use serde_json::{Value as Json, json};
+
+use super::redact;
+use crate::{
+    config::SemanticConventions,
+    llm::{Api, Chat, Content, FinishReason, Message, Request, Sampling, Usage},
+};
+
+/// An attribute's value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// A text.
+    Text(String),
+    /// An integer; token counts are never anything else.
+    Integer(i64),
+    /// A number.
+    Float(f64),
+    /// A switch.
+    Bool(bool),
+    /// Texts.
+    Texts(Vec<String>),
+}
+
+/// Names and values.
+pub type Attributes = Vec<(&'static str, Value)>;
+
+/// The attributes that hold JSON when content is captured, so that a reader can be told.
+pub const JSON_ATTRIBUTES: [&str; 4] = [INPUT_MESSAGES, OUTPUT_MESSAGES, SYSTEM_INSTRUCTIONS, TOOL_DEFINITIONS];
+
+const INPUT_MESSAGES: &str = "gen_ai.input.messages";
+const OUTPUT_MESSAGES: &str = "gen_ai.output.messages";
+const SYSTEM_INSTRUCTIONS: &str = "gen_ai.system_instructions";
+const TOOL_DEFINITIONS: &str = "gen_ai.tool.definitions";
+
+/// What is known when a call begins.
+#[derive(Debug)]
+pub struct Start<'a> {
+    /// `chat`
+    pub operation: &'static str,
+    /// `openai`, `anthropic` or our own `mlx`.
+    pub provider: &'static str,
+    /// The model asked of the target.
+    pub model: &'a str,
+    /// Whether the answer is streamed.
+    pub stream: bool,
+    /// The caller's sampling parameters.
+    pub sampling: &'a Sampling,
+}
+
+impl Start<'_> {
+    /// The attributes of the beginning.
+    pub fn attributes(&self, version: SemanticConventions) -> Attributes {
+        let mut attributes = vec![
+            ("gen_ai.operation.name", Value::Text(self.operation.to_owned())),
+            ("gen_ai.provider.name", Value::Text(self.provider.to_owned())),
+            ("gen_ai.request.model", Value::Text(self.model.to_owned())),
+        ];
+        if version != SemanticConventions::Latest {
+            attributes.push(("gen_ai.system", Value::Text(self.provider.to_owned())));
+        }
+        let sampling = self.sampling;
+        let float = |value: Option<f64>| value.map(Value::Float);
+        let integer = |value: Option<i64>| value.map(Value::Integer);
+        let stop = (!sampling.stop.is_empty())
+            .then(|| Value::Texts(sampling.stop.iter().map(|stop| redact::text(stop).into_owned()).collect()));
+        attributes.extend(
+            [
+                ("gen_ai.request.temperature", float(sampling.temperature)),
+                ("gen_ai.request.top_p", float(sampling.top_p)),
+                ("gen_ai.request.top_k", integer(sampling.top_k.map(i64::from))),
+                ("gen_ai.request.max_tokens", integer(sampling.max_tokens.map(i64::from))),
+                ("gen_ai.request.stop_sequences", stop),
+                ("gen_ai.request.seed", integer(sampling.seed)),
+                ("gen_ai.request.frequency_penalty", float(sampling.frequency_penalty)),
+                ("gen_ai.request.presence_penalty", float(sampling.presence_penalty)),
+                ("gen_ai.request.stream", self.stream.then_some(Value::Bool(true))),
+            ]
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?))),
+        );
+        attributes
+    }
+}
+
+/// What is known when a call has ended.
+#[derive(Debug)]
+pub struct End<'a> {
+    /// The provider's id of the answer.
+    pub id: Option<&'a str>,
+    /// The model that answered.
+    pub model: Option<&'a str>,
+    /// Why the model stopped.
+    pub finish_reason: Option<FinishReason>,
+    /// Totals: cache tokens inside input, reasoning inside output.
+    pub usage: &'a Usage,
+    /// US dollars.
+    pub cost: Option<f64>,
+    /// From the request to the first generated content, for streamed answers.
+    pub time_to_first_chunk: Option<Duration>,
+}
+
+impl End<'_> {
+    /// The attributes of the end.
+    pub fn attributes(&self, version: SemanticConventions) -> Attributes {
+        let text = |value: Option<&str>| value.map(|value| Value::Text(value.to_owned()));
+        let count = |value: Option<u64>| value.map(|value| Value::Integer(i64::try_from(value).unwrap_or(i64::MAX)));
+        let old = version != SemanticConventions::Latest;
+        let new = version != SemanticConventions::V1_41;
+        let usage = self.usage;
+        [
+            ("gen_ai.response.id", text(self.id)),
+            ("gen_ai.response.model", text(self.model)),
+            (
+                "gen_ai.response.finish_reasons",
+                self.finish_reason.map(|reason| Value::Texts(vec![reason.as_str().to_owned()])),
+            ),
+            ("gen_ai.usage.input_tokens", count(usage.input)),
+            ("gen_ai.usage.output_tokens", count(usage.output)),
+            ("gen_ai.usage.cache_read.input_tokens", count(usage.cache_read)),
+            ("gen_ai.usage.cache_creation.input_tokens", count(usage.cache_write.filter(|_| old))),
+            ("gen_ai.usage.cache_write.input_tokens", count(usage.cache_write.filter(|_| new))),
+            ("gen_ai.usage.reasoning.output_tokens", count(usage.reasoning)),
+            ("operation.cost", self.cost.map(Value::Float)),
+            (
+                "gen_ai.client.operation.time_to_first_chunk",
+                self.time_to_first_chunk.map(|time| Value::Float(time.as_secs_f64())),
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+        .collect()
+    }
+}
+
+/// Prompts, redacted. From the understood chat where there is one, else from the body as it came.
+pub fn input(request: &Request, chat: Option<&Chat>) -> Attributes {
+    let (messages, system, tools) = match chat {
+        Some(chat) => {
+            let tools: Vec<Json> = chat
+                .tools
+                .iter()
+                .map(|tool| {
+                    json!({"type": "function", "name": tool.name, "description": tool.description, "parameters": tool.parameters})
+                })
+                .collect();
+            let tools = (!tools.is_empty()).then_some(Json::Array(tools));
+            (Json::Array(chat.messages.iter().map(message).collect()), None, tools)
+        }
+        None => {
+            let field =
+                |name: &str| request.body.get(name).and_then(|raw| serde_json::from_str::<Json>(raw.get()).ok());
+            let messages = match field("messages") {
+                Some(Json::Array(messages)) => messages.iter().map(raw_message).collect(),
+                _ => Vec::new(),
+            };
+            let system = (request.api == Api::Messages).then(|| field("system")).flatten();
+            (Json::Array(messages), system.map(|system| Json::Array(raw_parts(&system))), field("tools"))
+        }
+    };
+    [(INPUT_MESSAGES, Some(messages)), (SYSTEM_INSTRUCTIONS, system), (TOOL_DEFINITIONS, tools)]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, Value::Text(redacted(value?)))))
+        .collect()
+}
+
+/// An answer, redacted.
+pub fn output(text: &str, reasoning: &str) -> Attributes {
+    let mut parts = Vec::new();
+    if !reasoning.is_empty() {
+        parts.push(json!({"type": "reasoning", "content": reasoning}));
+    }
+    if !text.is_empty() {
+        parts.push(text_part(text));
+    }
+    vec![(OUTPUT_MESSAGES, Value::Text(redacted(json!([{"role": "assistant", "parts": parts}]))))]
+}
+
+fn redacted(mut value: Json) -> String {
+    redact::json(&mut value);
+    value.to_string()
+}
+
+fn text_part(text: &str) -> Json {
+    json!({"type": "text", "content": text})
+}
+
+fn message(message: &Message) -> Json {
+    let mut parts = Vec::new();
+    if let Some(reasoning) = &message.reasoning {
+        parts.push(json!({"type": "reasoning", "content": reasoning}));
+    }
+    for Content::Text(text) in &message.content {
+        parts.push(match &message.tool_call_id {
+            Some(id) => json!({"type": "tool_call_response", "id": id, "response": text}),
+            None => text_part(text),
+        });
+    }
+    for call in &message.tool_calls {
+        parts.push(json!({"type": "tool_call", "id": call.id, "name": call.name, "arguments": call.arguments}));
+    }
+    json!({"role": message.role.as_str(), "parts": parts})
+}
+
+/// A message of either dialect in the conventions' shape.
+fn raw_message(message: &Json) -> Json {
+    let content = &message["content"];
+    let mut parts = match message["tool_call_id"].as_str() {
+        Some(id) => vec![json!({"type": "tool_call_response", "id": id, "response": content})],
+        None => raw_parts(content),
+    };
+    for call in message["tool_calls"].as_array().into_iter().flatten() {
+        let function = &call["function"];
+        parts.push(json!({
+            "type": "tool_call", "id": call["id"], "name": function["name"], "arguments": function["arguments"],
+        }));
+    }
+    json!({"role": message["role"], "parts": parts})
+}
+
+fn raw_parts(content: &Json) -> Vec<Json> {
+    match content {
+        Json::String(text) => vec![text_part(text)],
+        Json::Array(parts) => parts.iter().map(raw_part).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// One part. Of images, sounds and files only the fact is kept, since their bytes are no reading matter.
+fn raw_part(part: &Json) -> Json {
+    match part["type"].as_str() {
+        Some("text") => json!({"type": "text", "content": part["text"]}),
+        Some("thinking") => json!({"type": "reasoning", "content": part["thinking"]}),
+        Some("tool_use") => {
+            json!({"type": "tool_call", "id": part["id"], "name": part["name"], "arguments": part["input"]})
+        }
+        Some("tool_result") => {
+            json!({"type": "tool_call_response", "id": part["tool_use_id"], "response": part["content"]})
+        }
+        _ => json!({"type": part["type"]}),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(attributes: &Attributes) -> Vec<&'static str> {
+        attributes.iter().map(|(name, _)| *name).collect()
+    }
+
+    #[test]
+    fn each_version_has_its_own_names() {
+        let usage = Usage { input: Some(10), output: Some(2), cache_write: Some(4), ..Usage::default() };
+        let end =
+            End { id: None, model: None, finish_reason: None, usage: &usage, cost: None, time_to_first_chunk: None };
+        let creation = "gen_ai.usage.cache_creation.input_tokens";
+        let write = "gen_ai.usage.cache_write.input_tokens";
+        for (version, has_creation, has_write) in [
+            (SemanticConventions::V1_41, true, false),
+            (SemanticConventions::Latest, false, true),
+            (SemanticConventions::Both, true, true),
+        ] {
+            let attributes = end.attributes(version);
+            assert_eq!(names(&attributes).contains(&creation), has_creation);
+            assert_eq!(names(&attributes).contains(&write), has_write);
+            assert!(attributes.contains(&("gen_ai.usage.input_tokens", Value::Integer(10))));
+            assert!(!names(&attributes).contains(&"operation.cost"), "an unknown cost is absent, not 0");
+            let start = Start {
+                operation: "chat",
+                provider: "mlx",
+                model: "demo",
+                stream: false,
+                sampling: &Sampling::default(),
+            };
+            let start = start.attributes(version);
+            assert_eq!(names(&start).contains(&"gen_ai.system"), version != SemanticConventions::Latest);
+            assert!(!names(&start).contains(&"gen_ai.request.stream"));
+        }
+    }
+
+    #[test]
+    fn both_dialects_bodies_take_the_conventions_shape() {
+        let body = r#"{"model":"m","system":"be brief","tools":[{"name":"weather"}],"messages":[
+            {"role":"user","content":[{"type":"text","text":"hi"},{"type":"image","source":{"data":"AAAA"}}]},
+            {"role":"assistant","content":[{"type":"tool_use","id":"1","name":"weather","input":{"password":"x"}}]},
+            {"role":"user","content":[{"type":"tool_result","tool_use_id":"1","content":"sunny"}]}]}"#;
+        let request = Request {
+            api: Api::Messages,
+            model: "m".to_owned(),
+            stream: false,
+            include_usage: false,
+            sampling: Sampling::default(),
+            body: serde_json::from_str(body).unwrap(),
+        };
+        let attributes = input(&request, None);
+        let parsed: Vec<(&str, Json)> = attributes
+            .iter()
+            .map(|(name, value)| match value {
+                Value::Text(text) => (*name, serde_json::from_str(text).unwrap()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(
+            parsed,
+            [
+                (
+                    INPUT_MESSAGES,
+                    json!([
+                        {"role": "user", "parts": [{"type": "text", "content": "hi"}, {"type": "image"}]},
+                        {"role": "assistant", "parts": [{"type": "tool_call", "id": "1", "name": "weather",
+                            "arguments": {"password": "[Scrubbed due to 'password']"}}]},
+                        {"role": "user", "parts": [{"type": "tool_call_response", "id": "1", "response": "sunny"}]},
+                    ])
+                ),
+                (SYSTEM_INSTRUCTIONS, json!([{"type": "text", "content": "be brief"}])),
+                (TOOL_DEFINITIONS, json!([{"name": "weather"}])),
+            ]
+        );
+    }
+}

@@ -1,0 +1,181 @@
+//! Archives of one sink: their names, and the folder that they stand in.
+//!
+//! Names are parsed, never matched by a prefix: whatever else lies in the folder is left alone.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
+
+use crate::config::{Compression, Retention};
+
+/// The time in an archive's name, UTC, without colons for the sake of other file systems.
+const TIME_FORMAT: &str = "%Y-%m-%dT%H-%M-%SZ";
+
+/// An archive in the folder, older ones ordered first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Archive {
+    /// When it was archived, to the second.
+    pub time: Timestamp,
+    /// Tells archives of the same second apart.
+    pub counter: u32,
+    /// Whether it is compressed.
+    pub compressed: bool,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+/// The archives of one active file, in the folder `archive` beside it.
+#[derive(Debug, Clone)]
+pub struct Shelf {
+    folder: PathBuf,
+    stem: String,
+    extension: String,
+    /// Which archives are kept.
+    pub retention: Retention,
+    /// How they are compressed.
+    pub compression: Compression,
+}
+
+impl Shelf {
+    /// The shelf of an active file.
+    pub fn new(active: &Path, retention: Retention, compression: Compression) -> Self {
+        let text = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+        Self {
+            folder: active.with_file_name("archive"),
+            stem: text(active.file_stem()),
+            extension: text(active.extension().or(Some("log".as_ref()))),
+            retention,
+            compression,
+        }
+    }
+
+    /// Moves the active file onto the shelf.
+    ///
+    /// # Errors
+    /// What the file system says; the active file then stays where it is.
+    pub fn shelve(&self, active: &Path, now: Timestamp) -> io::Result<()> {
+        fs::create_dir_all(&self.folder)?;
+        let taken = self.list()?;
+        let second = now.as_second();
+        let used = taken.iter().filter(|archive| archive.time.as_second() == second).map(|archive| archive.counter);
+        let counter = used.max().unwrap_or(0) + 1;
+        let time = now.strftime(TIME_FORMAT);
+        let name = format!("{}.{time}.{counter:04}.{}", self.stem, self.extension);
+        fs::rename(active, self.folder.join(name))
+    }
+
+    /// All archives, the oldest first.
+    ///
+    /// # Errors
+    /// What the file system says; a missing folder is an empty one.
+    pub fn list(&self) -> io::Result<Vec<Archive>> {
+        let entries = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut archives = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some((time, counter, suffix)) = name.to_str().and_then(|name| self.parse(name)) else {
+                continue;
+            };
+            let compressed = match suffix {
+                "" => false,
+                ".gz" | ".zst" => true,
+                _ => continue,
+            };
+            // Somebody else may clean up too: what is gone needs no attention.
+            if let Ok(metadata) = entry.metadata()
+                && metadata.is_file()
+            {
+                archives.push(Archive { time, counter, compressed, path: entry.path(), bytes: metadata.len() });
+            }
+        }
+        archives.sort_unstable();
+        Ok(archives)
+    }
+
+    /// Deletes what a compression left behind when the daemon was killed.
+    ///
+    /// # Errors
+    /// What the file system says; a missing folder has no leftovers.
+    pub fn remove_leftovers(&self) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if let Some((_, _, ".gz.tmp" | ".zst.tmp")) = entry.file_name().to_str().and_then(|name| self.parse(name)) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the oldest archive, provided that archives are deleted at all. Best effort: the disk is full already,
+    /// and the failed write is what gets reported.
+    pub fn give_up_oldest(&self) {
+        if self.retention == Retention::default() {
+            return;
+        }
+        let oldest = self.list().ok().and_then(|archives| archives.into_iter().next());
+        drop(oldest.map(|archive| fs::remove_file(archive.path)));
+    }
+
+    /// Time, counter and what follows the extension.
+    fn parse<'a>(&self, name: &'a str) -> Option<(Timestamp, u32, &'a str)> {
+        let rest = name.strip_prefix(self.stem.as_str())?.strip_prefix('.')?;
+        let (time, rest) = rest.split_once('.')?;
+        let (counter, rest) = rest.split_once('.')?;
+        let suffix = rest.strip_prefix(self.extension.as_str())?;
+        let digits = counter.len() >= 4 && counter.bytes().all(|byte| byte.is_ascii_digit());
+        let time = DateTime::strptime(TIME_FORMAT, time).ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp();
+        digits.then_some((time, counter.parse().ok()?, suffix))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_parsed_whole() {
+        let shelf = Shelf::new(Path::new("/logs/app.log"), Retention::default(), Compression::None);
+        let time: Timestamp = "2026-11-20T23:11:34Z".parse().unwrap();
+        assert_eq!(shelf.parse("app.2026-11-20T23-11-34Z.0001.log"), Some((time, 1, "")));
+        assert_eq!(shelf.parse("app.2026-11-20T23-11-34Z.12345.log.gz"), Some((time, 12345, ".gz")));
+        for foreign in [
+            "app.log",
+            "app.other.2026-11-20T23-11-34Z.0001.log",
+            "app2.2026-11-20T23-11-34Z.0001.log",
+            "app.2026-11-20T23-11-34Z.1.log",
+            "app.2026-11-20T23-11-34Z.+001.log",
+            "app.2026-13-20T23-11-34Z.0001.log",
+            "app.2026-11-20.0001.log",
+        ] {
+            assert_eq!(shelf.parse(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn same_second_counts_on_and_order_is_age() {
+        let folder = tempfile::tempdir().unwrap();
+        let active = folder.path().join("app.log");
+        let shelf = Shelf::new(&active, Retention::default(), Compression::None);
+        for (text, time) in [("b", 20), ("c", 20), ("a", 10)] {
+            fs::write(&active, text).unwrap();
+            shelf.shelve(&active, Timestamp::from_second(time).unwrap()).unwrap();
+        }
+        let archives = shelf.list().unwrap();
+        let found = archives.iter().map(|archive| (archive.counter, fs::read_to_string(&archive.path).unwrap()));
+        assert_eq!(found.collect::<Vec<_>>(), [(1, "a".into()), (1, "b".into()), (2, "c".into())]);
+        assert!(archives[0].path.ends_with("archive/app.1970-01-01T00-00-10Z.0001.log"));
+    }
+}

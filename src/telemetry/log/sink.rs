@@ -1,0 +1,448 @@
+//! A file sink's queue and its worker thread.
+//!
+//! Callers append to a shared buffer and never wait for the disk; the worker swaps the buffer and writes up to 64 KiB at
+//! once. It knows records as bytes with a level and nothing of how they came about.
+//! Enter at [`FileSink::push`] and [`Worker::run`].
+
+use std::{
+    collections::VecDeque,
+    io, mem,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use tracing::Level;
+
+use super::{
+    clock::Clock,
+    counter::SinkCounters,
+    format::{Rendered, Style},
+    loss::Loss,
+    rolling::RollingFile,
+};
+
+/// The most bytes of one write.
+const WRITE_BYTES: usize = 64 * 1024;
+/// The most bytes that a buffer keeps for its next use.
+const SPARE_BYTES: usize = 1024 * 1024;
+/// A record waits no longer than this before it is written.
+const FLUSH_AFTER: Duration = Duration::from_millis(100);
+/// The queue counts as idle, and is written, when nothing came for this long.
+const IDLE_AFTER: Duration = Duration::from_millis(10);
+/// How often an idle worker looks after its file.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a failed write waits before the next attempt.
+const RETRY_AFTER: Duration = Duration::from_millis(250);
+
+/// Bounds of a queue.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// The most records that wait.
+    pub records: usize,
+    /// The most bytes that wait.
+    pub bytes: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { records: 65_536, bytes: 16 * 1024 * 1024 }
+    }
+}
+
+/// The callers' end of a file sink.
+#[derive(Debug)]
+pub struct FileSink {
+    queue: Mutex<Queue>,
+    /// Wakes the worker.
+    work: Condvar,
+    /// Wakes who waits for a flush.
+    flushed: Condvar,
+    bounds: Bounds,
+    counters: Arc<SinkCounters>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    bytes: Vec<u8>,
+    entries: VecDeque<Entry>,
+    next_sequence: u64,
+    /// Records that gave way to newer ones while the disk failed: they were older than everything that waits.
+    overtaken: Loss,
+    /// Records that found the queue full.
+    shed: Loss,
+    /// The disk fails: keep the newest.
+    failing: bool,
+    urgent: bool,
+    /// Ends of flushes that were asked for and that were carried out.
+    flushes_wanted: u64,
+    flushes_done: u64,
+    reopen: bool,
+    stop: bool,
+    /// The worker sleeps until it is woken.
+    idle: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    length: usize,
+    level: Level,
+    timestamp: Timestamp,
+}
+
+impl FileSink {
+    /// An empty queue whose first record gets this sequence number.
+    pub fn new(bounds: Bounds, first_sequence: u64, counters: Arc<SinkCounters>) -> Self {
+        Self {
+            queue: Mutex::new(Queue { next_sequence: first_sequence, ..Queue::default() }),
+            work: Condvar::new(),
+            flushed: Condvar::new(),
+            bounds,
+            counters,
+        }
+    }
+
+    /// Puts a record into the queue, or counts it as lost. Never waits for the disk.
+    pub fn push(&self, rendered: &Rendered, level: Level, timestamp: Timestamp) {
+        let mut queue = self.lock();
+        // Assigned before anything is shed, so that a gap in the file is a proof of loss.
+        let sequence = queue.next_sequence;
+        queue.next_sequence += 1;
+        if self.is_full(&queue, rendered.text.len(), level) && !self.make_room(&mut queue, rendered.text.len(), level) {
+            queue.shed.add(timestamp);
+            self.counters.count_dropped(level);
+            return;
+        }
+        let before = queue.bytes.len();
+        rendered.append_to(&mut queue.bytes, sequence);
+        let length = queue.bytes.len() - before;
+        queue.entries.push_back(Entry { length, level, timestamp });
+        queue.urgent |= level == Level::ERROR;
+        if queue.idle || queue.urgent || queue.bytes.len() >= WRITE_BYTES && before < WRITE_BYTES {
+            queue.idle = false;
+            self.work.notify_one();
+        }
+    }
+
+    /// Whether there is no room for a record. The last quarter is for WARN and ERROR only.
+    fn is_full(&self, queue: &Queue, length: usize, level: Level) -> bool {
+        let share = |bound: usize| if level <= Level::WARN { bound } else { bound / 4 * 3 };
+        queue.entries.len() >= share(self.bounds.records) || queue.bytes.len() + length > share(self.bounds.bytes)
+    }
+
+    /// While the disk fails the oldest records give way, a quarter of the queue at once.
+    fn make_room(&self, queue: &mut Queue, length: usize, level: Level) -> bool {
+        if !queue.failing {
+            return false;
+        }
+        let quarter = queue.entries.len().div_ceil(4);
+        let mut freed = 0;
+        for entry in queue.entries.drain(..quarter) {
+            freed += entry.length;
+            queue.overtaken.add(entry.timestamp);
+            self.counters.count_dropped(entry.level);
+        }
+        queue.bytes.drain(..freed);
+        !self.is_full(queue, length, level)
+    }
+
+    /// Asks for everything that was pushed before to be on disk; the answer is what [`Self::await_flush`] takes.
+    pub fn ask_flush(&self) -> u64 {
+        let mut queue = self.lock();
+        queue.flushes_wanted += 1;
+        self.work.notify_one();
+        queue.flushes_wanted
+    }
+
+    /// Waits until a flush is done, or until the deadline.
+    pub fn await_flush(&self, wanted: u64, deadline: Instant) -> bool {
+        let mut queue = self.lock();
+        while queue.flushes_done < wanted {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            queue = self.flushed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Asks the worker to open its file anew.
+    pub fn reopen(&self) {
+        self.lock().reopen = true;
+        self.work.notify_one();
+    }
+
+    /// Asks the worker to write what there is and to end.
+    pub fn stop(&self) {
+        self.lock().stop = true;
+        self.work.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there is something to do and takes it.
+    fn next_job(&self, pending: &mut Pending) -> Job {
+        let failing = pending.failing;
+        let mut queue = self.lock();
+        let until = Instant::now() + if failing { RETRY_AFTER } else { LOOK_EVERY };
+        let mut first_seen = None;
+        loop {
+            let now = Instant::now();
+            if queue.reopen || queue.stop || now >= until {
+                break;
+            }
+            if failing {
+                // Nothing is urgent enough to try a broken disk without a pause.
+                queue = self.wait(queue, until - now);
+                continue;
+            }
+            if queue.urgent || queue.flushes_wanted > queue.flushes_done || queue.bytes.len() >= WRITE_BYTES {
+                break;
+            }
+            if queue.entries.is_empty() {
+                queue.idle = true;
+                queue = self.wait(queue, until - now);
+                queue.idle = false;
+                continue;
+            }
+            let first_seen = *first_seen.get_or_insert(now);
+            let before = queue.entries.len();
+            queue = self.wait(queue, IDLE_AFTER);
+            if queue.entries.len() == before || first_seen.elapsed() >= FLUSH_AFTER {
+                break;
+            }
+        }
+        queue.urgent = false;
+        Job {
+            // While older bytes are unwritten the queue keeps the newer ones, within its bounds.
+            batch: pending.is_empty().then(|| take_batch(&mut queue, pending.spare())),
+            reopen: mem::take(&mut queue.reopen),
+            stop: queue.stop,
+            flush: queue.flushes_wanted,
+        }
+    }
+
+    fn wait<'a>(&self, queue: MutexGuard<'a, Queue>, wait: Duration) -> MutexGuard<'a, Queue> {
+        self.work.wait_timeout(queue, wait).unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+/// Takes what waits, and leaves a spare buffer behind.
+fn take_batch(queue: &mut Queue, spare: Vec<u8>) -> Batch {
+    Batch {
+        bytes: mem::replace(&mut queue.bytes, spare),
+        entries: mem::take(&mut queue.entries),
+        overtaken: mem::take(&mut queue.overtaken),
+        shed: mem::take(&mut queue.shed),
+    }
+}
+
+struct Job {
+    batch: Option<Batch>,
+    reopen: bool,
+    stop: bool,
+    flush: u64,
+}
+
+struct Batch {
+    bytes: Vec<u8>,
+    entries: VecDeque<Entry>,
+    overtaken: Loss,
+    shed: Loss,
+}
+
+/// The worker's end of a file sink.
+pub struct Worker {
+    /// The callers' end.
+    pub sink: Arc<FileSink>,
+    /// Where it writes.
+    pub file: RollingFile,
+    /// How it writes about its own losses.
+    pub style: Style,
+    /// The time.
+    pub clock: Clock,
+    /// Says something once where an operator sees it when the sink itself can't.
+    pub complain: Box<dyn Fn(&str) + Send>,
+}
+
+impl Worker {
+    /// Writes until it is told to stop, or, while the disk fails, until it was told to.
+    pub fn run(mut self) {
+        let mut pending = Pending::default();
+        loop {
+            let job = self.sink.next_job(&mut pending);
+            if job.reopen
+                && let Err(error) = self.file.reopen()
+            {
+                self.fail(&mut pending, &error);
+            }
+            if let Some(batch) = job.batch {
+                self.accept(&mut pending, batch);
+            }
+            let mut result = self.write(&mut pending);
+            if result.is_ok() && pending.recovered() {
+                // What waited while the disk failed is part of what a flush waits for.
+                let batch = take_batch(&mut self.recover(), Vec::new());
+                self.accept(&mut pending, batch);
+                result = self.write(&mut pending);
+            }
+            match result {
+                Ok(()) => self.finish_flush(&mut pending, job.flush),
+                Err(error) => self.fail(&mut pending, &error),
+            }
+            if job.stop {
+                return;
+            }
+        }
+    }
+
+    fn recover(&self) -> MutexGuard<'_, Queue> {
+        let mut queue = self.sink.lock();
+        queue.failing = false;
+        queue
+    }
+
+    /// Lines up a batch, with the records about losses where the losses were.
+    fn accept(&self, pending: &mut Pending, batch: Batch) {
+        self.report(pending, batch.overtaken);
+        if pending.is_empty() {
+            // The common case: no copy.
+            pending.bytes = batch.bytes;
+            pending.entries = batch.entries;
+            pending.offset = 0;
+        } else {
+            pending.bytes.extend_from_slice(&batch.bytes);
+            pending.entries.extend(batch.entries);
+        }
+        self.report(pending, batch.shed);
+    }
+
+    fn report(&self, pending: &mut Pending, loss: Loss) {
+        let now = self.clock.now();
+        if let Some(rendered) = loss.render(&self.style, now) {
+            let mut queue = self.sink.lock();
+            let sequence = queue.next_sequence;
+            queue.next_sequence += 1;
+            drop(queue);
+            let before = pending.bytes.len();
+            rendered.append_to(&mut pending.bytes, sequence);
+            let length = pending.bytes.len() - before;
+            pending.entries.push_back(Entry { length, level: Level::WARN, timestamp: now });
+        }
+    }
+
+    /// Writes everything that is pending, in pieces of whole records.
+    fn write(&mut self, pending: &mut Pending) -> io::Result<()> {
+        self.file.look_after()?;
+        while let Some(next) = pending.entries.front().copied() {
+            // A record that was begun belongs into the file in which it was begun.
+            if pending.begun > 0 && self.file.generation() != pending.generation {
+                pending.begun = 0;
+            }
+            if pending.begun == 0 {
+                self.file.make_room_for(next.length as u64)?;
+            }
+            pending.generation = self.file.generation();
+            let length = pending.piece(self.file.room());
+            let start = pending.offset + pending.begun;
+            let written = self.file.write(&pending.bytes[start..pending.offset + length])?;
+            pending.advance(written, &self.sink.counters);
+        }
+        pending.clear();
+        Ok(())
+    }
+
+    fn finish_flush(&mut self, pending: &mut Pending, flush: u64) {
+        if self.sink.lock().flushes_done < flush {
+            if let Err(error) = self.file.sync() {
+                self.fail(pending, &error);
+                return;
+            }
+            self.sink.lock().flushes_done = flush;
+            self.sink.flushed.notify_all();
+        }
+    }
+
+    fn fail(&self, pending: &mut Pending, error: &io::Error) {
+        self.sink.counters.count_io_error();
+        if !pending.failing {
+            pending.failing = true;
+            (self.complain)(&format!(
+                "cannot write log file {}: {error}; keeping the newest records in memory",
+                self.file.path().display()
+            ));
+        }
+        self.sink.lock().failing = true;
+        if error.kind() == io::ErrorKind::StorageFull {
+            self.file.give_up_oldest_archive();
+        }
+    }
+}
+
+/// What the worker took from the queue and has not written yet.
+#[derive(Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    entries: VecDeque<Entry>,
+    /// Where the first entry starts in `bytes`.
+    offset: usize,
+    /// How much of the first entry is written.
+    begun: usize,
+    /// The file in which it was begun.
+    generation: u64,
+    failing: bool,
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The buffer of what is written, for the queue to fill; not one that an outage made large.
+    fn spare(&mut self) -> Vec<u8> {
+        let mut spare = mem::take(&mut self.bytes);
+        spare.clear();
+        spare.shrink_to(SPARE_BYTES);
+        spare
+    }
+
+    /// Whether the disk failed before and does no longer; true once.
+    fn recovered(&mut self) -> bool {
+        mem::take(&mut self.failing)
+    }
+
+    /// The length of the next piece from `offset`: whole records, up to 64 KiB and the room in the file, at least one.
+    fn piece(&self, room: u64) -> usize {
+        let limit = room.min(WRITE_BYTES as u64);
+        let mut length = 0;
+        for entry in &self.entries {
+            if length > 0 && (length + entry.length) as u64 > limit {
+                break;
+            }
+            length += entry.length;
+        }
+        length
+    }
+
+    fn advance(&mut self, written: usize, counters: &SinkCounters) {
+        self.begun += written;
+        while let Some(entry) = self.entries.front().copied().filter(|entry| entry.length <= self.begun) {
+            counters.count_written(entry.level);
+            self.begun -= entry.length;
+            self.offset += entry.length;
+            self.entries.pop_front();
+        }
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.offset = 0;
+        self.begun = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests;

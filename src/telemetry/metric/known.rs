@@ -1,0 +1,197 @@
+//! What is known before the first request: names from the configuration, and the series they open at 0, so that
+//! `rate()` sees the first event.
+
+use super::{
+    LOCAL_PROVIDER, Labels, NO_PROVIDER, OTHER_MODEL, add, add_fraction,
+    name::{self, Counter, Gauge, Label, Sum},
+    set,
+};
+use crate::{
+    config::{LocalConfig, LogConfig, OtlpConfig, Provider, Route, Signal},
+    llm::{Api, Outcome},
+};
+
+/// Values of the `level` label of log metrics.
+const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
+/// Values of the `type` label of `tokens_total`.
+const TOKEN_TYPES: [&str; 5] = ["input", "output", "cache_read", "cache_write", "reasoning"];
+
+/// Values of the `reason` label of `retries_total`.
+const RETRY_REASONS: [&str; 5] = ["connect", "timeout", "rate_limited", "server_error", "conflict"];
+
+/// How a request may end before it reaches a target.
+const OUTCOMES_WITHOUT_TARGET: [Outcome; 6] = [
+    Outcome::ClientAbort,
+    Outcome::Shed,
+    Outcome::InvalidRequest,
+    Outcome::Unauthorized,
+    Outcome::NotFound,
+    Outcome::Unavailable,
+];
+
+/// The sections of the configuration that name labels.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// Local models.
+    pub local: &'a LocalConfig,
+    /// Providers.
+    pub providers: &'a [Provider],
+    /// Routes.
+    pub routes: &'a [Route],
+    /// Log sinks.
+    pub log: &'a LogConfig,
+    /// OTLP destinations.
+    pub otlp: &'a [OtlpConfig],
+}
+
+impl<'a> Known<'a> {
+    /// Every model name of the configuration. A glob is not a name.
+    pub(super) fn models(&self) -> impl Iterator<Item = &'a str> {
+        self.local_models().chain(self.routes.iter().filter_map(exact_model))
+    }
+
+    fn local_models(&self) -> impl Iterator<Item = &'a str> {
+        let configured = self.local.models.iter().map(|model| model.name.as_str());
+        let default = self.local.default_model.as_deref();
+        default.into_iter().filter(|name| self.local.models.iter().all(|model| model.name != *name)).chain(configured)
+    }
+}
+
+/// The `provider` label of a target: its `[[providers]]` name, or `mlx`.
+pub(in crate::telemetry) fn provider_label(target: &str) -> &str {
+    if target == "local" { LOCAL_PROVIDER } else { target }
+}
+
+/// Opens every series whose labels are known.
+pub(super) fn open_series(known: &Known<'_>) {
+    for api in Api::ALL {
+        for outcome in OUTCOMES_WITHOUT_TARGET {
+            open_requests(api, NO_PROVIDER, OTHER_MODEL, &[outcome]);
+        }
+    }
+    known.local_models().for_each(open_local_model);
+    open_cloud(known);
+    open_routes(known);
+    open_telemetry(known);
+    for reason in ["idle", "memory"] {
+        add(Counter::Evictions, Labels::none().with(Label::Reason, reason), 0);
+    }
+    for reason in ["queue_full", "write_failed"] {
+        add(Counter::AuditRowsDropped, Labels::none().with(Label::Reason, reason), 0);
+    }
+    add(Counter::AuditRowsWritten, Labels::none(), 0);
+    add(Counter::AuditWriteErrors, Labels::none(), 0);
+    set(Gauge::AuditQueueDepth, Labels::none(), 0.0);
+    set(Gauge::QueueDepth, Labels::none(), 0.0);
+    // Only a model's name can make a metric overflow: every other label is closed or comes from the configuration.
+    for (_, definition) in name::catalogue() {
+        if definition.labels.iter().any(|label| label.is_model()) {
+            add(Counter::SeriesDropped, Labels::none().with(Label::Metric, definition.name), 0);
+        }
+    }
+}
+
+/// Opens the series of a local model.
+pub(super) fn open_local_model(model: &str) {
+    for api in Api::ALL {
+        open_requests(api, LOCAL_PROVIDER, model, &Outcome::ALL);
+    }
+    open_tokens(LOCAL_PROVIDER, model);
+    // Adding nothing leaves a model that is already loaded as it is.
+    super::shift(Gauge::ModelLoaded, Labels::none().with_text(Label::Model, model), 0.0);
+}
+
+fn open_cloud(known: &Known<'_>) {
+    for provider in known.providers {
+        let name = provider.name.as_str();
+        let routed = known.routes.iter().filter(|route| route.targets.iter().any(|target| target.provider == name));
+        for model in routed.filter_map(exact_model).chain([OTHER_MODEL]) {
+            for api in Api::ALL {
+                open_requests(api, name, model, &Outcome::ALL);
+            }
+            open_tokens(name, model);
+            let labels = Labels::none().with_text(Label::Provider, name).with_text(Label::Model, model);
+            add_fraction(Sum::CostUsd, labels, 0.0);
+        }
+        for reason in RETRY_REASONS {
+            let labels = Labels::none().with_text(Label::Provider, name).with(Label::Reason, reason);
+            add(Counter::Retries, labels, 0);
+        }
+        set(Gauge::BreakerState, Labels::none().with_text(Label::Provider, name), 0.0);
+    }
+}
+
+fn open_routes(known: &Known<'_>) {
+    let rules = known.routes.iter().map(|route| route.model.as_str());
+    for rule in rules.chain(["local", "none"]) {
+        add(Counter::RouteDecisions, Labels::none().with_text(Label::Rule, rule), 0);
+    }
+    for pair in known.routes.iter().flat_map(|route| route.targets.windows(2)) {
+        let [from, to] = pair else { continue };
+        let labels = Labels::none()
+            .with_text(Label::From, provider_label(&from.provider))
+            .with_text(Label::To, provider_label(&to.provider));
+        add(Counter::Fallbacks, labels, 0);
+    }
+}
+
+fn open_telemetry(known: &Known<'_>) {
+    for sink in &known.log.sinks {
+        let labels = Labels::none().with_text(Label::Sink, &sink.name);
+        for level in LEVELS {
+            add(Counter::LogRecordsWritten, labels.clone().with(Label::Level, level), 0);
+            add(Counter::LogRecordsDropped, labels.clone().with(Label::Level, level), 0);
+        }
+        add(Counter::LogIoErrors, labels, 0);
+    }
+    for destination in known.otlp.iter().filter(|destination| destination.is_active()) {
+        for signal in &destination.signals {
+            let labels = Labels::none()
+                .with(Label::Signal, signal_label(*signal))
+                .with_text(Label::Destination, &destination.name);
+            add(Counter::TelemetryExported, labels.clone(), 0);
+            add(Counter::TelemetryDropped, labels.clone(), 0);
+            add(Counter::TelemetryFailed, labels, 0);
+        }
+        if destination.spool.is_some() {
+            set(Gauge::SpoolBytes, Labels::none().with_text(Label::Destination, &destination.name), 0.0);
+        }
+    }
+}
+
+fn open_requests(api: Api, provider: &str, model: &str, outcomes: &[Outcome]) {
+    for outcome in outcomes {
+        for stream in ["false", "true"] {
+            let labels = Labels::none()
+                .with(Label::Api, api.as_str())
+                .with_text(Label::Provider, provider)
+                .with_text(Label::Model, model)
+                .with(Label::Stream, stream)
+                .with(Label::Outcome, outcome.as_str());
+            add(Counter::Requests, labels, 0);
+        }
+    }
+}
+
+fn open_tokens(provider: &str, model: &str) {
+    for kind in TOKEN_TYPES {
+        let labels =
+            Labels::none().with_text(Label::Provider, provider).with_text(Label::Model, model).with(Label::Type, kind);
+        add(Counter::Tokens, labels, 0);
+    }
+}
+
+/// The value of the `signal` label.
+pub(in crate::telemetry) fn signal_label(signal: Signal) -> &'static str {
+    match signal {
+        Signal::Traces => "traces",
+        Signal::Metrics => "metrics",
+        Signal::Logs => "logs",
+    }
+}
+
+/// A route's model if it is a name, not a glob.
+fn exact_model(route: &Route) -> Option<&str> {
+    (!route.model.contains(['*', '?', '[', '{', '!', '\\'])).then_some(route.model.as_str())
+}

@@ -1,0 +1,232 @@
+//! What only grows: whole numbers in [`Counter`], fractions in [`Sum`].
+
+use super::{Definition, Label};
+
+/// A counter of whole numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Counter {
+    /// Inference requests that ended, by how they ended.
+    Requests,
+    /// Tokens used; cache tokens are part of input, reasoning tokens are part of output.
+    Tokens,
+    /// Routing decisions, by the rule that matched.
+    RouteDecisions,
+    /// Calls to providers that were tried again.
+    Retries,
+    /// Requests that moved on to the next target of their route.
+    Fallbacks,
+    /// Local models unloaded to give memory back.
+    Evictions,
+    /// Log records written, by sink.
+    LogRecordsWritten,
+    /// Log records lost, by sink.
+    LogRecordsDropped,
+    /// Failed writes of a log sink.
+    LogIoErrors,
+    /// Spans, metric points or log records that an OTLP destination took.
+    TelemetryExported,
+    /// Spans, metric points or log records lost before an OTLP destination took them.
+    TelemetryDropped,
+    /// Export calls to an OTLP destination that failed.
+    TelemetryFailed,
+    /// Audit rows written.
+    AuditRowsWritten,
+    /// Audit rows lost.
+    AuditRowsDropped,
+    /// Failed writes to the audit database; each is tried again.
+    AuditWriteErrors,
+    /// Measurements not kept because their metric already has as many series as it may.
+    SeriesDropped,
+}
+
+impl Counter {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::Requests,
+        Self::Tokens,
+        Self::RouteDecisions,
+        Self::Retries,
+        Self::Fallbacks,
+        Self::Evictions,
+        Self::LogRecordsWritten,
+        Self::LogRecordsDropped,
+        Self::LogIoErrors,
+        Self::TelemetryExported,
+        Self::TelemetryDropped,
+        Self::TelemetryFailed,
+        Self::AuditRowsWritten,
+        Self::AuditRowsDropped,
+        Self::AuditWriteErrors,
+        Self::SeriesDropped,
+    ];
+
+    /// What it is.
+    pub fn definition(self) -> &'static Definition {
+        match self {
+            Self::Requests => &Definition {
+                name: "mlx_manager_requests_total",
+                otlp_name: "mlx_manager.requests",
+                unit: "{request}",
+                help: "Inference requests that ended, by how they ended.",
+                labels: &[Label::Api, Label::Provider, Label::Model, Label::Stream, Label::Outcome],
+                buckets: &[],
+            },
+            Self::Tokens => &Definition {
+                name: "mlx_manager_tokens_total",
+                otlp_name: "mlx_manager.tokens",
+                unit: "{token}",
+                help: "Tokens used; cache tokens are part of input, reasoning tokens are part of output.",
+                labels: &[Label::Provider, Label::Model, Label::Type],
+                buckets: &[],
+            },
+            Self::RouteDecisions => &Definition {
+                name: "mlx_manager_route_decisions_total",
+                otlp_name: "mlx_manager.route.decisions",
+                unit: "{request}",
+                help: "Routing decisions, by the rule that matched.",
+                labels: &[Label::Rule],
+                buckets: &[],
+            },
+            Self::Retries => &Definition {
+                name: "mlx_manager_retries_total",
+                otlp_name: "mlx_manager.retries",
+                unit: "{call}",
+                help: "Calls to providers that were tried again.",
+                labels: &[Label::Provider, Label::Reason],
+                buckets: &[],
+            },
+            Self::Fallbacks => &Definition {
+                name: "mlx_manager_fallbacks_total",
+                otlp_name: "mlx_manager.fallbacks",
+                unit: "{request}",
+                help: "Requests that moved on to the next target of their route.",
+                labels: &[Label::From, Label::To],
+                buckets: &[],
+            },
+            Self::Evictions => &Definition {
+                name: "mlx_manager_evictions_total",
+                otlp_name: "mlx_manager.evictions",
+                unit: "{model}",
+                help: "Local models unloaded to give memory back.",
+                labels: &[Label::Reason],
+                buckets: &[],
+            },
+            Self::LogRecordsWritten => &Definition {
+                name: "mlx_manager_log_records_written_total",
+                otlp_name: "mlx_manager.log.records.written",
+                unit: "{record}",
+                help: "Log records written, by sink.",
+                labels: &[Label::Sink, Label::Level],
+                buckets: &[],
+            },
+            Self::LogRecordsDropped => &Definition {
+                name: "mlx_manager_log_records_dropped_total",
+                otlp_name: "mlx_manager.log.records.dropped",
+                unit: "{record}",
+                help: "Log records lost, by sink.",
+                labels: &[Label::Sink, Label::Level],
+                buckets: &[],
+            },
+            Self::LogIoErrors => &Definition {
+                name: "mlx_manager_log_io_errors_total",
+                otlp_name: "mlx_manager.log.io_errors",
+                unit: "{error}",
+                help: "Failed writes of a log sink.",
+                labels: &[Label::Sink],
+                buckets: &[],
+            },
+            Self::TelemetryExported => &Definition {
+                name: "mlx_manager_telemetry_exported_total",
+                otlp_name: "mlx_manager.telemetry.exported",
+                unit: "{item}",
+                help: "Spans, metric points or log records that an OTLP destination took.",
+                labels: &[Label::Signal, Label::Destination],
+                buckets: &[],
+            },
+            Self::TelemetryDropped => &Definition {
+                name: "mlx_manager_telemetry_dropped_total",
+                otlp_name: "mlx_manager.telemetry.dropped",
+                unit: "{item}",
+                help: "Spans, metric points or log records lost before an OTLP destination took them.",
+                labels: &[Label::Signal, Label::Destination],
+                buckets: &[],
+            },
+            Self::TelemetryFailed => &Definition {
+                name: "mlx_manager_telemetry_failed_total",
+                otlp_name: "mlx_manager.telemetry.failed",
+                unit: "{call}",
+                help: "Export calls to an OTLP destination that failed.",
+                labels: &[Label::Signal, Label::Destination],
+                buckets: &[],
+            },
+            Self::AuditRowsWritten => &Definition {
+                name: "mlx_manager_audit_rows_written_total",
+                otlp_name: "mlx_manager.audit.rows.written",
+                unit: "{row}",
+                help: "Audit rows written.",
+                labels: &[],
+                buckets: &[],
+            },
+            Self::AuditRowsDropped => &Definition {
+                name: "mlx_manager_audit_rows_dropped_total",
+                otlp_name: "mlx_manager.audit.rows.dropped",
+                unit: "{row}",
+                help: "Audit rows lost.",
+                labels: &[Label::Reason],
+                buckets: &[],
+            },
+            Self::AuditWriteErrors => &Definition {
+                name: "mlx_manager_audit_write_errors_total",
+                otlp_name: "mlx_manager.audit.write_errors",
+                unit: "{error}",
+                help: "Failed writes to the audit database; each is tried again.",
+                labels: &[],
+                buckets: &[],
+            },
+            Self::SeriesDropped => &Definition {
+                name: "mlx_manager_metric_series_dropped_total",
+                otlp_name: "mlx_manager.metric.series.dropped",
+                unit: "{measurement}",
+                help: "Measurements not kept because their metric already has as many series as it may.",
+                labels: &[Label::Metric],
+                buckets: &[],
+            },
+        }
+    }
+}
+
+/// A counter of fractions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Sum {
+    /// Price of calls in US dollars, as far as the model's price is known.
+    CostUsd,
+    /// User and system CPU time spent.
+    ProcessCpuSeconds,
+}
+
+impl Sum {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::CostUsd, Self::ProcessCpuSeconds];
+
+    /// What it is.
+    pub fn definition(self) -> &'static Definition {
+        match self {
+            Self::CostUsd => &Definition {
+                name: "mlx_manager_cost_usd_total",
+                otlp_name: "mlx_manager.cost",
+                unit: "{USD}",
+                help: "Price of calls in US dollars, as far as the model's price is known.",
+                labels: &[Label::Provider, Label::Model],
+                buckets: &[],
+            },
+            Self::ProcessCpuSeconds => &Definition {
+                name: "process_cpu_seconds_total",
+                otlp_name: "process.cpu.time",
+                unit: "s",
+                help: "User and system CPU time spent.",
+                labels: &[],
+                buckets: &[],
+            },
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What is counted by size, with explicit bucket bounds.
+
+use super::{Definition, Label};
+
+/// The HTTP conventions' bounds, and three more: answers of models take minutes.
+const HTTP_SECONDS: [f64; 18] =
+    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0, 120.0, 300.0];
+
+/// The database conventions' bounds.
+const DATABASE_SECONDS: [f64; 9] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
+
+/// The GenAI conventions' bounds, doubled on up to eleven minutes.
+const OPERATION_SECONDS: [f64; 17] =
+    [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68, 655.36];
+
+/// The GenAI conventions' bounds for the first token, and two more for long prompts.
+const FIRST_TOKEN_SECONDS: [f64; 18] =
+    [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0];
+
+/// The GenAI conventions' bounds for later tokens, and four smaller ones for small local models.
+const PER_TOKEN_SECONDS: [f64; 17] =
+    [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
+
+/// The GenAI conventions' bounds for token counts.
+const TOKENS: [f64; 14] = [
+    1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 4194304.0, 16777216.0,
+    67108864.0,
+];
+
+/// Waits and prompt computations: from nothing at all to minutes.
+const ENGINE_SECONDS: [f64; 16] =
+    [0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+
+/// From a large model on a small machine to a tiny one on a large machine.
+const TOKENS_PER_SECOND: [f64; 17] =
+    [1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0, 500.0, 1000.0, 2000.0, 5000.0];
+
+/// A histogram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Histogram {
+    /// From a request's first byte in to its last byte out.
+    HttpServerRequestDuration,
+    /// From a call's start to its headers or its failure.
+    HttpClientRequestDuration,
+    /// Time of a database statement.
+    DbClientOperationDuration,
+    /// Whole duration of an inference by a cloud provider.
+    GenAiClientOperationDuration,
+    /// From a request's arrival to a cloud provider's first generated content.
+    GenAiClientTimeToFirstChunk,
+    /// Mean time between two streamed chunks of one cloud answer.
+    GenAiClientTimePerOutputChunk,
+    /// Tokens of one inference by a cloud provider.
+    GenAiClientTokenUsage,
+    /// Whole duration of an inference by the local engine.
+    GenAiServerRequestDuration,
+    /// From a request's arrival to the local engine's first token.
+    GenAiServerTimeToFirstToken,
+    /// Mean time of a token after the first of one local answer.
+    GenAiServerTimePerOutputToken,
+    /// Time a request waited for the local engine.
+    QueueWait,
+    /// Time to compute a prompt.
+    Prefill,
+    /// Tokens per second of one sequence after its first token.
+    DecodeTokensPerSecond,
+}
+
+impl Histogram {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::HttpServerRequestDuration,
+        Self::HttpClientRequestDuration,
+        Self::DbClientOperationDuration,
+        Self::GenAiClientOperationDuration,
+        Self::GenAiClientTimeToFirstChunk,
+        Self::GenAiClientTimePerOutputChunk,
+        Self::GenAiClientTokenUsage,
+        Self::GenAiServerRequestDuration,
+        Self::GenAiServerTimeToFirstToken,
+        Self::GenAiServerTimePerOutputToken,
+        Self::QueueWait,
+        Self::Prefill,
+        Self::DecodeTokensPerSecond,
+    ];
+
+    /// What it is.
+    pub fn definition(self) -> &'static Definition {
+        match self {
+            Self::HttpServerRequestDuration => &Definition {
+                name: "http_server_request_duration_seconds",
+                otlp_name: "http.server.request.duration",
+                unit: "s",
+                help: "From a request's first byte in to its last byte out.",
+                labels: &[Label::Method, Label::Route, Label::StatusCode, Label::ErrorType],
+                buckets: &HTTP_SECONDS,
+            },
+            Self::HttpClientRequestDuration => &Definition {
+                name: "http_client_request_duration_seconds",
+                otlp_name: "http.client.request.duration",
+                unit: "s",
+                help: "From a call's start to its headers or its failure.",
+                labels: &[Label::Method, Label::ServerAddress, Label::ServerPort, Label::StatusCode, Label::ErrorType],
+                buckets: &HTTP_SECONDS,
+            },
+            Self::DbClientOperationDuration => &Definition {
+                name: "db_client_operation_duration_seconds",
+                otlp_name: "db.client.operation.duration",
+                unit: "s",
+                help: "Time of a database statement.",
+                labels: &[Label::DbOperation, Label::DbCollection],
+                buckets: &DATABASE_SECONDS,
+            },
+            Self::GenAiClientOperationDuration => &Definition {
+                name: "gen_ai_client_operation_duration_seconds",
+                otlp_name: "gen_ai.client.operation.duration",
+                unit: "s",
+                help: "Whole duration of an inference by a cloud provider.",
+                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel, Label::ErrorType],
+                buckets: &OPERATION_SECONDS,
+            },
+            Self::GenAiClientTimeToFirstChunk => &Definition {
+                name: "gen_ai_client_operation_time_to_first_chunk_seconds",
+                otlp_name: "gen_ai.client.operation.time_to_first_chunk",
+                unit: "s",
+                help: "From a request's arrival to a cloud provider's first generated content.",
+                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
+                buckets: &OPERATION_SECONDS,
+            },
+            Self::GenAiClientTimePerOutputChunk => &Definition {
+                name: "gen_ai_client_operation_time_per_output_chunk_seconds",
+                otlp_name: "gen_ai.client.operation.time_per_output_chunk",
+                unit: "s",
+                help: "Mean time between two streamed chunks of one cloud answer.",
+                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
+                buckets: &PER_TOKEN_SECONDS,
+            },
+            Self::GenAiClientTokenUsage => &Definition {
+                name: "gen_ai_client_token_usage",
+                otlp_name: "gen_ai.client.token.usage",
+                unit: "{token}",
+                help: "Tokens of one inference by a cloud provider.",
+                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel, Label::GenAiTokenType],
+                buckets: &TOKENS,
+            },
+            Self::GenAiServerRequestDuration => &Definition {
+                name: "gen_ai_server_request_duration_seconds",
+                otlp_name: "gen_ai.server.request.duration",
+                unit: "s",
+                help: "Whole duration of an inference by the local engine.",
+                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel, Label::ErrorType],
+                buckets: &OPERATION_SECONDS,
+            },
+            Self::GenAiServerTimeToFirstToken => &Definition {
+                name: "gen_ai_server_time_to_first_token_seconds",
+                otlp_name: "gen_ai.server.time_to_first_token",
+                unit: "s",
+                help: "From a request's arrival to the local engine's first token.",
+                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
+                buckets: &FIRST_TOKEN_SECONDS,
+            },
+            Self::GenAiServerTimePerOutputToken => &Definition {
+                name: "gen_ai_server_time_per_output_token_seconds",
+                otlp_name: "gen_ai.server.time_per_output_token",
+                unit: "s",
+                help: "Mean time of a token after the first of one local answer.",
+                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
+                buckets: &PER_TOKEN_SECONDS,
+            },
+            Self::QueueWait => &Definition {
+                name: "mlx_manager_queue_wait_seconds",
+                otlp_name: "mlx_manager.queue.wait",
+                unit: "s",
+                help: "Time a request waited for the local engine.",
+                labels: &[],
+                buckets: &ENGINE_SECONDS,
+            },
+            Self::Prefill => &Definition {
+                name: "mlx_manager_prefill_seconds",
+                otlp_name: "mlx_manager.prefill",
+                unit: "s",
+                help: "Time to compute a prompt.",
+                labels: &[Label::Model],
+                buckets: &ENGINE_SECONDS,
+            },
+            Self::DecodeTokensPerSecond => &Definition {
+                name: "mlx_manager_decode_tokens_per_second",
+                otlp_name: "mlx_manager.decode.rate",
+                unit: "{token}/s",
+                help: "Tokens per second of one sequence after its first token.",
+                labels: &[Label::Model],
+                buckets: &TOKENS_PER_SECOND,
+            },
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Facts about what happens: typed events in, log lines, spans and metrics out.
+//!
+//! Everything that names `metrics`, `opentelemetry` or a subscriber lives here. Others build a span with
+//! [`trace::span`], state a fact with [`event`], and know nothing of where it goes. The process starts it all with
+//! [`Telemetry::start`] and ends it with [`Telemetry::stop`].
+
+pub mod event;
+mod gather;
+pub mod genai;
+pub mod log;
+pub mod metric;
+pub mod otlp;
+pub mod price;
+pub mod redact;
+pub mod trace;
+
+use std::{
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use tracing_subscriber::{Registry, layer::SubscriberExt};
+
+use self::{
+    log::{LogError, LogHandle, RecordObserver, Terminal},
+    metric::{Build, Known, Metrics, Settings},
+    otlp::TraceError,
+    trace::TraceHandle,
+};
+use crate::config::Config;
+
+/// How often metrics go out by OTLP.
+const METRICS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Logs, traces and metrics of this process.
+pub struct Telemetry {
+    log: LogHandle,
+    traces: TraceHandle,
+    metrics: Arc<Metrics>,
+    meter_provider: Option<SdkMeterProvider>,
+}
+
+/// Why telemetry could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// A log sink is not to be had.
+    #[error("the logs can't start")]
+    Log(#[from] LogError),
+    /// A destination can't be served as configured.
+    #[error("telemetry can't be exported as configured")]
+    Trace(#[from] TraceError),
+    /// The metrics can't be set up.
+    #[error("the metrics can't start")]
+    Metrics(#[from] metric::Error),
+    /// Somebody else's subscriber is installed.
+    #[error("the logs are already set up")]
+    AlreadyInstalled(#[from] tracing::subscriber::SetGlobalDefaultError),
+}
+
+impl Telemetry {
+    /// Opens sinks and exporters and makes them the process's own: subscriber, metrics recorder and panic hook.
+    ///
+    /// # Errors
+    /// When a log file or an exporter can't be had as configured, or when it was called before.
+    pub fn start(config: &Config, terminal: Terminal) -> Result<Self, TelemetryError> {
+        let traces = trace::build(&config.traces, &config.telemetry, &config.otlp)?;
+        let observer = traces.logs.map(|logs| Arc::new(gather::Exported(logs)) as Arc<dyn RecordObserver>);
+        let (router, log) = log::build(&config.log, terminal, Some(traces.layer), observer)?;
+        let meter_provider = meter_provider(&traces.handle)?;
+        let metrics = metric::install(Settings {
+            build: Build {
+                version: env!("CARGO_PKG_VERSION"),
+                commit: env!("MLX_MANAGER_GIT_COMMIT"),
+                engine: if cfg!(feature = "mlx") { "mlx" } else { "none" },
+            },
+            known: Known {
+                local: &config.local,
+                providers: &config.providers,
+                routes: &config.cloud.routes,
+                log: &config.log,
+                otlp: &config.otlp,
+            },
+            meter_provider: meter_provider.clone(),
+        })?;
+        metrics.add_poller(gather::sinks(&log));
+        metrics.add_poller(gather::exporters(traces.handle.counters()));
+        tracing::subscriber::set_global_default(Registry::default().with(router))?;
+        std::panic::set_hook(Box::new(log::panic_hook(log.clone())));
+        // The prices are decoded once, and not while the first caller waits.
+        thread::spawn(price::prepare);
+        Ok(Self { log, traces: traces.handle, metrics: Arc::new(metrics), meter_provider })
+    }
+
+    /// The metrics, to render and to tidy up.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Opens the log files anew, after somebody moved them away.
+    pub fn reopen_logs(&self) {
+        self.log.reopen();
+    }
+
+    /// Delivers what there is and ends the exporters; not on an async thread. `false`: something was lost, or the deadline
+    /// came first.
+    pub fn stop(&self, deadline: Duration) -> bool {
+        let end = Instant::now() + deadline;
+        let left = || end.saturating_duration_since(Instant::now());
+        let metrics = self.stop_metrics(left() / 2);
+        let traces = self.traces.shutdown(left());
+        // Last, since the others may have had something to say.
+        self.log.flush(left().max(Duration::from_secs(1))) && traces && metrics
+    }
+}
+
+impl Telemetry {
+    /// The SDK's own flush waits for as long as the transport tries, so it runs on a thread that can be left behind.
+    fn stop_metrics(&self, deadline: Duration) -> bool {
+        let Some(provider) = self.meter_provider.clone() else { return true };
+        let metrics = Arc::clone(&self.metrics);
+        let (sent, done) = mpsc::channel();
+        thread::spawn(move || {
+            let flushed = metrics.flush().is_ok();
+            let stopped = provider.shutdown_with_timeout(deadline).is_ok();
+            // Nobody listens after the deadline.
+            sent.send(flushed && stopped).unwrap_or_default();
+        });
+        done.recv_timeout(deadline).unwrap_or(false)
+    }
+}
+
+/// One provider with a reader for each destination that wants metrics.
+fn meter_provider(traces: &TraceHandle) -> Result<Option<SdkMeterProvider>, TraceError> {
+    let destinations = traces.metrics()?;
+    let Some(resource) = destinations.first().map(|destination| destination.resource.clone()) else { return Ok(None) };
+    let exporters = destinations.into_iter().map(|destination| destination.exporter);
+    Ok(Some(metric::meter_provider(resource, exporters, METRICS_INTERVAL)))
+}

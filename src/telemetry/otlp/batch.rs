@@ -1,0 +1,107 @@
+//! A bounded queue of telemetry items and the task that exports them in batches.
+//!
+//! The SDK's own batch processors drop silently when their queue is full, run each on a thread of its own, and have one
+//! resource each; ours counts what it drops and lives on the one export runtime.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::mpsc::{self, UnboundedReceiver, UnboundedSender},
+    time::Instant,
+};
+
+use crate::llm::BoxFuture;
+
+use super::counters::Counter;
+
+/// Items waiting at most. At 2 kB per span that is 32 MB when the endpoint is away, and 16 s of 1,000 spans per second.
+pub(super) const QUEUE_ITEMS: usize = 16_384;
+/// Items per request.
+const BATCH_ITEMS: usize = 512;
+/// The longest an item waits for company.
+const BATCH_DELAY: Duration = Duration::from_millis(500);
+
+/// Sends one batch somewhere, and counts what becomes of it.
+pub(super) type Export<T> = Box<dyn Fn(Vec<T>) -> BoxFuture<'static, ()> + Send>;
+
+/// Answered when everything queued before it was handed over.
+pub(super) type FlushRequest = std::sync::mpsc::Sender<()>;
+
+/// The way into a batch task; cheap to clone, never blocks.
+#[derive(Debug)]
+pub(crate) struct Queue<T> {
+    items: mpsc::Sender<T>,
+    counter: Arc<Counter>,
+}
+
+impl<T> Clone for Queue<T> {
+    fn clone(&self) -> Self {
+        Self { items: self.items.clone(), counter: Arc::clone(&self.counter) }
+    }
+}
+
+impl<T> Queue<T> {
+    /// Queues an item, or counts it as dropped.
+    pub(crate) fn push(&self, item: T) {
+        if self.items.try_send(item).is_err() {
+            self.counter.count_dropped(1);
+        }
+    }
+
+    /// Counts items that were lost before they came here.
+    pub(crate) fn count_dropped(&self, items: u64) {
+        self.counter.count_dropped(items);
+    }
+}
+
+/// Starts a batch task on the export runtime.
+pub(super) fn spawn<T: Send + 'static>(
+    runtime: &tokio::runtime::Handle,
+    capacity: usize,
+    counter: Arc<Counter>,
+    export: Export<T>,
+) -> (Queue<T>, UnboundedSender<FlushRequest>) {
+    let (items, receiver) = mpsc::channel(capacity);
+    let (flush, flushes) = mpsc::unbounded_channel();
+    runtime.spawn(run(receiver, flushes, export));
+    (Queue { items, counter }, flush)
+}
+
+async fn run<T: Send>(mut items: mpsc::Receiver<T>, mut flushes: UnboundedReceiver<FlushRequest>, export: Export<T>) {
+    let mut batch = Vec::with_capacity(BATCH_ITEMS);
+    let mut due = Instant::now();
+    loop {
+        if batch.is_empty() {
+            due = Instant::now() + BATCH_DELAY;
+        }
+        let room = BATCH_ITEMS - batch.len();
+        tokio::select! {
+            biased;
+            Some(done) = flushes.recv() => {
+                // What comes in from here on was not promised, so a steady stream can't keep the flush from ending.
+                for _ in 0..items.len() {
+                    let Ok(item) = items.try_recv() else { break };
+                    batch.push(item);
+                    if batch.len() == BATCH_ITEMS {
+                        export(std::mem::take(&mut batch)).await;
+                    }
+                }
+                if !batch.is_empty() {
+                    export(std::mem::take(&mut batch)).await;
+                }
+                // The one who asked may have run out of patience, which is no failure.
+                done.send(()).unwrap_or_default();
+            }
+            received = items.recv_many(&mut batch, room) => {
+                let closed = received == 0;
+                if batch.len() == BATCH_ITEMS || (closed && !batch.is_empty()) {
+                    export(std::mem::take(&mut batch)).await;
+                }
+                if closed {
+                    return;
+                }
+            }
+            () = tokio::time::sleep_until(due), if !batch.is_empty() => export(std::mem::take(&mut batch)).await,
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! What a call costs, from the prices bundled with `genai-prices`.
+
+use genai_prices::{Calculator, ErrorKind, PriceRequest, UsageKey};
+
+use crate::llm::{Dialect, Usage};
+
+/// Decodes the bundled prices, which takes tens of milliseconds; else the first call pays for it.
+pub fn prepare() {
+    let providers = Calculator::bundled().providers().count();
+    tracing::debug!(target: "mlx_manager::telemetry", providers, "prices are ready");
+}
+
+/// The price of a call in US dollars; `None` when the model's price or the usage is unknown. An address that belongs to no
+/// known provider (a proxy) is priced as its dialect's own provider.
+pub fn cost_usd(dialect: Dialect, base_url: &str, model: &str, usage: &Usage) -> Option<f64> {
+    // Half a count would give half a price, which looks like a whole one.
+    let (input, output) = (usage.input?, usage.output?);
+    let cache_read = usage.cache_read.filter(|&tokens| tokens > 0);
+    let cache_write = usage.cache_write.filter(|&tokens| tokens > 0);
+    let counted: genai_prices::Usage = [
+        (UsageKey::INPUT_TOKENS, Some(input)),
+        (UsageKey::OUTPUT_TOKENS, Some(output)),
+        (UsageKey::CACHE_READ_TOKENS, cache_read),
+        (UsageKey::CACHE_WRITE_TOKENS, cache_write),
+    ]
+    .into_iter()
+    // No count of tokens comes near 2^52.
+    .filter_map(|(key, tokens)| Some((key, tokens? as f64)))
+    .collect();
+    let request = PriceRequest::new(model, &counted);
+    let price = match genai_prices::calculate(&request.clone().with_provider_api_url(base_url)) {
+        Err(error) if error.kind() == ErrorKind::ProviderNotFound => {
+            let provider = match dialect {
+                Dialect::OpenAi => "openai",
+                Dialect::Anthropic => "anthropic",
+            };
+            genai_prices::calculate(&request.with_provider_id(provider))
+        }
+        price => price,
+    };
+    // A price of nothing for something is a price that nobody entered.
+    price.ok().map(|price| price.total_price).filter(|&price| price > 0.0 || input + output == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage(input: u64, output: u64) -> Usage {
+        Usage { input: Some(input), output: Some(output), ..Usage::default() }
+    }
+
+    const OPENAI: &str = "https://api.openai.com/v1";
+    const ANTHROPIC: &str = "https://api.anthropic.com";
+
+    #[test]
+    fn known_models_cost_what_their_price_lists_say() {
+        let million = usage(1_000_000, 1_000_000);
+        // $2.50 and $10 per million tokens.
+        assert_eq!(cost_usd(Dialect::OpenAi, OPENAI, "gpt-4o", &million), Some(12.5));
+        assert_eq!(cost_usd(Dialect::OpenAi, "http://127.0.0.1:4000/v1", "gpt-4o", &million), Some(12.5));
+        // $3 and $15.
+        let price = cost_usd(Dialect::Anthropic, ANTHROPIC, "claude-sonnet-4-5", &usage(100_000, 10_000)).unwrap();
+        assert!((price - 0.45).abs() < 1e-9, "{price}");
+    }
+
+    #[test]
+    fn cached_tokens_are_inside_the_input_and_cheaper() {
+        let cached = Usage { cache_read: Some(100_000), ..usage(100_000, 0) };
+        let price = cost_usd(Dialect::Anthropic, ANTHROPIC, "claude-sonnet-4-5", &cached).unwrap();
+        assert!((price - 0.03).abs() < 1e-9, "a tenth of the input's price: {price}");
+        let written = Usage { cache_write: Some(100_000), ..usage(100_000, 0) };
+        let price = cost_usd(Dialect::Anthropic, ANTHROPIC, "claude-sonnet-4-5", &written).unwrap();
+        assert!((price - 0.375).abs() < 1e-9, "1.25 times the input's price: {price}");
+    }
+
+    #[test]
+    fn the_unknown_has_no_price() {
+        assert_eq!(cost_usd(Dialect::OpenAi, OPENAI, "our-own-model", &usage(10, 10)), None);
+        assert_eq!(cost_usd(Dialect::OpenAi, "http://127.0.0.1:1/v1", "our-own-model", &usage(10, 10)), None);
+        let partial = Usage { input: Some(5), ..Usage::default() };
+        assert_eq!(cost_usd(Dialect::OpenAi, OPENAI, "gpt-4o", &partial), None);
+    }
+}

@@ -1,0 +1,218 @@
+//! The one gate through which content reaches telemetry: whatever looks like a secret is replaced by a note that says why.
+//!
+//! A text that names a secret is replaced as a whole, since nobody can tell where in it the secret begins. JSON is looked
+//! into key by key, JSON inside of JSON strings too.
+
+use std::borrow::Cow;
+
+use serde_json::Value;
+
+/// Words that give a secret away, in keys and in values. A space stands for an optional `.`, `_`, `-` or space.
+const WORDS: [&str; 17] = [
+    "password",
+    "passwd",
+    "mysql pwd",
+    "passphrase",
+    "secret",
+    "credential",
+    "private key",
+    "api key",
+    "access key",
+    "session",
+    "cookie",
+    "social security",
+    "credit card",
+    "access token",
+    "refresh token",
+    "auth token",
+    "bearer ",
+];
+
+/// Words too short to be looked for inside of others.
+const WHOLE_WORDS: [&str; 8] = ["csrf", "xsrf", "jwt", "ssn", "pwd", "token", "id token", "api token"];
+
+/// How tokens of well-known issuers begin, and how many letters follow at least.
+const TOKENS: [(&str, usize); 9] = [
+    ("sk-", 16),
+    ("pylf_v1_", 16),
+    ("ghp_", 20),
+    ("github_pat_", 20),
+    ("hf_", 20),
+    ("xoxb-", 16),
+    ("xoxp-", 16),
+    ("AKIA", 16),
+    ("eyJ", 24),
+];
+
+/// Replaces a text that holds a secret.
+pub fn text(text: &str) -> Cow<'_, str> {
+    match secret_in(text, Where::Value) {
+        None => Cow::Borrowed(text),
+        Some(reason) => Cow::Owned(nested_json(text).unwrap_or_else(|| note(reason))),
+    }
+}
+
+/// Replaces what is secret in a JSON value.
+pub fn json(value: &mut Value) {
+    match value {
+        Value::String(string) => {
+            if let Cow::Owned(redacted) = text(string) {
+                *string = redacted;
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(json),
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                match secret_in(key, Where::Key) {
+                    Some(reason) => *value = Value::String(note(reason)),
+                    None => json(value),
+                }
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+fn note(reason: &str) -> String {
+    format!("[Scrubbed due to '{}']", reason.trim())
+}
+
+/// Redacts a string that is itself a JSON object or array, such as the arguments of a tool call.
+fn nested_json(text: &str) -> Option<String> {
+    if !text.trim_start().starts_with(['{', '[']) {
+        return None;
+    }
+    let mut value: Value = serde_json::from_str(text).ok()?;
+    json(&mut value);
+    serde_json::to_string(&value).ok()
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Where {
+    Key,
+    Value,
+}
+
+/// The first sign of a secret.
+fn secret_in(text: &str, place: Where) -> Option<&'static str> {
+    let bytes = text.as_bytes();
+    for start in 0..bytes.len() {
+        let rest = &bytes[start..];
+        let begins_word = start == 0 || !bytes[start - 1].is_ascii_alphanumeric();
+        match rest[0] {
+            b'p' | b'P' | b'm' | b'M' | b's' | b'S' | b'c' | b'C' | b'a' | b'A' | b'r' | b'R' | b'b' | b'B' | b'x'
+            | b'X' | b'j' | b'J' | b't' | b'T' | b'i' | b'I' | b'g' | b'G' | b'h' | b'H' | b'e' => {}
+            _ => continue,
+        }
+        if let Some(word) = WORDS.iter().find(|word| match_length(rest, word).is_some()) {
+            return Some(word);
+        }
+        // "auth" and all its forms, but no author.
+        if rest.len() >= 4 && rest[..4].eq_ignore_ascii_case(b"auth") {
+            let tail = rest[4..].to_ascii_lowercase();
+            if !tail.starts_with(b"or") || tail.starts_with(b"oriz") || tail.starts_with(b"oris") {
+                return Some("auth");
+            }
+        }
+        if begins_word {
+            // A bare "token" is a secret as a key, but a subject of conversation as a value.
+            let ends_word = |length: usize| rest.get(length).is_none_or(|next| !next.is_ascii_alphanumeric());
+            let word = WHOLE_WORDS.iter().find(|word| match_length(rest, word).is_some_and(ends_word));
+            if let Some(word) = word.filter(|word| place == Where::Key || **word != "token") {
+                return Some(word);
+            }
+            let token = TOKENS.iter().find(|(prefix, letters)| {
+                rest.strip_prefix(prefix.as_bytes()).is_some_and(|rest| {
+                    rest.iter().take_while(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(byte)).count()
+                        >= *letters
+                })
+            });
+            if token.is_some() {
+                return Some("token");
+            }
+        }
+    }
+    None
+}
+
+/// How many bytes of `text` a word takes at its start, if it is there.
+fn match_length(text: &[u8], word: &str) -> Option<usize> {
+    let mut index = 0;
+    for letter in word.bytes() {
+        let byte = text.get(index).copied();
+        if letter == b' ' {
+            index += usize::from(byte.is_some_and(|byte| b"._- ".contains(&byte)));
+        } else if byte.is_some_and(|byte| byte.eq_ignore_ascii_case(&letter)) {
+            index += 1;
+        } else {
+            return None;
+        }
+    }
+    Some(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn secrets_are_replaced_and_prose_is_not() {
+        for secret in [
+            "my password is hunter2",
+            "PASSWORD=x",
+            "apikey: 1",
+            "API-Key 1",
+            "api_key",
+            "Authorization: Basic eHg",
+            "a JWT",
+            "ssn 123-45-6789",
+            "the private.key",
+            "Set-Cookie: a=b",
+            "sk-abcdefghijklmnopqrst",
+            "Bearer abc",
+            "refresh_token",
+            "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIx.c2ln",
+        ] {
+            let redacted = text(secret);
+            assert!(redacted.starts_with("[Scrubbed due to '"), "{secret} became {redacted}");
+        }
+        for prose in [
+            "The author wrote two books.",
+            "How many tokens is this?",
+            "What is the capital of France?",
+            "a lesson in missing things",
+            "the task-list",
+            "max_tokens",
+            "message",
+            "keyboard",
+            "höher, größer, ✓",
+            "",
+        ] {
+            assert_eq!(text(prose), prose);
+        }
+    }
+
+    #[test]
+    fn json_is_looked_into() {
+        let mut value = json!({
+            "role": "user", "max_tokens": 5,
+            "headers": {"Authorization": {"scheme": "x"}, "accept": "y"},
+            "list": ["fine", "the secret plan"],
+            "arguments": "{\"city\":\"Rome\",\"db_password\":\"hunter2\"}",
+            "token": "abc",
+        });
+        json(&mut value);
+        assert_eq!(
+            value,
+            json!({
+                "role": "user", "max_tokens": 5,
+                "headers": {"Authorization": "[Scrubbed due to 'auth']", "accept": "y"},
+                "list": ["fine", "[Scrubbed due to 'secret']"],
+                "arguments": "{\"city\":\"Rome\",\"db_password\":\"[Scrubbed due to 'password']\"}",
+                "token": "[Scrubbed due to 'token']",
+            })
+        );
+    }
+}

@@ -1,0 +1,476 @@
+//! The few spans there are. Each constructor has the constant target of the component it speaks for and gives the span
+//! its OpenTelemetry name, kind and required attributes; each `…_finished` function sets what is known at the end.
+//!
+//! Attributes go to OpenTelemetry directly and not through fields of the `tracing` span: log lines show those fields, an
+//! unsigned one would be exported as a string, and arrays have no field type. When nothing is recorded, none are made.
+
+use std::{error::Error as StdError, net::SocketAddr, time::Duration};
+
+use opentelemetry::{
+    Array, KeyValue, StringValue, Value,
+    trace::{SpanContext, SpanId, SpanRef, Status, TraceContextExt, TraceFlags, TraceId, TraceState},
+};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use super::Conventions;
+use crate::{
+    config::ProviderKind,
+    llm::{Api, Chat, Error, Outcome, Record, Request, Usage},
+    telemetry::{genai, redact},
+};
+
+/// Logfire's number for a span in which all went well.
+const LEVEL_INFO: i64 = 9;
+/// Logfire's number for a span that failed.
+const LEVEL_ERROR: i64 = 17;
+
+/// The server span of an inference request (`inference`, target `mlx_manager::server::http`) or of any other traced
+/// request (target `mlx_manager::http`). Health checks get [`Span::none`] from their caller instead.
+pub fn http_server(
+    inference: bool,
+    method: &'static str,
+    route: &'static str,
+    peer: Option<SocketAddr>,
+    request_id: &str,
+) -> Span {
+    let name = format!("{method} {route}");
+    let span = if inference {
+        tracing::info_span!(target: "mlx_manager::server::http", "http", otel.name = name, otel.kind = "server", request_id)
+    } else {
+        tracing::info_span!(target: "mlx_manager::http", "http", otel.name = name, otel.kind = "server", request_id)
+    };
+    if conventions(&span).is_some() {
+        // One by one, since a look at the span's context would start it, and its parent is yet to be extracted.
+        span.set_attribute("http.request.method", method);
+        span.set_attribute("http.route", route);
+        if !is_pattern(route) {
+            span.set_attribute("url.path", route);
+        }
+        if let Some(peer) = peer {
+            span.set_attribute("client.address", peer.ip().to_string());
+            span.set_attribute("client.port", i64::from(peer.port()));
+        }
+        span.set_attribute("logfire.span_type", "span");
+        span.set_attribute("logfire.msg_template", "{http.request.method} {http.route}");
+        span.set_attribute("logfire.msg", name);
+    }
+    span
+}
+
+/// Adds to a server span what its constructor doesn't know: the address asked for and the kind of client. May come before
+/// [`super::extract`].
+pub fn http_server_request<B>(span: &Span, route: &str, request: &http::Request<B>) {
+    if conventions(span).is_none() {
+        return;
+    }
+    let uri = request.uri();
+    if is_pattern(route) {
+        span.set_attribute("url.path", redact::text(clipped(uri.path())).into_owned());
+    }
+    let version = match request.version() {
+        http::Version::HTTP_2 => "2",
+        http::Version::HTTP_10 => "1.0",
+        _ => "1.1",
+    };
+    span.set_attribute("network.protocol.version", version);
+    span.set_attribute("url.scheme", uri.scheme_str().unwrap_or("http").to_owned());
+    let host = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok());
+    let authority = uri.authority().cloned().or_else(|| host.and_then(|host| host.parse().ok()));
+    if let Some(authority) = authority {
+        span.set_attribute("server.address", authority.host().to_owned());
+        if let Some(port) = authority.port_u16() {
+            span.set_attribute("server.port", i64::from(port));
+        }
+    }
+    let agent = request.headers().get(http::header::USER_AGENT).and_then(|agent| agent.to_str().ok());
+    if let Some(agent) = agent {
+        span.set_attribute("user_agent.original", redact::text(clipped(agent)).into_owned());
+    }
+}
+
+/// Ends a server span: at the last byte with its status, or without one when the client went away. A status from 400 to
+/// 499 is the client's error and not the span's; an answer that broke after its status was sent is an error.
+pub fn http_server_finished(span: &Span, status: Option<u16>, error_type: Option<&'static str>) {
+    let Some((_, context)) = recording(span) else { return end(span) };
+    let otel = context.span();
+    let mut attributes = Vec::with_capacity(3);
+    attributes.extend(status.map(|status| KeyValue::new("http.response.status_code", i64::from(status))));
+    let failed = match status {
+        None | Some(400..500) => None,
+        Some(500..) => Some(error_type.map_or_else(|| Value::from(status.unwrap_or(500).to_string()), Value::from)),
+        Some(_) => error_type.map(Value::from),
+    };
+    finish(&otel, attributes, failed.map(|failed| (failed, None)));
+}
+
+/// The routing of a request; a child of `parent`.
+pub fn route(parent: &Span, model: &str) -> Span {
+    let model = clipped(model);
+    let name = format!("route {model}");
+    let span = tracing::info_span!(target: "mlx_manager::server::dispatch", parent: parent, "route", otel.name = name);
+    start(&span, "route {gen_ai.request.model}", name, |_| {
+        vec![KeyValue::new("gen_ai.request.model", model.to_owned())]
+    });
+    span
+}
+
+/// Says which rule matched and which targets it names, in order.
+pub fn route_finished(span: &Span, rule: &str, targets: &[String]) {
+    let Some((_, context)) = recording(span) else { return end(span) };
+    let attributes =
+        vec![KeyValue::new("mlx_manager.route.rule", rule.to_owned()), texts("mlx_manager.route.targets", targets)];
+    finish(&context.span(), attributes, None);
+}
+
+/// Where an inference goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Destination<'a> {
+    /// The local engine.
+    Local,
+    /// A provider.
+    Cloud {
+        /// The `[[providers]]` name.
+        provider: &'a str,
+        /// Its dialect, from which `gen_ai.provider.name` follows.
+        kind: ProviderKind,
+        /// `server.address`
+        address: &'a str,
+        /// `server.port`
+        port: u16,
+    },
+}
+
+/// One call to one target: the only span with usage and cost. `model` is the name at the target. A fallback is a sibling.
+pub fn inference(parent: &Span, request: &Request, model: &str, destination: Destination<'_>) -> Span {
+    let model = clipped(model);
+    let operation = request.api.operation().as_str();
+    let kind = match destination {
+        Destination::Local => "internal",
+        Destination::Cloud { .. } => "client",
+    };
+    let span = tracing::info_span!(
+        target: "mlx_manager::server::dispatch", parent: parent, "inference",
+        otel.name = format!("{operation} {model}"), otel.kind = kind
+    );
+    let (message, template) = match request.api {
+        Api::ChatCompletions => ("Chat Completion", "Chat Completion with {gen_ai.request.model!r}"),
+        Api::Messages => ("Message", "Message with {gen_ai.request.model!r}"),
+    };
+    start(&span, template, format!("{message} with '{model}'"), |conventions| {
+        let provider = match destination {
+            Destination::Local => "mlx",
+            Destination::Cloud { kind: ProviderKind::OpenAi, .. } => "openai",
+            Destination::Cloud { kind: ProviderKind::Anthropic, .. } => "anthropic",
+        };
+        let known = genai::Start { operation, provider, model, stream: request.stream, sampling: &request.sampling };
+        let mut attributes = key_values(known.attributes(conventions.version));
+        attributes.push(texts("logfire.tags", &["LLM".to_owned()]));
+        match destination {
+            Destination::Local => attributes.push(KeyValue::new("mlx_manager.provider", "mlx")),
+            Destination::Cloud { provider, address, port, .. } => attributes.extend([
+                KeyValue::new("mlx_manager.provider", provider.to_owned()),
+                KeyValue::new("server.address", address.to_owned()),
+                KeyValue::new("server.port", i64::from(port)),
+            ]),
+        }
+        if conventions.capture_content {
+            let properties: serde_json::Map<_, _> = genai::JSON_ATTRIBUTES
+                .into_iter()
+                .map(|name| (name.to_owned(), serde_json::json!({"type": "array"})))
+                .collect();
+            let schema = serde_json::json!({"type": "object", "properties": properties});
+            attributes.push(KeyValue::new("logfire.json_schema", schema.to_string()));
+        }
+        attributes
+    });
+    span
+}
+
+/// Puts prompts into an inference span; does nothing unless `traces.capture_content` is on.
+pub fn capture_input(span: &Span, request: &Request, chat: Option<&Chat>) {
+    if let Some((conventions, context)) = recording(span)
+        && conventions.capture_content
+    {
+        context.span().set_attributes(key_values(genai::input(request, chat)));
+    }
+}
+
+/// Puts the answer into an inference span; does nothing unless `traces.capture_content` is on.
+pub fn capture_output(span: &Span, text: &str, reasoning: &str) {
+    if let Some((conventions, context)) = recording(span)
+        && conventions.capture_content
+    {
+        context.span().set_attributes(key_values(genai::output(text, reasoning)));
+    }
+}
+
+/// Whether `capture_output` would do anything, so that nothing is gathered in vain.
+pub fn captures_content() -> bool {
+    tracing::dispatcher::get_default(|dispatch| {
+        dispatch
+            .downcast_ref::<Conventions>()
+            .is_some_and(|conventions| conventions.recording && conventions.capture_content)
+    })
+}
+
+/// Ends an inference span that answered the caller, with the numbers of its record. `response_id` is the provider's.
+pub fn inference_finished(span: &Span, record: &Record, response_id: Option<&str>) {
+    let Some((conventions, context)) = recording(span) else { return end(span) };
+    let known = genai::End {
+        id: response_id,
+        model: record.response_model.as_deref(),
+        finish_reason: record.finish_reason,
+        usage: &record.usage,
+        cost: record.cost_usd,
+        time_to_first_chunk: record.time_to_first_token.filter(|_| record.stream),
+    };
+    let mut attributes = key_values(known.attributes(conventions.version));
+    attributes.push(KeyValue::new("mlx_manager.outcome", record.outcome.as_str()));
+    let failure = match (record.outcome, record.error_kind) {
+        // A client that goes away is nobody's failure: the status stays unset.
+        (Outcome::Ok | Outcome::ClientAbort, _) => None,
+        (outcome, kind) => Some(kind.unwrap_or_else(|| outcome.as_str())),
+    };
+    let failure = failure.map(|kind| {
+        let message = record.error_message.as_deref().unwrap_or(record.outcome.as_str());
+        (kind.into(), Some(Failure { kind, message: redact::text(message).into_owned(), causes: String::new() }))
+    });
+    finish(&context.span(), attributes, failure);
+}
+
+/// Ends an inference span whose target failed while another is tried.
+pub fn inference_failed_over(span: &Span, error: &Error) {
+    let Some((_, context)) = recording(span) else { return end(span) };
+    let kind = error.kind.as_str();
+    finish(&context.span(), Vec::new(), Some((kind.into(), Some(Failure::new(kind, error)))));
+}
+
+/// One physical HTTP call; a child of an inference span. `resend` is 0 for the first.
+pub fn attempt(parent: &Span, url: &reqwest::Url, resend: u32) -> Span {
+    let span = tracing::info_span!(
+        target: "mlx_manager::server::cloud", parent: parent, "attempt", otel.name = "POST", otel.kind = "client"
+    );
+    let host = url.host_str().unwrap_or_default();
+    start(&span, "POST {server.address}{url.path}", format!("POST {host}{}", url.path()), |_| {
+        let port = url.port_or_known_default();
+        // Neither user info nor query: either may hold a key.
+        let explicit_port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+        let full = format!("{}://{host}{explicit_port}{}", url.scheme(), url.path());
+        let mut attributes = vec![
+            KeyValue::new("http.request.method", "POST"),
+            KeyValue::new("url.full", full),
+            KeyValue::new("url.path", url.path().to_owned()),
+            KeyValue::new("url.scheme", url.scheme().to_owned()),
+            KeyValue::new("server.address", host.to_owned()),
+        ];
+        attributes.extend(port.map(|port| KeyValue::new("server.port", i64::from(port))));
+        attributes.extend((resend > 0).then(|| KeyValue::new("http.request.resend_count", i64::from(resend))));
+        attributes
+    });
+    span
+}
+
+/// Ends an attempt: with its status, or with the kind of failure.
+pub fn attempt_finished(span: &Span, status: Option<u16>, error_type: Option<&str>) {
+    let Some((_, context)) = recording(span) else { return end(span) };
+    let attributes: Vec<_> =
+        status.into_iter().map(|status| KeyValue::new("http.response.status_code", i64::from(status))).collect();
+    // To a client, a refusal is a failure too.
+    let refused = status.filter(|&status| status >= 400).map(|status| status.to_string());
+    let failed = error_type.map(str::to_owned).or(refused).map(|kind| (kind.into(), None));
+    finish(&context.span(), attributes, failed);
+}
+
+/// Waiting for the local engine; a child of an inference span.
+pub fn queue(parent: &Span) -> Span {
+    let span = tracing::info_span!(target: "mlx_manager::server::engine", parent: parent, "queue");
+    start(&span, "queue", "queue".to_owned(), |_| Vec::new());
+    span
+}
+
+/// Computing a prompt; a child of an inference span.
+pub fn prefill(parent: &Span, tokens: u64, cached: u64) -> Span {
+    let span = tracing::info_span!(target: "mlx_manager::server::engine", parent: parent, "prefill");
+    start(&span, "prefill of {mlx_manager.tokens} tokens", format!("prefill of {tokens} tokens"), |_| {
+        vec![count("mlx_manager.tokens", tokens), count("mlx_manager.cached_tokens", cached)]
+    });
+    span
+}
+
+/// Generating; a child of an inference span.
+pub fn decode(parent: &Span) -> Span {
+    let span = tracing::info_span!(target: "mlx_manager::server::engine", parent: parent, "decode");
+    start(&span, "decode", "decode".to_owned(), |_| Vec::new());
+    span
+}
+
+/// Ends a decode span.
+pub fn decode_finished(span: &Span, usage: &Usage, duration: Duration) {
+    let Some((_, context)) = recording(span) else { return end(span) };
+    let mut attributes = Vec::new();
+    if let Some(tokens) = usage.output {
+        attributes.push(count("mlx_manager.tokens", tokens));
+        let seconds = duration.as_secs_f64();
+        if seconds > 0.0 {
+            attributes.push(KeyValue::new("mlx_manager.tokens_per_second", tokens as f64 / seconds));
+        }
+    }
+    finish(&context.span(), attributes, None);
+}
+
+/// A database statement (`INSERT requests`) that writes these records: a single one's server span is its parent, several
+/// are linked.
+pub fn database(system: &'static str, operation: &'static str, table: &'static str, records: &[Record]) -> Span {
+    let name = format!("{operation} {table}");
+    let span = tracing::info_span!(
+        target: "mlx_manager::store", parent: None, "database", otel.name = name, otel.kind = "client"
+    );
+    if conventions(&span).is_some() {
+        // The requests are over and their spans with them, so only their ids are at hand.
+        match records {
+            [only] => {
+                if let Some(parent) = server_span(only) {
+                    let parent = opentelemetry::Context::new().with_remote_span_context(parent);
+                    // The error says that the span is disabled, so that it has no trace to be part of.
+                    span.set_parent(parent).unwrap_or_default();
+                }
+            }
+            several => several.iter().filter_map(server_span).for_each(|link| span.add_link(link)),
+        }
+    }
+    start(&span, "{db.operation.name} {db.collection.name}", name.clone(), |_| {
+        vec![
+            KeyValue::new("db.system.name", system),
+            KeyValue::new("db.operation.name", operation),
+            KeyValue::new("db.collection.name", table),
+            KeyValue::new("db.query.summary", name.clone()),
+        ]
+    });
+    span
+}
+
+fn server_span(record: &Record) -> Option<SpanContext> {
+    let trace_id = TraceId::from_hex(record.trace_id.as_deref()?).ok()?;
+    let span_id = SpanId::from_hex(record.span_id.as_deref()?).ok()?;
+    Some(SpanContext::new(trace_id, span_id, TraceFlags::SAMPLED, true, TraceState::default()))
+}
+
+/// Ends a database span.
+pub fn database_finished(span: &Span, rows: u64, error: Option<&(dyn StdError + 'static)>) {
+    let Some((_, context)) = recording(span) else { return end(span) };
+    let failed = error.map(|error| ("_OTHER".into(), Some(Failure::new("_OTHER", error))));
+    finish(&context.span(), vec![count("mlx_manager.rows", rows)], failed);
+}
+
+/// How to speak about a span, if anybody records it.
+fn conventions(span: &Span) -> Option<Conventions> {
+    span.with_subscriber(|(_, dispatch)| dispatch.downcast_ref::<Conventions>().copied())
+        .flatten()
+        .filter(|conventions| conventions.recording)
+}
+
+/// The OpenTelemetry context of a span that is recorded; starts it.
+fn recording(span: &Span) -> Option<(Conventions, opentelemetry::Context)> {
+    let conventions = conventions(span)?;
+    let context = span.context();
+    let recording = context.span().is_recording();
+    recording.then_some((conventions, context))
+}
+
+/// Ends a span now, though somebody may hold on to its handle for longer.
+fn end(span: &Span) {
+    if conventions(span).is_some() {
+        span.context().span().end();
+    }
+}
+
+fn start(span: &Span, template: &'static str, message: String, attributes: impl FnOnce(&Conventions) -> Vec<KeyValue>) {
+    if let Some((conventions, context)) = recording(span) {
+        let mut attributes = attributes(&conventions);
+        attributes.extend([
+            KeyValue::new("logfire.span_type", "span"),
+            KeyValue::new("logfire.msg_template", template),
+            KeyValue::new("logfire.msg", message),
+        ]);
+        context.span().set_attributes(attributes);
+    }
+}
+
+/// What an exception event says.
+struct Failure {
+    kind: &'static str,
+    message: String,
+    causes: String,
+}
+
+impl Failure {
+    /// Takes down an error with all its causes, redacted.
+    fn new(kind: &'static str, error: &dyn StdError) -> Self {
+        let mut causes = String::new();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            causes.push_str("caused by: ");
+            causes.push_str(&redact::text(&cause.to_string()));
+            causes.push('\n');
+            source = cause.source();
+        }
+        Self { kind, message: redact::text(&error.to_string()).into_owned(), causes }
+    }
+}
+
+/// Sets the last attributes, the level and, with a failure, status and exception; then ends the span. Each attribute is
+/// set but once, since the SDK would export both.
+fn finish(span: &SpanRef<'_>, mut attributes: Vec<KeyValue>, failed: Option<(Value, Option<Failure>)>) {
+    match failed {
+        None => attributes.push(KeyValue::new("logfire.level_num", LEVEL_INFO)),
+        Some((kind, failure)) => {
+            attributes.push(KeyValue::new("logfire.level_num", LEVEL_ERROR));
+            attributes.push(KeyValue::new("error.type", kind));
+            let description = failure.as_ref().map(|failure| failure.message.clone()).unwrap_or_default();
+            span.set_status(Status::error(description));
+            if let Some(Failure { kind, message, causes }) = failure {
+                let mut event =
+                    vec![KeyValue::new("exception.type", kind), KeyValue::new("exception.message", message)];
+                if !causes.is_empty() {
+                    event.push(KeyValue::new("exception.stacktrace", causes));
+                }
+                span.add_event("exception", event);
+            }
+        }
+    }
+    span.set_attributes(attributes);
+    span.end();
+}
+
+/// Whether a route stands for several paths.
+fn is_pattern(route: &str) -> bool {
+    route.contains(['{', '*'])
+}
+
+/// What a client chose, cut to a length that a name may have.
+fn clipped(text: &str) -> &str {
+    &text[..text.floor_char_boundary(256)]
+}
+
+/// A count as the integer it is.
+fn count(name: &'static str, value: u64) -> KeyValue {
+    KeyValue::new(name, i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+fn texts(name: &'static str, values: &[String]) -> KeyValue {
+    KeyValue::new(name, Value::Array(Array::String(values.iter().cloned().map(StringValue::from).collect())))
+}
+
+fn key_values(attributes: genai::Attributes) -> Vec<KeyValue> {
+    attributes
+        .into_iter()
+        .map(|(name, value)| match value {
+            genai::Value::Text(text) => KeyValue::new(name, text),
+            genai::Value::Integer(integer) => KeyValue::new(name, integer),
+            genai::Value::Float(float) => KeyValue::new(name, float),
+            genai::Value::Bool(switch) => KeyValue::new(name, switch),
+            genai::Value::Texts(values) => texts(name, &values),
+        })
+        .collect()
+}

@@ -1,0 +1,80 @@
+//! Spans, records and metrics over real sockets into an endpoint that decodes them.
+
+mod collector;
+mod delivery;
+mod spans;
+
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use jiff::Timestamp;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use tracing::{Dispatch, Span};
+use tracing_subscriber::layer::SubscriberExt;
+
+use super::*;
+use crate::{
+    config::{OtlpKind, Secret, Send, Signal, Spool},
+    llm::Api,
+};
+use collector::{Collector, attribute, string};
+
+const LONG: Duration = Duration::from_secs(20);
+const TOKEN: &str = "pylf_v1_us_abcdefghijklmnop";
+
+fn traces() -> TracesConfig {
+    TracesConfig {
+        sample_ratio: 1.0,
+        capture_content: false,
+        keep_slower_than: Duration::from_secs(10),
+        semconv: SemanticConventions::Both,
+    }
+}
+
+fn telemetry() -> TelemetryConfig {
+    TelemetryConfig { environment: "test".to_owned(), service_prefix: String::new(), service_name: None }
+}
+
+fn logfire(collector: &Collector) -> OtlpConfig {
+    OtlpConfig {
+        name: "logfire".to_owned(),
+        kind: OtlpKind::Logfire,
+        endpoint: format!("http://{}/", collector.address),
+        token: Secret::new(TOKEN),
+        headers: vec![("x-team".to_owned(), Secret::new("blue"))],
+        send: Send::IfTokenPresent,
+        signals: vec![Signal::Traces, Signal::Metrics, Signal::Logs],
+        timeout: Duration::from_secs(30),
+        spool: None,
+    }
+}
+
+fn spooled(collector: &Collector, dir: &Path) -> OtlpConfig {
+    OtlpConfig { spool: Some(Spool { dir: dir.to_owned(), size: 1_000_000 }), ..logfire(collector) }
+}
+
+/// Builds and makes a subscriber of it.
+fn subscriber(traces: &TracesConfig, otlp: &[OtlpConfig]) -> (Dispatch, TraceHandle, Option<OtlpLogs>) {
+    let Traces { layer, handle, logs } = build(traces, &telemetry(), otlp).unwrap();
+    (Dispatch::new(Registry::default().with(layer)), handle, logs)
+}
+
+fn within<T>(dispatch: &Dispatch, f: impl FnOnce() -> T) -> T {
+    tracing::dispatcher::with_default(dispatch, f)
+}
+
+fn server_span() -> Span {
+    span::http_server(true, "POST", "/v1/chat/completions", Some(([127, 0, 0, 1], 4711).into()), "req-1")
+}
+
+/// A server span that ended with a status.
+fn served(status: u16) {
+    span::http_server_finished(&server_span(), Some(status), None);
+}
+
+fn counts(handle: &TraceHandle) -> (u64, u64, u64) {
+    let reading = handle.counters().read().find(|reading| reading.signal == Signal::Traces).unwrap();
+    (reading.exported, reading.dropped, reading.failed)
+}

@@ -1,0 +1,10 @@
+//! All integration tests, in one binary.
+// Clippy lets tests unwrap, and knows a module of tests by this.
+#![cfg(test)]
+
+mod config;
+mod demo;
+mod floors;
+mod gateway;
+mod peer;
+mod serve;

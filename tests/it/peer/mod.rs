@@ -1,0 +1,5 @@
+//! Simulated peers on real sockets, and the daemon itself as a process.
+
+pub mod daemon;
+pub mod otlp;
+pub mod upstream;
