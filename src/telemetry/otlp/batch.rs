@@ -98,10 +98,43 @@ async fn run<T: Send>(mut items: mpsc::Receiver<T>, mut flushes: UnboundedReceiv
                     export(std::mem::take(&mut batch)).await;
                 }
                 if closed {
+                    // A flush that was accepted is answered, however close to the end it came.
+                    flushes.close();
+                    while let Some(done) = flushes.recv().await {
+                        done.send(()).unwrap_or_default();
+                    }
                     return;
                 }
             }
             () = tokio::time::sleep_until(due), if !batch.is_empty() => export(std::mem::take(&mut batch)).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::config::Signal;
+
+    #[test]
+    fn a_flush_that_comes_while_the_last_batch_goes_out_is_answered() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (done, answer) = std::sync::mpsc::channel();
+        let way_in = Arc::new(Mutex::new(None::<UnboundedSender<FlushRequest>>));
+        let (asker, asked) = (Arc::clone(&way_in), Mutex::new(Some(done)));
+        let export = move |_: Vec<u8>| -> BoxFuture<'static, ()> {
+            let flush = asker.lock().unwrap().take().unwrap();
+            flush.send(asked.lock().unwrap().take().unwrap()).unwrap();
+            Box::pin(std::future::ready(()))
+        };
+        let counter = Arc::new(Counter::new("collector".into(), Signal::Traces));
+        let (queue, flush) = spawn(runtime.handle(), 1, counter, Box::new(export));
+        *way_in.lock().unwrap() = Some(flush);
+        queue.push(1);
+        drop(queue);
+        let answered = runtime.spawn_blocking(move || answer.recv_timeout(Duration::from_secs(20)));
+        assert_eq!(runtime.block_on(answered).unwrap(), Ok(()));
     }
 }
