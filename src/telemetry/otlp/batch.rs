@@ -165,4 +165,24 @@ mod tests {
         let answered = runtime.spawn_blocking(move || answer.recv_timeout(Duration::from_secs(20)));
         assert_eq!(runtime.block_on(answered).unwrap(), Ok(()));
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_goes_out_as_soon_as_it_is_full_and_no_later_than_it_is_due() {
+        let (sent, mut batches) = mpsc::unbounded_channel();
+        let export = move |items: Vec<usize>| -> BoxFuture<'static, ()> {
+            sent.send((items.len(), Instant::now())).unwrap();
+            Box::pin(std::future::ready(()))
+        };
+        let counter = Arc::new(Counter::new("collector".into(), Signal::Traces));
+        let (queue, _flush) = spawn(&tokio::runtime::Handle::current(), QUEUE_ITEMS, counter, Box::new(export));
+        let started = Instant::now();
+        queue.push(0);
+        // The task begins a batch with it and sleeps.
+        tokio::task::yield_now().await;
+        (0..BATCH_ITEMS).for_each(|item| queue.push(item));
+        assert_eq!(batches.recv().await, Some((BATCH_ITEMS, started)));
+        let (items, at) = batches.recv().await.unwrap();
+        assert_eq!(items, 1);
+        assert!(at - started >= BATCH_DELAY);
+    }
 }
