@@ -11,7 +11,9 @@
 
 mod rig {
     pub mod connection;
+    pub mod machine;
     pub mod process;
+    pub mod rounds;
     pub mod statistics;
 }
 
@@ -30,8 +32,10 @@ use tempfile::TempDir;
 
 use rig::{
     connection::Connection,
-    process::{Gateway, free_address, machine},
-    statistics::{Rounds, metric},
+    machine::machine,
+    process::{Gateway, free_address},
+    rounds::Rounds,
+    statistics::metric,
 };
 
 const ROUNDS: usize = 5;

@@ -6,29 +6,42 @@
 #![expect(clippy::disallowed_methods, reason = "nothing drains here: tasks end with the process")]
 
 mod rig {
+    pub mod collector;
     pub mod connection;
+    pub mod cores;
     pub mod cost;
     pub mod load;
-    pub mod peer;
+    pub mod machine;
+    pub mod memory;
+    pub mod null_proxy;
+    pub mod pace;
     pub mod process;
+    pub mod provider;
+    pub mod ps;
+    pub mod rounds;
+    pub mod serve;
     pub mod statistics;
 }
 
 use std::{env, fs, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use bytes::Bytes;
-use serde_json::json;
 use tempfile::TempDir;
 use tokio::time::sleep;
 
 use rig::{
+    collector::Collector,
     connection::Connection,
-    cost::{Cores, Used, resident},
-    load::{Chat, Load},
-    peer::{CHUNKS, Collector, OUTPUT_TOKENS, Provider, null_proxy},
-    process::{Gateway, free_address, machine},
-    statistics::{Rounds, metric, quantile},
+    cores::Cores,
+    cost::Used,
+    load::{Chat, Load, chat},
+    machine::machine,
+    memory::resident,
+    null_proxy::null_proxy,
+    process::{Gateway, free_address},
+    provider::{CHUNKS, OUTPUT_TOKENS, Provider},
+    rounds::Rounds,
+    statistics::{metric, quantile},
 };
 
 const ROUNDS: usize = 5;
@@ -127,20 +140,6 @@ async fn measure(cores: Cores) -> Result<()> {
         arm.check().await.with_context(|| format!("{:?} lost something", arm.name))?;
     }
     report(&arms, cores)
-}
-
-/// A chat of about 1 kB.
-fn chat(stream: bool) -> Chat {
-    let text = "The quick brown fox jumps over the lazy dog and runs on. ".repeat(14);
-    let mut body = json!({
-        "model": "gpt-4o-mini", "temperature": 0.7, "max_tokens": 256,
-        "messages": [{ "role": "system", "content": "You are a helpful assistant." }, { "role": "user", "content": text }],
-    });
-    if stream {
-        body["stream"] = json!(true);
-        body["stream_options"] = json!({ "include_usage": true });
-    }
-    Chat { body: Bytes::from(body.to_string()), ending: if stream { b"[DONE]" } else { b"\"finish_reason\":\"stop\"" } }
 }
 
 /// What is switched on.

@@ -6,16 +6,12 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    thread,
-    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use tokio::{
-    sync::{Mutex, mpsc},
-    task::JoinSet,
-};
+use serde_json::json;
+use tokio::{sync::Mutex, task::JoinSet};
 
 use super::connection::Connection;
 
@@ -27,9 +23,23 @@ pub struct Chat {
     pub ending: &'static [u8],
 }
 
+/// A chat of about 1 kB.
+pub fn chat(stream: bool) -> Chat {
+    let text = "The quick brown fox jumps over the lazy dog and runs on. ".repeat(14);
+    let mut body = json!({
+        "model": "gpt-4o-mini", "temperature": 0.7, "max_tokens": 256,
+        "messages": [{ "role": "system", "content": "You are a helpful assistant." }, { "role": "user", "content": text }],
+    });
+    if stream {
+        body["stream"] = json!(true);
+        body["stream_options"] = json!({ "include_usage": true });
+    }
+    Chat { body: Bytes::from(body.to_string()), ending: if stream { b"[DONE]" } else { b"\"finish_reason\":\"stop\"" } }
+}
+
 /// Several connections to one gateway.
 pub struct Load {
-    connections: Vec<Arc<Mutex<Connection>>>,
+    pub connections: Vec<Arc<Mutex<Connection>>>,
 }
 
 impl Load {
@@ -60,49 +70,9 @@ impl Load {
         }
         Ok(())
     }
-
-    /// Sends `count` chats, one every `interval` whatever became of those before, and returns how long after its due
-    /// time each was answered. So a gateway that stalls is charged for everybody whom it kept waiting.
-    pub async fn open_loop(&self, chat: &Chat, count: usize, interval: Duration) -> Result<Vec<Duration>> {
-        let (due, queue) = mpsc::unbounded_channel();
-        let queue = Arc::new(Mutex::new(queue));
-        // A thread, because the runtime's own clock ticks in milliseconds.
-        let pace = thread::spawn(move || {
-            let mut next = Instant::now();
-            for _ in 0..count {
-                next += interval;
-                thread::sleep(next.saturating_duration_since(Instant::now()));
-                if due.send(next).is_err() {
-                    break;
-                }
-            }
-        });
-        let mut workers = JoinSet::new();
-        for connection in &self.connections {
-            let (connection, chat, queue) = (Arc::clone(connection), chat.clone(), Arc::clone(&queue));
-            workers.spawn(async move {
-                let mut connection = connection.lock().await;
-                let mut latencies = Vec::new();
-                loop {
-                    let next = queue.lock().await.recv().await;
-                    let Some(due) = next else { return anyhow::Ok(latencies) };
-                    one(&mut connection, &chat).await?;
-                    latencies.push(due.elapsed());
-                }
-            });
-        }
-        let mut latencies = Vec::new();
-        while let Some(worker) = workers.join_next().await {
-            latencies.extend(worker??);
-        }
-        if pace.join().is_err() {
-            bail!("the pacing thread failed");
-        }
-        Ok(latencies)
-    }
 }
 
-async fn one(connection: &mut Connection, chat: &Chat) -> Result<()> {
+pub async fn one(connection: &mut Connection, chat: &Chat) -> Result<()> {
     let mut last = Bytes::new();
     connection.chat(chat.body.clone(), |piece, _| last = piece.clone()).await.context("a chat failed")?;
     ensure!(

@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
-    thread::{available_parallelism, sleep},
+    thread::sleep,
     time::{Duration, Instant},
 };
 
@@ -58,19 +58,4 @@ impl Drop for Gateway {
 /// an error, not with a wrong figure.
 pub fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
-}
-
-/// What the machine is, for whoever reads the figures.
-pub fn machine() -> String {
-    let model = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
-        let line = text.lines().find(|line| line.starts_with("model name"))?;
-        Some(line.split_once(':')?.1.trim().to_owned())
-    });
-    let cores = available_parallelism().map_or(1, usize::from);
-    format!(
-        "{} {}, {cores} cores, {}",
-        std::env::consts::OS,
-        std::env::consts::ARCH,
-        model.as_deref().unwrap_or("processor unknown")
-    )
 }

@@ -1,27 +1,4 @@
-//! Medians, shares and how a figure is written.
-
-use std::fmt;
-
-/// The same figure from several rounds.
-#[derive(Debug, Clone, Default)]
-pub struct Rounds(pub Vec<f64>);
-
-impl Rounds {
-    pub fn median(&self) -> f64 {
-        quantile(&self.0, 0.5)
-    }
-}
-
-/// The median, and in brackets the lowest and the highest.
-impl fmt::Display for Rounds {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return formatter.pad("–");
-        }
-        let (low, high) = (quantile(&self.0, 0.0), quantile(&self.0, 1.0));
-        formatter.pad(&format!("{:.0} ({low:.0}–{high:.0})", self.median()))
-    }
-}
+//! Shares, and what a scraped page says.
 
 /// The value below which a share of the values lies; 0 of none.
 pub fn quantile(values: &[f64], share: f64) -> f64 {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tracing::Instrument;
 
@@ -63,12 +63,18 @@ where
     (AuditSender { records: sender }, task)
 }
 
-/// Waits for a record, and then a moment for more; none means that every sender is gone. Cancelled, it leaves what came in
-/// the batch.
+/// Waits for a record, and then a moment for more, asleep: to be woken by each would cost every request a little. None
+/// means that every sender is gone. Cancelled, it leaves what came in the batch.
 async fn gather(records: &mut mpsc::Receiver<Record>, batch: &mut Vec<Record>) {
-    if records.recv_many(batch, BATCH).await > 0 {
-        let more = async { while batch.len() < BATCH && records.recv_many(batch, BATCH - batch.len()).await > 0 {} };
-        timeout(GATHER, more).await.unwrap_or_default();
+    if records.recv_many(batch, BATCH).await > 0 && !records.is_closed() {
+        if batch.len() + records.len() < BATCH {
+            sleep(GATHER).await;
+        }
+        while batch.len() < BATCH
+            && let Ok(record) = records.try_recv()
+        {
+            batch.push(record);
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! What a call costs, from the prices bundled with `genai-prices`.
 
-use genai_prices::{Calculator, ErrorKind, PriceRequest, UsageKey};
+use std::sync::OnceLock;
+
+use genai_prices::{Calculator, PriceRequest, ProviderInfo, UsageKey};
 
 use crate::llm::{Dialect, Usage};
 
@@ -10,36 +12,55 @@ pub fn prepare() {
     tracing::debug!(target: "mlx_manager::telemetry", providers, "prices are ready");
 }
 
-/// The price of a call in US dollars; `None` when the model's price or the usage is unknown. An address that belongs to no
-/// known provider (a proxy) is priced as its dialect's own provider.
-pub fn cost_usd(dialect: Dialect, base_url: &str, model: &str, usage: &Usage) -> Option<f64> {
-    // Half a count would give half a price, which looks like a whole one.
-    let (input, output) = (usage.input?, usage.output?);
-    let cache_read = usage.cache_read.filter(|&tokens| tokens > 0);
-    let cache_write = usage.cache_write.filter(|&tokens| tokens > 0);
-    let counted: genai_prices::Usage = [
-        (UsageKey::INPUT_TOKENS, Some(input)),
-        (UsageKey::OUTPUT_TOKENS, Some(output)),
-        (UsageKey::CACHE_READ_TOKENS, cache_read),
-        (UsageKey::CACHE_WRITE_TOKENS, cache_write),
-    ]
-    .into_iter()
-    // No count of tokens comes near 2^52.
-    .filter_map(|(key, tokens)| Some((key, tokens? as f64)))
-    .collect();
-    let request = PriceRequest::new(model, &counted);
-    let price = match genai_prices::calculate(&request.clone().with_provider_api_url(base_url)) {
-        Err(error) if error.kind() == ErrorKind::ProviderNotFound => {
-            let provider = match dialect {
+/// The prices of the calls to one provider.
+#[derive(Debug)]
+pub struct PriceList {
+    dialect: Dialect,
+    base_url: String,
+    /// By which `genai-prices` knows whose list it is; `None` when it can't say. Finding it means trying the patterns of
+    /// all addresses it knows, so that is done once, by the first call that has a price.
+    provider: OnceLock<Option<&'static str>>,
+}
+
+impl PriceList {
+    /// The list that belongs to a provider's address. An address that belongs to no known provider (a proxy) is priced as
+    /// its dialect's own provider.
+    pub fn new(dialect: Dialect, base_url: &str) -> Self {
+        Self { dialect, base_url: base_url.to_owned(), provider: OnceLock::new() }
+    }
+
+    /// The price of a call in US dollars; `None` when the model's price or the usage is unknown.
+    pub fn cost_usd(&self, model: &str, usage: &Usage) -> Option<f64> {
+        // Half a count would give half a price, which looks like a whole one.
+        let (input, output) = (usage.input?, usage.output?);
+        let cache_read = usage.cache_read.filter(|&tokens| tokens > 0);
+        let cache_write = usage.cache_write.filter(|&tokens| tokens > 0);
+        let counted: genai_prices::Usage = [
+            (UsageKey::INPUT_TOKENS, Some(input)),
+            (UsageKey::OUTPUT_TOKENS, Some(output)),
+            (UsageKey::CACHE_READ_TOKENS, cache_read),
+            (UsageKey::CACHE_WRITE_TOKENS, cache_write),
+        ]
+        .into_iter()
+        // No count of tokens comes near 2^52.
+        .filter_map(|(key, tokens)| Some((key, tokens? as f64)))
+        .collect();
+        let provider = (*self.provider.get_or_init(|| self.find_provider()))?;
+        let price = genai_prices::calculate(&PriceRequest::new(model, &counted).with_provider_id(provider));
+        // A price of nothing for something is a price that nobody entered.
+        price.ok().map(|price| price.total_price).filter(|&price| price > 0.0 || input + output == 0)
+    }
+
+    fn find_provider(&self) -> Option<&'static str> {
+        let found = Calculator::bundled().find_provider(None, Some(&self.base_url)).ok()?;
+        Some(found.map_or(
+            match self.dialect {
                 Dialect::OpenAi => "openai",
                 Dialect::Anthropic => "anthropic",
-            };
-            genai_prices::calculate(&request.with_provider_id(provider))
-        }
-        price => price,
-    };
-    // A price of nothing for something is a price that nobody entered.
-    price.ok().map(|price| price.total_price).filter(|&price| price > 0.0 || input + output == 0)
+            },
+            ProviderInfo::id,
+        ))
+    }
 }
 
 #[cfg(test)]
@@ -48,6 +69,13 @@ mod tests {
 
     fn usage(input: u64, output: u64) -> Usage {
         Usage { input: Some(input), output: Some(output), ..Usage::default() }
+    }
+
+    fn cost_usd(dialect: Dialect, base_url: &str, model: &str, usage: &Usage) -> Option<f64> {
+        let list = PriceList::new(dialect, base_url);
+        let (first, second) = (list.cost_usd(model, usage), list.cost_usd(model, usage));
+        assert_eq!(first, second, "what the list found out does not change a price");
+        first
     }
 
     const OPENAI: &str = "https://api.openai.com/v1";

@@ -9,7 +9,7 @@ mod provider;
 mod retry;
 mod stream;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use reqwest::{Client, Url, redirect};
@@ -20,7 +20,7 @@ use super::dialect;
 use crate::{
     config::{self, Calls, ProviderKind, Secret},
     llm::{Answer, Backend, BoxFuture, Call, Dialect, Error, ErrorKind},
-    telemetry::event::AttemptRetried,
+    telemetry::{event::AttemptRetried, price::PriceList},
 };
 
 pub use provider::FORWARDED_REQUEST_HEADERS;
@@ -53,7 +53,7 @@ pub enum ProviderError {
 pub struct Provider {
     name: String,
     kind: ProviderKind,
-    base_url: String,
+    prices: Arc<PriceList>,
     url: Url,
     api_key: Option<Secret>,
     api_key_path: String,
@@ -88,7 +88,7 @@ impl Provider {
         Ok(Self {
             name: config.name.clone(),
             kind: config.kind,
-            base_url: config.base_url.clone(),
+            prices: Arc::new(PriceList::new(dialect(config.kind), &config.base_url)),
             url,
             api_key: config.api_key.clone(),
             api_key_path: config.api_key_path.clone(),
@@ -110,15 +110,12 @@ impl Provider {
 
     /// The dialect it speaks.
     pub fn dialect(&self) -> Dialect {
-        match self.kind {
-            ProviderKind::OpenAi => Dialect::OpenAi,
-            ProviderKind::Anthropic => Dialect::Anthropic,
-        }
+        dialect(self.kind)
     }
 
-    /// The base URL as configured.
-    pub fn base_url(&self) -> &str {
-        &self.base_url
+    /// What its calls cost.
+    pub fn prices(&self) -> &Arc<PriceList> {
+        &self.prices
     }
 
     /// `server.address` of its spans.
@@ -169,6 +166,13 @@ impl Provider {
             }
             _ => body,
         }
+    }
+}
+
+fn dialect(kind: ProviderKind) -> Dialect {
+    match kind {
+        ProviderKind::OpenAi => Dialect::OpenAi,
+        ProviderKind::Anthropic => Dialect::Anthropic,
     }
 }
 

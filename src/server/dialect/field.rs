@@ -2,6 +2,8 @@
 //!
 //! Errors say what is wrong and what would be right; of the caller's values they quote numbers only, never text.
 
+use std::fmt::Display;
+
 use serde::de::DeserializeOwned;
 use serde_json::{Value, value::RawValue};
 
@@ -13,7 +15,7 @@ const MAX_NAME_CHARS: usize = 80;
 pub(super) const MAX_MODEL_BYTES: usize = 256;
 
 /// A 400 about `path`; the message reads "`path` problem".
-pub(super) fn invalid(path: &str, problem: impl std::fmt::Display) -> Error {
+pub(super) fn invalid(path: &str, problem: impl Display) -> Error {
     let shown: String = path.chars().take(MAX_NAME_CHARS).collect();
     Error::new(ErrorKind::InvalidRequest, format!("`{shown}` {problem}")).with_param(shown)
 }
@@ -52,7 +54,7 @@ impl<'a> Fields<'a> {
         self.0.get(name).filter(|value| value.get() != "null")
     }
 
-    pub(super) fn read<T: DeserializeOwned>(self, name: &str, expected: &str) -> Result<Option<T>, Error> {
+    pub(super) fn read<T: DeserializeOwned>(self, name: &str, expected: impl Display) -> Result<Option<T>, Error> {
         let Some(raw) = self.raw(name) else { return Ok(None) };
         serde_json::from_str(raw.get()).map(Some).map_err(|_| invalid(name, format_args!("must be {expected}")))
     }
@@ -91,11 +93,10 @@ impl<'a> Fields<'a> {
 
     /// A number from `min` to `max`, both allowed.
     pub(super) fn number(self, name: &str, min: f64, max: f64) -> Result<Option<f64>, Error> {
-        let expected = format!("a number from {min} to {max}");
-        let value: Option<f64> = self.read(name, &expected)?;
+        let value: Option<f64> = self.read(name, format_args!("a number from {min} to {max}"))?;
         match value {
             Some(value) if !(min..=max).contains(&value) => {
-                Err(invalid(name, format_args!("must be {expected}, but is {value}")))
+                Err(invalid(name, format_args!("must be a number from {min} to {max}, but is {value}")))
             }
             value => Ok(value),
         }
@@ -111,11 +112,10 @@ impl<'a> Fields<'a> {
 
     /// A whole number of at least `min`. What is beyond `u32` is no limit any more and becomes its maximum.
     pub(super) fn count(self, name: &str, min: u32) -> Result<Option<u32>, Error> {
-        let expected = format!("a whole number of at least {min}");
-        let value: Option<i128> = self.read(name, &expected)?;
+        let value: Option<i128> = self.read(name, format_args!("a whole number of at least {min}"))?;
         match value {
             Some(value) if value < i128::from(min) => {
-                Err(invalid(name, format_args!("must be {expected}, but is {value}")))
+                Err(invalid(name, format_args!("must be a whole number of at least {min}, but is {value}")))
             }
             value => Ok(value.map(|value| u32::try_from(value).unwrap_or(u32::MAX))),
         }
@@ -147,7 +147,7 @@ impl<'a> Node<'a> {
         self.value
     }
 
-    pub(super) fn wrong(&self, problem: impl std::fmt::Display) -> Error {
+    pub(super) fn wrong(&self, problem: impl Display) -> Error {
         invalid(&self.path, problem)
     }
 

@@ -6,6 +6,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context as TaskContext, Poll, ready},
 };
 
@@ -15,11 +16,11 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use crate::{
-    llm::{Answer, Api, Context, Dialect, Error, Event, EventStream, Outcome, Record, Request, Usage, UsageSource},
+    llm::{Answer, Api, Context, Error, Event, EventStream, Outcome, Record, Request, Usage, UsageSource},
     store::AuditSender,
     telemetry::{
         event::RequestFinished,
-        price::cost_usd,
+        price::PriceList,
         trace::{self, span},
     },
 };
@@ -41,8 +42,8 @@ pub struct Meter {
 /// Who answers, for the price and the span.
 struct MeteredTarget {
     model: String,
-    /// Dialect and base URL of a provider, by which its price is found; a local model has none.
-    priced_as: Option<(Dialect, String)>,
+    /// A local model has none.
+    prices: Option<Arc<PriceList>>,
     span: Span,
 }
 
@@ -106,14 +107,10 @@ impl Meter {
         self.record.requested_model = model;
     }
 
-    /// A target is about to be called. `priced_as` is the dialect and base URL of a provider.
-    pub fn target(&mut self, provider: &str, model: &str, priced_as: Option<(Dialect, &str)>, span: &Span) {
+    /// A target is about to be called. `prices` are those of a provider.
+    pub fn target(&mut self, provider: &str, model: &str, prices: Option<&Arc<PriceList>>, span: &Span) {
         self.record.provider = Some(provider.to_owned());
-        self.target = Some(MeteredTarget {
-            model: model.to_owned(),
-            priced_as: priced_as.map(|(dialect, base_url)| (dialect, base_url.to_owned())),
-            span: span.clone(),
-        });
+        self.target = Some(MeteredTarget { model: model.to_owned(), prices: prices.cloned(), span: span.clone() });
     }
 
     /// Ends a request that failed before anything was sent.
@@ -192,10 +189,7 @@ impl Meter {
         }
         if let Some(target) = &self.target {
             let model = record.response_model.as_deref().unwrap_or(&target.model);
-            record.cost_usd = target
-                .priced_as
-                .as_ref()
-                .and_then(|(dialect, base_url)| cost_usd(*dialect, base_url, model, &record.usage));
+            record.cost_usd = target.prices.as_ref().and_then(|prices| prices.cost_usd(model, &record.usage));
             if let Some(captured) = &self.captured {
                 span::capture_output(&target.span, &captured.text, &captured.reasoning);
             }

@@ -186,7 +186,7 @@ impl Dispatch {
             port: provider.port(),
         };
         let span = span::inference(&context.span, request, model, destination);
-        meter.target(provider.name(), model, Some((provider.dialect(), provider.base_url())), &span);
+        meter.target(provider.name(), model, Some(provider.prices()), &span);
         if provider.dialect() != request.api.dialect() {
             let message = format!(
                 "the model {model:?} is served by {:?}, which does not speak the API of {}; call it through the other API, or route the model elsewhere",

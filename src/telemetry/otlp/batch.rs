@@ -6,7 +6,10 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::mpsc::{self, UnboundedReceiver, UnboundedSender},
+    sync::{
+        Notify,
+        mpsc::{self, UnboundedReceiver, UnboundedSender},
+    },
     time::Instant,
 };
 
@@ -31,12 +34,14 @@ pub(super) type FlushRequest = std::sync::mpsc::Sender<()>;
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
     items: mpsc::Sender<T>,
+    /// Told when a batch is full. Until then its task sleeps: to wake another thread costs more than to make a span.
+    full: Arc<Notify>,
     counter: Arc<Counter>,
 }
 
 impl<T> Clone for Queue<T> {
     fn clone(&self) -> Self {
-        Self { items: self.items.clone(), counter: Arc::clone(&self.counter) }
+        Self { items: self.items.clone(), full: Arc::clone(&self.full), counter: Arc::clone(&self.counter) }
     }
 }
 
@@ -45,6 +50,8 @@ impl<T> Queue<T> {
     pub(crate) fn push(&self, item: T) {
         if self.items.try_send(item).is_err() {
             self.counter.count_dropped(1);
+        } else if self.items.max_capacity() - self.items.capacity() >= BATCH_ITEMS {
+            self.full.notify_one();
         }
     }
 
@@ -63,18 +70,21 @@ pub(super) fn spawn<T: Send + 'static>(
 ) -> (Queue<T>, UnboundedSender<FlushRequest>) {
     let (items, receiver) = mpsc::channel(capacity);
     let (flush, flushes) = mpsc::unbounded_channel();
-    runtime.spawn(run(receiver, flushes, export));
-    (Queue { items, counter }, flush)
+    let full = Arc::new(Notify::new());
+    runtime.spawn(run(receiver, Arc::clone(&full), flushes, export));
+    (Queue { items, full, counter }, flush)
 }
 
-async fn run<T: Send>(mut items: mpsc::Receiver<T>, mut flushes: UnboundedReceiver<FlushRequest>, export: Export<T>) {
+async fn run<T: Send>(
+    mut items: mpsc::Receiver<T>,
+    full: Arc<Notify>,
+    mut flushes: UnboundedReceiver<FlushRequest>,
+    export: Export<T>,
+) {
     let mut batch = Vec::with_capacity(BATCH_ITEMS);
     let mut due = Instant::now();
     loop {
-        if batch.is_empty() {
-            due = Instant::now() + BATCH_DELAY;
-        }
-        let room = BATCH_ITEMS - batch.len();
+        let begun = !batch.is_empty();
         tokio::select! {
             biased;
             Some(done) = flushes.recv() => {
@@ -92,12 +102,8 @@ async fn run<T: Send>(mut items: mpsc::Receiver<T>, mut flushes: UnboundedReceiv
                 // The one who asked may have run out of patience, which is no failure.
                 done.send(()).unwrap_or_default();
             }
-            received = items.recv_many(&mut batch, room) => {
-                let closed = received == 0;
-                if batch.len() == BATCH_ITEMS || (closed && !batch.is_empty()) {
-                    export(std::mem::take(&mut batch)).await;
-                }
-                if closed {
+            received = items.recv_many(&mut batch, BATCH_ITEMS), if !begun => {
+                if received == 0 {
                     // A flush that was accepted is answered, however close to the end it came.
                     flushes.close();
                     while let Some(done) = flushes.recv().await {
@@ -105,9 +111,31 @@ async fn run<T: Send>(mut items: mpsc::Receiver<T>, mut flushes: UnboundedReceiv
                     }
                     return;
                 }
+                due = Instant::now() + BATCH_DELAY;
+                if batch.len() == BATCH_ITEMS {
+                    export(std::mem::take(&mut batch)).await;
+                }
             }
-            () = tokio::time::sleep_until(due), if !batch.is_empty() => export(std::mem::take(&mut batch)).await,
+            () = wait(due, &full), if begun => {
+                while batch.len() < BATCH_ITEMS
+                    && let Ok(item) = items.try_recv()
+                {
+                    batch.push(item);
+                }
+                // One that is not full was announced by an item of the batch before.
+                if batch.len() == BATCH_ITEMS || Instant::now() >= due {
+                    export(std::mem::take(&mut batch)).await;
+                }
+            }
         }
+    }
+}
+
+/// Until a batch is due or full.
+async fn wait(due: Instant, full: &Notify) {
+    tokio::select! {
+        () = tokio::time::sleep_until(due) => {}
+        () = full.notified() => {}
     }
 }
 
@@ -136,5 +164,25 @@ mod tests {
         drop(queue);
         let answered = runtime.spawn_blocking(move || answer.recv_timeout(Duration::from_secs(20)));
         assert_eq!(runtime.block_on(answered).unwrap(), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_goes_out_as_soon_as_it_is_full_and_no_later_than_it_is_due() {
+        let (sent, mut batches) = mpsc::unbounded_channel();
+        let export = move |items: Vec<usize>| -> BoxFuture<'static, ()> {
+            sent.send((items.len(), Instant::now())).unwrap();
+            Box::pin(std::future::ready(()))
+        };
+        let counter = Arc::new(Counter::new("collector".into(), Signal::Traces));
+        let (queue, _flush) = spawn(&tokio::runtime::Handle::current(), QUEUE_ITEMS, counter, Box::new(export));
+        let started = Instant::now();
+        queue.push(0);
+        // The task begins a batch with it and sleeps.
+        tokio::task::yield_now().await;
+        (0..BATCH_ITEMS).for_each(|item| queue.push(item));
+        assert_eq!(batches.recv().await, Some((BATCH_ITEMS, started)));
+        let (items, at) = batches.recv().await.unwrap();
+        assert_eq!(items, 1);
+        assert!(at - started >= BATCH_DELAY);
     }
 }

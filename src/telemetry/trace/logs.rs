@@ -35,13 +35,13 @@ impl OtlpLogs {
     }
 
     /// Queues a record. `trace` are the ids of the span it was written in. What the export thread says itself is left out.
-    pub fn emit<'a>(
+    pub fn emit(
         &self,
         timestamp: SystemTime,
         level: Level,
         target: &str,
         body: &str,
-        attributes: impl Iterator<Item = (&'a str, AnyValue)>,
+        attributes: impl Iterator<Item = (&'static str, AnyValue)>,
         trace: Option<(TraceId, SpanId)>,
     ) {
         let (number, text) = match level {
@@ -60,7 +60,7 @@ impl OtlpLogs {
         record.set_severity_text(text);
         record.set_target(target.to_owned());
         record.set_body(AnyValue::String(body.to_owned().into()));
-        record.add_attributes(attributes.map(|(name, value)| (name.to_owned(), value)));
+        record.add_attributes(attributes);
         if let Some((trace_id, span_id)) = trace {
             record.set_trace_context(trace_id, span_id, Some(TraceFlags::SAMPLED));
         }

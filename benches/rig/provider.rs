@@ -1,4 +1,4 @@
-//! What stands around a gateway: a provider, an OTLP receiver, and a proxy that does nothing, to compare with.
+//! A provider, and what it answers.
 
 use std::{
     convert::Infallible,
@@ -13,25 +13,20 @@ use std::{
 
 use anyhow::Result;
 use bytes::Bytes;
-use http::{Request, Response, Uri, header};
+use http::{Request, Response, header};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-};
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+
+use super::serve::serve;
 
 /// Pieces of text in a streamed answer.
 pub const CHUNKS: usize = 50;
 /// The token counts of every answer.
 pub const INPUT_TOKENS: u64 = 250;
 pub const OUTPUT_TOKENS: u64 = 50;
-
-type AnyBody = UnsyncBoxBody<Bytes, Infallible>;
 
 /// A provider that answers from memory.
 #[derive(Debug, Clone)]
@@ -61,7 +56,7 @@ impl Provider {
         self.served.load(Ordering::Relaxed)
     }
 
-    async fn answer(self, request: Request<Incoming>) -> Result<Response<AnyBody>> {
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<UnsyncBoxBody<Bytes, Infallible>>> {
         let body = request.into_body().collect().await?.to_bytes();
         let stream = body.windows(13).any(|window| window == b"\"stream\":true");
         self.served.fetch_add(1, Ordering::Relaxed);
@@ -136,80 +131,4 @@ fn frames() -> Vec<String> {
     frames.push(chunk(json!([]), usage()));
     frames.push("data: [DONE]\n\n".to_owned());
     frames
-}
-
-/// An OTLP receiver that takes everything and counts what it took.
-#[derive(Debug, Clone, Default)]
-pub struct Collector {
-    bytes: Arc<AtomicUsize>,
-}
-
-impl Collector {
-    /// Starts one; returns it with its address.
-    pub async fn start() -> Result<(Self, SocketAddr)> {
-        let collector = Self::default();
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?;
-        let bytes = Arc::clone(&collector.bytes);
-        tokio::task::spawn(serve(listener, move |request: Request<Incoming>| {
-            let bytes = Arc::clone(&bytes);
-            async move {
-                let body = request.into_body().collect().await?.to_bytes();
-                bytes.fetch_add(body.len(), Ordering::Relaxed);
-                Ok(Response::builder()
-                    .header(header::CONTENT_TYPE, "application/x-protobuf")
-                    .body(Full::default().boxed_unsync())?)
-            }
-        }));
-        Ok((collector, address))
-    }
-
-    /// Bytes received so far, as they came over the wire.
-    pub fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
-}
-
-/// Passes everything on to `provider` and back, looking at nothing: the least that a gateway on hyper can cost.
-pub async fn null_proxy(listen: SocketAddr, provider: SocketAddr) -> Result<()> {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    let client: Client<_, Incoming> = Client::builder(TokioExecutor::new()).build(connector);
-    let listener = TcpListener::bind(listen).await?;
-    serve(listener, move |mut request: Request<Incoming>| {
-        let client = client.clone();
-        async move {
-            let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-            *request.uri_mut() = format!("http://{provider}{path}").parse::<Uri>()?;
-            request.headers_mut().remove(header::HOST);
-            Ok(client.request(request).await?)
-        }
-    })
-    .await;
-    Ok(())
-}
-
-async fn serve<F, A, B>(listener: TcpListener, answer: F)
-where
-    F: Fn(Request<Incoming>) -> A + Clone + Send + 'static,
-    A: Future<Output = Result<Response<B>>> + Send + 'static,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: std::error::Error + Send + Sync,
-{
-    while let Ok((stream, _)) = listener.accept().await {
-        // Without it the figures get worse, not wrong.
-        stream.set_nodelay(true).unwrap_or_default();
-        let answer = answer.clone();
-        tokio::task::spawn(async move {
-            let service = service_fn(move |request| {
-                let answer = answer(request);
-                // hyper wants an error type that it can box; anyhow's is none.
-                async move { answer.await.map_err(|error| std::io::Error::other(format!("{error:#}"))) }
-            });
-            let connection = auto::Builder::new(TokioExecutor::new());
-            let connection = connection.serve_connection(TokioIo::new(stream), service);
-            // The client sees a broken connection, and the benchmark ends with its error.
-            connection.await.unwrap_or_default();
-        });
-    }
 }

@@ -1,0 +1,238 @@
+//! One chat completion as telemetry sees it: every span, measurement, log line and audit row, and no network.
+
+use std::{
+    cell::Cell,
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    str::FromStr,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use futures_util::{FutureExt, StreamExt, stream};
+use http::{HeaderMap, Request};
+use jiff::Timestamp;
+use reqwest::Url;
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::time::Instant;
+use tracing::Span;
+use uuid::Uuid;
+
+use mlx_manager::{
+    config::{LoadOptions, ProviderKind, load_text},
+    llm::{self, Answer, Api, Context, Dialect, Event, FinishReason, Usage},
+    server::{dialect, dispatch::meter::Meter},
+    store::{self, AuditSender},
+    telemetry::{
+        Telemetry,
+        event::{AttemptFinished, HttpRequestFinished, HttpRequestStarted, RouteDecided},
+        log::Terminal,
+        price::PriceList,
+        trace::{
+            self,
+            span::{self, Destination},
+        },
+    },
+};
+
+use super::statistics::metric;
+
+const MODEL: &str = "gpt-4o-mini";
+const ROUTE: &str = Api::ChatCompletions.path();
+/// What is put off is put off for half a second at most.
+const SETTLE: Duration = Duration::from_millis(800);
+
+/// What is switched on; each holds the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sinks {
+    /// Nothing is installed: the calls themselves, and the audit.
+    Nothing,
+    /// Metrics, which can't be switched off, and spans that have ids only.
+    Metrics,
+    /// Spans by OTLP.
+    Spans,
+    /// Log files as the default has them, and logs and metrics by OTLP.
+    Everything,
+}
+
+impl Sinks {
+    pub const ALL: [Self; 4] = [Self::Nothing, Self::Metrics, Self::Spans, Self::Everything];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Metrics => "metrics",
+            Self::Spans => "spans",
+            Self::Everything => "everything",
+        }
+    }
+
+    fn config(self, collector: SocketAddr) -> String {
+        let (send, signals) = match self {
+            Self::Nothing | Self::Metrics => ("never", r#"["traces"]"#),
+            Self::Spans => ("always", r#"["traces"]"#),
+            Self::Everything => ("always", r#"["traces", "metrics", "logs"]"#),
+        };
+        let quiet = if self == Self::Everything { "" } else { "[log]\nlevel = \"off\"\nsinks = []\n" };
+        format!(
+            "[[otlp]]\nname = \"collector\"\nkind = \"otlp\"\nendpoint = \"http://{collector}\"\nsend = \"{send}\"\n\
+             signals = {signals}\n[local]\ndefault_model = \"\"\n{quiet}"
+        )
+    }
+}
+
+impl FromStr for Sinks {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|sinks| sinks.as_str() == text).with_context(|| format!("{text:?} can't be on"))
+    }
+}
+
+/// This process with a daemon's telemetry and audit in it.
+pub struct Daemon {
+    telemetry: Option<Telemetry>,
+    audit: AuditSender,
+    body: String,
+    url: Url,
+    prices: Arc<PriceList>,
+    sent: Cell<u64>,
+    _runtime: tokio::runtime::Runtime,
+    _folder: TempDir,
+}
+
+impl Daemon {
+    pub fn start(sinks: Sinks, collector: SocketAddr) -> Result<Self> {
+        let folder = TempDir::new()?;
+        let file = folder.path().join("config.toml");
+        let text = sinks.config(collector);
+        fs::write(&file, &text)?;
+        let config = load_text(&text, Some(&file), &LoadOptions::default())
+            .map_err(|problems| anyhow::anyhow!("the configuration is wrong: {problems:?}"))?;
+        let config = config.config;
+        let telemetry = match sinks {
+            Sinks::Nothing => None,
+            // A pipe for the console sink, as under a supervisor.
+            _ => Some(Telemetry::start(&config, Terminal::default())?),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let (audit, write) = store::writer(config.database, std::future::pending());
+        runtime.spawn(write);
+        let text = "The quick brown fox jumps over the lazy dog and runs on. ".repeat(14);
+        let body = json!({
+            "model": MODEL, "temperature": 0.7, "max_tokens": 256, "messages": [{ "role": "user", "content": text }],
+        });
+        let prices = Arc::new(PriceList::new(Dialect::OpenAi, "https://api.openai.com/v1"));
+        let (body, url) = (body.to_string(), "https://api.openai.com/v1/chat/completions".parse()?);
+        Ok(Self { telemetry, audit, body, url, prices, sent: Cell::new(0), _runtime: runtime, _folder: folder })
+    }
+
+    /// A request that arrived, and its record.
+    pub fn open(&self) -> (Span, Context, Meter) {
+        let request = Request::post(ROUTE)
+            .header("host", "127.0.0.1:10242")
+            .header("user-agent", "OpenAI/Python 2.8.0")
+            .body(())
+            .unwrap_or_default();
+        let request_id: Arc<str> = Uuid::now_v7().to_string().into();
+        let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 50_000));
+        let span = span::http_server(true, "POST", ROUTE, Some(peer), &request_id);
+        span::http_server_request(&span, ROUTE, &request);
+        trace::extract(&span, request.headers());
+        HttpRequestStarted { method: "POST", route: ROUTE }.emit();
+        let context = Context {
+            request_id,
+            key_id: None,
+            arrived_at: Timestamp::now(),
+            arrived: Instant::now(),
+            span: span.clone(),
+        };
+        self.sent.set(self.sent.get() + 1);
+        let meter = Meter::open(Api::ChatCompletions, &context, self.audit.clone());
+        (span, context, meter)
+    }
+
+    /// Everything that is said of one request, in the order of `http`, `api`, `dispatch` and `cloud`.
+    pub fn request(&self, request: &llm::Request) {
+        let (span, context, mut meter) = self.open();
+        let started = context.arrived;
+        meter.decoded(request);
+        let routed = span::route(&span, MODEL);
+        routed.in_scope(|| {
+            span::route_finished(&routed, "gpt-*", &["openai".to_owned()]);
+            RouteDecided { rule: "gpt-*", model: MODEL, target: Some("openai") }.emit();
+        });
+        let (address, port) = ("api.openai.com", 443);
+        let destination = Destination::Cloud { provider: "openai", kind: ProviderKind::OpenAi, address, port };
+        let inference = span::inference(&span, request, MODEL, destination);
+        meter.target("openai", MODEL, Some(&self.prices), &inference);
+        inference.in_scope(|| {
+            let attempt = span::attempt(&inference, &self.url, 0);
+            span::attempt_finished(&attempt, Some(200), None);
+            let (status, error_type) = (Some(200), None);
+            AttemptFinished { provider: "openai", address, port, status, error_type, duration: started.elapsed() }
+                .emit();
+        });
+        drop(inference);
+        let usage =
+            Usage { input: Some(250), output: Some(50), cache_read: Some(0), reasoning: Some(0), ..Usage::default() };
+        let text = |text: &str| Some(text.to_owned());
+        let events = [
+            Event::Started {
+                id: text("chatcmpl-bench"),
+                model: text("gpt-4o-mini-2024-07-18"),
+                usage: Usage::default(),
+            },
+            Event::Raw { frame: "{}".into(), content: true },
+            Event::Usage(usage),
+            Event::Finished { reason: FinishReason::Stop, stop_sequence: None },
+        ];
+        let events = stream::iter(events.map(Ok)).boxed();
+        let answer = meter.measure(Answer { headers: Vec::new(), events, retries: 0 });
+        answer.for_each(|_| std::future::ready(())).now_or_never().unwrap_or_default();
+        let mut headers = HeaderMap::new();
+        trace::inject(&span, &mut headers);
+        span::http_server_finished(&span, Some(200), None);
+        span.in_scope(|| {
+            let (status, error_type, duration) = (Some(200), None, started.elapsed());
+            HttpRequestFinished { method: "POST", route: ROUTE, status, error_type, duration }.emit();
+        });
+    }
+
+    /// The provider's address.
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// The request that all are.
+    pub fn decoded(&self) -> Result<llm::Request> {
+        match dialect::decode_head(Api::ChatCompletions, self.body.as_bytes()) {
+            Ok(request) => Ok(request),
+            Err(error) => bail!("{}", error.message),
+        }
+    }
+
+    /// Waits until what was put off is done, the exporter's half second included.
+    pub fn settle(&self) {
+        thread::sleep(SETTLE);
+    }
+
+    /// Figures of what was lost are worth nothing.
+    pub fn check(&self) -> Result<()> {
+        let Some(telemetry) = &self.telemetry else { return Ok(()) };
+        let page = telemetry.metrics().render();
+        for (name, expected) in [
+            ("mlx_manager_audit_rows_written_total", self.sent.get()),
+            ("mlx_manager_audit_rows_dropped_total", 0),
+            ("mlx_manager_telemetry_dropped_total", 0),
+            ("mlx_manager_log_records_dropped_total", 0),
+        ] {
+            let counted = metric(&page, name, "");
+            ensure!(counted == expected as f64, "{name} is {counted} instead of {expected}");
+        }
+        Ok(())
+    }
+}
