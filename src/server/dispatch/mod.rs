@@ -126,7 +126,8 @@ impl Dispatch {
                         return Err(error);
                     }
                     if let Some(span) = span {
-                        span::inference_failed_over(&span, &error);
+                        let model = target.model.as_deref().unwrap_or(&request.model);
+                        span::inference_failed_over(&span, model, &error);
                     }
                     failed = Some((target, error));
                 }
