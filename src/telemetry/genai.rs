@@ -181,13 +181,13 @@ pub fn input(request: &Request, chat: Option<&Chat>) -> Attributes {
 /// `request_data`: the model, which is what Logfire's message templates name; with content and before the latest version
 /// the whole body, redacted and without the bytes of images, sounds and files.
 pub fn request_data(request: &Request, model: &str, content: bool, version: SemanticConventions) -> Value {
-    let mut data = serde_json::Map::new();
-    data.insert("model".to_owned(), model.into());
-    if content && version != SemanticConventions::Latest {
-        let fields = request.body.iter().filter(|(name, _)| *name != "model");
-        data.extend(fields.filter_map(|(name, raw)| Some((name.to_owned(), serde_json::from_str(raw.get()).ok()?))));
+    let mut data = json!({"model": model});
+    if !content || version == SemanticConventions::Latest {
+        return Value::Text(data.to_string());
     }
-    let mut data = Json::Object(data);
+    for (name, raw) in request.body.iter().filter(|(name, _)| *name != "model") {
+        data[name] = serde_json::from_str(raw.get()).unwrap_or_default();
+    }
     leave_media_out(&mut data);
     Value::Text(redacted(data))
 }

@@ -180,9 +180,10 @@ impl Exporters {
             .collect()
     }
 
-    /// One queue per destination that wants spans.
-    pub(crate) fn spans(&self) -> Result<Vec<SpanQueue>, TraceError> {
-        self.queues(
+    /// One queue per destination that wants spans, with its kind.
+    pub(crate) fn spans(&self) -> Result<Vec<(OtlpKind, SpanQueue)>, TraceError> {
+        let kinds = self.with_signal(Signal::Traces).map(|configured| configured.config.kind);
+        let queues = self.queues(
             Signal::Traces,
             |configured, service| {
                 let builder = SpanExporter::builder().with_http();
@@ -191,7 +192,15 @@ impl Exporters {
                 Ok(exporter)
             },
             |exporter: Arc<SpanExporter>, spans| async move { exporter.export(spans).await },
-        )
+        )?;
+        Ok(kinds.zip(queues).collect())
+    }
+
+    /// Runs a task on the export runtime, if there is one.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + std::marker::Send + 'static) {
+        if let Some(runtime) = &self.runtime {
+            runtime.spawn(task);
+        }
     }
 
     /// One queue per destination that wants log records.

@@ -8,12 +8,12 @@ use std::{error::Error as StdError, net::SocketAddr, time::Duration};
 
 use opentelemetry::{
     Array, KeyValue, StringValue, Value,
-    trace::{SpanContext, SpanId, SpanRef, Status, TraceContextExt, TraceFlags, TraceId, TraceState},
+    trace::{SpanContext, SpanId, SpanKind, SpanRef, Status, TraceContextExt, TraceFlags, TraceId, TraceState},
 };
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::Conventions;
+use super::{Conventions, pending::Pending};
 use crate::{
     config::ProviderKind,
     llm::{Api, Chat, Error, Outcome, Record, Request, Usage},
@@ -186,6 +186,16 @@ pub fn inference(parent: &Span, request: &Request, model: &str, destination: Des
         let data = genai::request_data(request, model, conventions.capture_content, conventions.version);
         attributes.extend(key_values(vec![("request_data", data)]));
         attributes.push(KeyValue::new("logfire.json_schema", genai::JSON_SCHEMA));
+        if let Some(pending) = Pending::of(&span) {
+            let mut known = attributes.clone();
+            known.push(KeyValue::new("logfire.msg_template", template));
+            known.push(KeyValue::new("logfire.msg", format!("{message} with '{model}'")));
+            let kind = match destination {
+                Destination::Local => SpanKind::Internal,
+                Destination::Cloud { .. } => SpanKind::Client,
+            };
+            pending.inference_started((&span, parent), format!("{operation} {model}"), kind, known);
+        }
         attributes
     });
     span

@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-fn request() -> Request {
+pub(super) fn request() -> Request {
     Request {
         api: Api::ChatCompletions,
         model: "gpt-4o".to_owned(),
@@ -33,7 +33,7 @@ fn request() -> Request {
     }
 }
 
-fn record() -> Record {
+pub(super) fn record() -> Record {
     Record {
         request_id: "req-1".to_owned(),
         trace_id: None,
@@ -63,7 +63,7 @@ fn record() -> Record {
     }
 }
 
-fn ended(record: &Record) -> InferenceEnd<'_> {
+pub(super) fn ended(record: &Record) -> InferenceEnd<'_> {
     InferenceEnd {
         record,
         model: "gpt-4o",
@@ -74,7 +74,7 @@ fn ended(record: &Record) -> InferenceEnd<'_> {
     }
 }
 
-fn cloud(provider: &str) -> Destination<'_> {
+pub(super) fn cloud(provider: &str) -> Destination<'_> {
     Destination::Cloud { provider, kind: ProviderKind::OpenAi, address: "api.openai.com", port: 443 }
 }
 
