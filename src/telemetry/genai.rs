@@ -115,6 +115,7 @@ impl End<'_> {
     pub fn attributes(&self, version: SemanticConventions) -> Attributes {
         let text = |value: Option<&str>| value.map(|value| Value::Text(value.to_owned()));
         let count = |value: Option<u64>| value.map(|value| Value::Integer(i64::try_from(value).unwrap_or(i64::MAX)));
+        let seconds = |time: Option<Duration>| time.map(|time| Value::Float(time.as_secs_f64()));
         let old = version != SemanticConventions::Latest;
         let new = version != SemanticConventions::V1_41;
         let usage = self.usage;
@@ -136,10 +137,9 @@ impl End<'_> {
                 reported_usage(self.reported_usage).map(|usage| Value::Text(Json::Object(usage).to_string())),
             ),
             ("operation.cost", self.cost.map(Value::Float)),
-            (
-                "gen_ai.client.operation.time_to_first_chunk",
-                self.time_to_first_chunk.map(|time| Value::Float(time.as_secs_f64())),
-            ),
+            // Logfire's page reads the first one.
+            ("gen_ai.client.operation.time_to_first_chunk", seconds(self.time_to_first_chunk)),
+            ("gen_ai.response.time_to_first_chunk", seconds(self.time_to_first_chunk.filter(|_| new))),
         ]
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)))
@@ -206,6 +206,9 @@ pub struct Answer<'a> {
 impl Answer<'_> {
     /// The answer, redacted: in the conventions' shape, and before the latest version in that of `response_data` too.
     pub fn attributes(&self, end: &End<'_>, version: SemanticConventions) -> Attributes {
+        if self.text.is_empty() && self.reasoning.is_empty() && self.tool_calls.is_empty() {
+            return Vec::new();
+        }
         let mut parts = Vec::new();
         if !self.reasoning.is_empty() {
             parts.push(json!({"type": "reasoning", "content": self.reasoning}));

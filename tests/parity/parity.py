@@ -66,8 +66,7 @@ CALLS = [
     ("OpenAI, refused", "openai", {"model": "gpt-4", "messages": QUESTION}),
     ("OpenAI, connection lost", "openai", {"model": "gpt-3.5-turbo", "messages": QUESTION}),
     ("Anthropic, whole", "anthropic", {
-        "model": "claude-3-5-haiku-latest", "messages": QUESTION, "max_tokens": 50, "stop_sequences": ["END"],
-        "extra_body": {"temperature": 0.5, "top_k": 5}}),
+        "model": "claude-3-5-haiku-latest", "messages": QUESTION, "max_tokens": 50, "stop_sequences": ["END"]}),
     ("Anthropic, streamed", "anthropic", {
         "model": "claude-3-5-haiku-latest", "messages": QUESTION, "max_tokens": 50, "stream": True}),
     ("Anthropic, tool call", "anthropic", {"model": "claude-sonnet-4-0", "max_tokens": 50, **ANTHROPIC_TOOLS}),
@@ -79,14 +78,19 @@ SLOW = {"model": "gpt-4-turbo", "messages": QUESTION}
 
 # Why the daemon lacks an attribute or says something else. A reason that isn't needed any more is an error too.
 REASONS = {
+    "anthropic.message.stop_reason": "of the Anthropic client's own tracing; `gen_ai.response.finish_reasons` says it in the conventions' words",
+    "anthropic.response.service_tier": "of the Anthropic client's own tracing; `gen_ai.usage.raw` holds it",
     "async": "whether the Python client is an asynchronous one",
     "code.filepath": "the line of the Python program that calls; a gateway's callers are other programs",
+    "code.function": "as above",
     "code.lineno": "as above",
     "duration": "of the log record that ends a stream; here one span lasts as long as the stream",
     "logfire.json_schema": "names the attributes that hold JSON; the SDK lists the others too, with nothing to say of them",
     "gen_ai.request.stop_sequences": "an array, as the conventions want it; the SDK writes its JSON text",
-    "gen_ai.response.finish_reasons": "an array of the conventions' own words (`stop`, `length`, `tool_calls`), also for Anthropic",
+    "gen_ai.response.finish_reasons": "an array, as the conventions want it; the SDK writes its JSON text",
     "gen_ai.response.model": "the model that answered; the SDK repeats the request's for a stream",
+    "pending gen_ai.response.model": "no model has answered yet",
+    "gen_ai.response.time_to_first_chunk": "the same measure of another moment",
     "response_data": "one shape for all; the SDK adds empty fields, and for Anthropic's streams has a chunk count",
     "event exception.type": "the error's kind, a closed set; the SDK names a Python class",
     "event exception.message": "says what the daemon knows; a provider's own words may quote the prompt",
@@ -96,6 +100,12 @@ REASONS = {
 }
 # What depends on where and when it runs is there on both sides, and its value is no matter.
 ELSEWHERE = re.compile(r"^resource |^pending ")
+# The conventions' words for Anthropic's.
+WORDS = {"end_turn": "stop", "tool_use": "tool_calls"}
+
+
+def reason(name):
+    return REASONS.get(name) or REASONS.get(name.removeprefix("pending "))
 
 
 def daemon_config(upstream, endpoint, capture):
@@ -173,6 +183,14 @@ def call(client, dialect, arguments):
         pass
 
 
+def whole(endpoint, mark, chat):
+    """A call's spans: the one that stands for it, its attempts, and the request's own."""
+    spans = [span for span in endpoint.since(mark) if span.trace == chat.trace and not span.pending]
+    attempts = [span for span in spans if span.parent == chat.id]
+    server = endpoint.wait(mark, lambda span: span.id == chat.parent)
+    return [chat, *attempts, *server]
+
+
 def facts(spans):
     """All that spans say, as one flat table. The first one to say a thing is believed."""
     table = {}
@@ -180,22 +198,19 @@ def facts(spans):
         said = {"span kind": span.kind, "span status": "error" if span.failed else "unset", **span.attributes}
         for name, attributes in span.events.items():
             said |= {f"event {key}": value for key, value in attributes.items()}
-        said |= {f"resource {key}": value for key, value in span.resource.items()}
+        # Not every machine has an id, and this table is the same on all.
+        said |= {f"resource {key}": value for key, value in span.resource.items() if key != "host.id"}
         table = {**said, **table}
     return table
 
 
-def measure(calls, endpoint, wanted, flush=lambda: None):
-    """For each call the facts of its spans; `wanted(span)` picks them, a stream may have several."""
+def measure(clients, endpoint, spans_of):
+    """For each call the facts of its spans: `spans_of(mark, streamed)` waits for them."""
     table = {}
-    clients, several = calls
     for name, dialect, arguments in CALLS:
         mark = endpoint.mark()
         call(clients[dialect], dialect, arguments)
-        flush()
-        count = 2 if several and arguments.get("stream") else 1
-        spans = endpoint.wait(mark, wanted, count)
-        table[name] = facts(sorted(spans, key=lambda span: span.attributes["logfire.span_type"] != "span"))
+        table[name] = facts(spans_of(mark, arguments.get("stream")))
     return table
 
 
@@ -224,8 +239,16 @@ def measure_sdk(upstream, endpoint, release):
     instrumented = clients(upstream)
     logfire.instrument_openai(instrumented["openai"], version=[1, 2])
     logfire.instrument_anthropic(instrumented["anthropic"], version=[1, 2])
-    final = lambda span: not span.pending
-    table = measure((instrumented, True), endpoint, final, logfire.force_flush)
+
+    def spans_of(mark, streamed):
+        # A stream has a span that ends with the headers and a log record that ends with the stream; the Anthropic
+        # client may add a span of its own.
+        logfire.force_flush()
+        spans = endpoint.wait(mark, lambda span: not span.pending, 2 if streamed else 1)
+        order = {"span": 0, "log": 1}
+        return sorted(spans, key=lambda span: order.get(span.attributes.get("logfire.span_type"), 2))
+
+    table = measure(instrumented, endpoint, spans_of)
     headers = endpoint.headers
     table["slow"] = measure_pending(instrumented["openai"], endpoint, release, lambda _: True)
     logfire.shutdown()
@@ -237,7 +260,12 @@ def measure_daemon(binary, upstream, endpoint, release, capture):
     chat = lambda span: span.name.startswith("chat ")
     with daemon(binary, upstream, endpoint.url, capture) as url:
         plain = clients(url)
-        table = measure((plain, False), endpoint, lambda span: chat(span) and not span.pending)
+
+        def spans_of(mark, _):
+            (span,) = endpoint.wait(mark, lambda span: chat(span) and not span.pending)
+            return whole(endpoint, mark, span)
+
+        table = measure(plain, endpoint, spans_of)
         headers = endpoint.headers
         table["slow"] = measure_pending(plain["openai"], endpoint, release, chat)
     return table, headers
@@ -254,8 +282,16 @@ def parsed(value):
     """JSON texts as what they say."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         with contextlib.suppress(ValueError):
-            return json.loads(value)
+            return in_words(json.loads(value))
     return value
+
+
+def in_words(value):
+    if isinstance(value, list):
+        return [in_words(item) for item in value]
+    if isinstance(value, dict):
+        return {name: in_words(item) for name, item in value.items()}
+    return WORDS.get(value, value) if isinstance(value, str) else value
 
 
 def same(one, other):
@@ -291,9 +327,9 @@ def page(sdk, ours, bare):
     rows = []
     for name in names:
         if name in lacking:
-            verdict = f"not sent: {REASONS.get(name, 'MISSING')}"
+            verdict = f"not sent: {reason(name) or 'MISSING'}"
         elif name in differing:
-            verdict = f"differs: {REASONS.get(name, 'DIFFERS')}"
+            verdict = f"differs: {reason(name) or 'DIFFERS'}"
         else:
             verdict = "there" if ELSEWHERE.match(name) else "same"
         rows.append(f"| `{name}` | {column(sdk, name)} | {column(ours, name)} | {column(bare, name)} | {verdict} |")
@@ -305,22 +341,23 @@ def page(sdk, ours, bare):
 This page is measured and written by `tests/parity/run.sh --write`; without `--write`, and in `make test`, the same run
 fails when it finds something else than what stands here.
 
-Logfire's own Python SDK instruments the official clients ({versions}), which call simulated providers. The same clients
-make the same calls through mlx-manager, which calls the same providers. Both send their traces to one endpoint that
-stands for Logfire. Compared are all spans and log records that the SDK sends for a call with the one span of
-mlx-manager that stands for that call (`chat …`):
+Logfire's own Python SDK instruments the official clients ({versions}),
+which call simulated providers. The same clients make the same calls through mlx-manager, which calls the same
+providers. Both send their traces to one endpoint that stands for Logfire. Compared are all spans and log records that the SDK sends for a call with those of mlx-manager for
+it: the call itself (`chat …`), which has all but the `http.*` and `url.*` attributes, its attempt, and the request.
 
 {calls}
 - a slow call, for its pending span
 
 A cell holds an attribute's type and in how many of the {len(CALLS) + 1} calls it is sent. *same*: the value is the same in each of them,
-JSON compared as what it says. *there*: it is sent, and its value is each side's own.
+JSON compared as what it says, and Anthropic's reasons to stop with the conventions' words for them. *there*: it is sent,
+and its value is each side's own.
 
 | attribute | Logfire's SDK | mlx-manager, `capture_content = true` | `capture_content = false` | |
 |---|---|---|---|---|
 {chr(10).join(rows)}
 
-Only mlx-manager's span has these, beside the spans of the request, the route, each attempt and the audit row:
+Only mlx-manager sends these, and the spans of the route, the audit row and the local engine's phases:
 
 | attribute | `capture_content = true` | `capture_content = false` |
 |---|---|---|
@@ -331,9 +368,9 @@ Only mlx-manager's span has these, beside the spans of the request, the route, e
 def check(sdk, ours, bare, headers):
     """Everything that is wrong, in words."""
     lacking, differing = compare(sdk, ours)
-    wrong = [f"the daemon lacks {name} in {calls}" for name, calls in lacking.items() if name not in REASONS]
+    wrong = [f"the daemon lacks {name} in {calls}" for name, calls in lacking.items() if not reason(name)]
     for name, cases in differing.items():
-        if name not in REASONS:
+        if not reason(name):
             wrong += [f"{name} in {scenario!r}: the SDK says {theirs!r}, the daemon {own!r}" for scenario, theirs, own in cases]
     wrong += [f"the reason for {name} isn't needed any more" for name in REASONS if name not in lacking and name not in differing]
     for secret in ("Say hello", "Hello there", "sunny", "Paris"):

@@ -144,7 +144,7 @@ class Span:
         self.name = span.name
         self.kind = span.kind
         self.failed = span.status.code == 2
-        self.id, self.parent = span.span_id.hex(), span.parent_span_id.hex()
+        self.trace, self.id, self.parent = span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex()
         self.duration = span.end_time_unix_nano - span.start_time_unix_nano
         self.attributes = values(span.attributes)
         self.events = {event.name: values(event.attributes) for event in span.events}
@@ -171,6 +171,10 @@ class Logfire:
     def mark(self):
         with self.lock:
             return len(self.spans)
+
+    def since(self, mark):
+        with self.lock:
+            return self.spans[mark:]
 
     def wait(self, since, wanted, count=1):
         """The first `count` spans after a mark that are wanted."""

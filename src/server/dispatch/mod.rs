@@ -212,7 +212,6 @@ impl Dispatch {
                 return Err((error, Some(span)));
             }
         };
-        span::capture_input(&span, request, None);
         match provider.call(call(&span)).instrument(span.clone()).await {
             Ok(answer) => {
                 permit.succeed();

@@ -186,6 +186,9 @@ pub fn inference(parent: &Span, request: &Request, model: &str, destination: Des
         let data = genai::request_data(request, model, conventions.capture_content, conventions.version);
         attributes.extend(key_values(vec![("request_data", data)]));
         attributes.push(KeyValue::new("logfire.json_schema", genai::JSON_SCHEMA));
+        if conventions.capture_content && matches!(destination, Destination::Cloud { .. }) {
+            attributes.extend(key_values(genai::input(request, None)));
+        }
         if let Some(pending) = Pending::of(&span) {
             let mut known = attributes.clone();
             known.push(KeyValue::new("logfire.msg_template", template));
@@ -201,12 +204,13 @@ pub fn inference(parent: &Span, request: &Request, model: &str, destination: Des
     span
 }
 
-/// Puts prompts into an inference span; does nothing unless `traces.capture_content` is on.
-pub fn capture_input(span: &Span, request: &Request, chat: Option<&Chat>) {
+/// Puts the prompts as the local engine understands them into its inference span, where those for a provider are from the
+/// start; does nothing unless `traces.capture_content` is on.
+pub fn capture_input(span: &Span, request: &Request, chat: &Chat) {
     if let Some((conventions, context)) = recording(span)
         && conventions.capture_content
     {
-        context.span().set_attributes(key_values(genai::input(request, chat)));
+        context.span().set_attributes(key_values(genai::input(request, Some(chat))));
     }
 }
 

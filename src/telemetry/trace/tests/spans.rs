@@ -100,7 +100,6 @@ fn one_chat_completion_is_the_tree_that_the_conventions_want() {
             .with_source(std::io::Error::other("Authorization: Bearer sk-1234"));
         span::inference_failed_over(&failing, "gpt-4o", &error);
         let inference = span::inference(&server, &request(), "gpt-4o", cloud("backup"));
-        span::capture_input(&inference, &request(), None);
         assert!(!span::captures_content());
         let url = "https://user:hunter2@api.openai.com/v1/chat/completions?key=hunter2".parse().unwrap();
         span::attempt_finished(&span::attempt(&inference, &url, 0), Some(503), None);
@@ -263,8 +262,7 @@ fn content_is_captured_on_request_only_and_redacted() {
     let (dispatch, handle, _) = subscriber(&config, &[logfire(&collector)]);
     within(&dispatch, || {
         assert!(span::captures_content());
-        let inference = span::inference(&server_span(), &request(), "m", Destination::Local);
-        span::capture_input(&inference, &request(), None);
+        let inference = span::inference(&server_span(), &request(), "m", cloud("openai"));
         let call = ToolCall { id: "call_1".to_owned(), name: "f".to_owned(), arguments: r#"{"a":1}"#.to_owned() };
         let content = genai::Answer { text: "hi there", reasoning: "", tool_calls: &[call] };
         span::inference_finished(&inference, &InferenceEnd { content: Some(content), ..ended(&record()) });
