@@ -8,3 +8,4 @@ mod floors;
 mod gateway;
 mod peer;
 mod serve;
+mod spool;

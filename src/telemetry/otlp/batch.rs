@@ -3,7 +3,13 @@
 //! The SDK's own batch processors drop silently when their queue is full, run each on a thread of its own, and have one
 //! resource each; ours counts what it drops and lives on the one export runtime.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     sync::mpsc::{self, UnboundedReceiver, UnboundedSender},
@@ -16,65 +22,142 @@ use super::counters::Counter;
 
 /// Items waiting at most. At 2 kB per span that is 32 MB when the endpoint is away, and 16 s of 1,000 spans per second.
 pub(super) const QUEUE_ITEMS: usize = 16_384;
+/// Bytes waiting at most, those under way included: spans with prompts and answers may be large.
+pub(super) const QUEUE_BYTES: u64 = 64 * 1024 * 1024;
 /// Items per request.
 const BATCH_ITEMS: usize = 512;
+/// Bytes per request, unless a single item has more. Logfire takes 100 MB, a collector 20 MiB as a rule.
+const BATCH_BYTES: u64 = 4 * 1024 * 1024;
 /// The longest an item waits for company.
 const BATCH_DELAY: Duration = Duration::from_millis(500);
 
 /// Sends one batch somewhere, and counts what becomes of it.
-pub(super) type Export<T> = Box<dyn Fn(Vec<T>) -> BoxFuture<'static, ()> + Send>;
+pub(super) type Export<T> = Box<dyn Fn(Vec<T>) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// Answered when everything queued before it was handed over.
 pub(super) type FlushRequest = std::sync::mpsc::Sender<()>;
 
+/// What was queued and is not yet delivered, spooled, refused or given up.
+#[derive(Debug)]
+pub(super) struct Load {
+    items: AtomicU64,
+    bytes: AtomicU64,
+    counter: Arc<Counter>,
+}
+
+impl Load {
+    /// Whether there is room for so many bytes; if so, they are taken.
+    fn admit(&self, bytes: u64) -> bool {
+        self.items.fetch_add(1, Ordering::Relaxed);
+        let admitted = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= QUEUE_BYTES;
+        if !admitted {
+            self.release(1, bytes);
+        }
+        admitted
+    }
+
+    fn release(&self, items: u64, bytes: u64) {
+        self.items.fetch_sub(items, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts what is still here as dropped, when nobody is left to send it. Returns how many items that are.
+    pub(super) fn abandon(&self) -> u64 {
+        let items = self.items.swap(0, Ordering::Relaxed);
+        self.counter.count_dropped(items);
+        items
+    }
+
+    pub(super) fn counter(&self) -> &Counter {
+        &self.counter
+    }
+}
+
 /// The way into a batch task; cheap to clone, never blocks.
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
-    items: mpsc::Sender<T>,
-    counter: Arc<Counter>,
+    items: mpsc::Sender<(T, u64)>,
+    load: Arc<Load>,
+    weigh: fn(&T) -> u64,
 }
 
 impl<T> Clone for Queue<T> {
     fn clone(&self) -> Self {
-        Self { items: self.items.clone(), counter: Arc::clone(&self.counter) }
+        Self { items: self.items.clone(), load: Arc::clone(&self.load), weigh: self.weigh }
     }
 }
 
 impl<T> Queue<T> {
     /// Queues an item, or counts it as dropped.
     pub(crate) fn push(&self, item: T) {
-        if self.items.try_send(item).is_err() {
-            self.counter.count_dropped(1);
+        let bytes = (self.weigh)(&item);
+        if !self.load.admit(bytes) {
+            self.load.counter.count_dropped(1);
+        } else if self.items.try_send((item, bytes)).is_err() {
+            self.load.release(1, bytes);
+            self.load.counter.count_dropped(1);
         }
     }
 
     /// Counts items that were lost before they came here.
     pub(crate) fn count_dropped(&self, items: u64) {
-        self.counter.count_dropped(items);
+        self.load.counter.count_dropped(items);
     }
 }
 
-/// Starts a batch task on the export runtime.
+/// Starts a batch task on the export runtime. `weigh` says about how many bytes an item takes.
 pub(super) fn spawn<T: Send + 'static>(
     runtime: &tokio::runtime::Handle,
     capacity: usize,
     counter: Arc<Counter>,
+    weigh: fn(&T) -> u64,
     export: Export<T>,
-) -> (Queue<T>, UnboundedSender<FlushRequest>) {
+) -> (Queue<T>, Arc<Load>, UnboundedSender<FlushRequest>) {
     let (items, receiver) = mpsc::channel(capacity);
     let (flush, flushes) = mpsc::unbounded_channel();
-    runtime.spawn(run(receiver, flushes, export));
-    (Queue { items, counter }, flush)
+    let load = Arc::new(Load { items: AtomicU64::new(0), bytes: AtomicU64::new(0), counter });
+    runtime.spawn(run(receiver, flushes, Batches { load: Arc::clone(&load), export }));
+    (Queue { items, load: Arc::clone(&load), weigh }, load, flush)
 }
 
-async fn run<T: Send>(mut items: mpsc::Receiver<T>, mut flushes: UnboundedReceiver<FlushRequest>, export: Export<T>) {
+struct Batches<T> {
+    load: Arc<Load>,
+    export: Export<T>,
+}
+
+impl<T> Batches<T> {
+    /// Exports all items, in as many requests as their bytes need.
+    async fn export(&self, items: &mut Vec<(T, u64)>) {
+        let mut batch = Vec::with_capacity(items.len());
+        let mut bytes = 0;
+        for (item, weight) in items.drain(..) {
+            if bytes + weight > BATCH_BYTES && !batch.is_empty() {
+                self.send(std::mem::take(&mut batch), std::mem::take(&mut bytes)).await;
+            }
+            batch.push(item);
+            bytes += weight;
+        }
+        if !batch.is_empty() {
+            self.send(batch, bytes).await;
+        }
+    }
+
+    async fn send(&self, batch: Vec<T>, bytes: u64) {
+        let items = batch.len() as u64;
+        (self.export)(batch).await;
+        self.load.release(items, bytes);
+    }
+}
+
+async fn run<T: Send>(
+    mut items: mpsc::Receiver<(T, u64)>,
+    mut flushes: UnboundedReceiver<FlushRequest>,
+    batches: Batches<T>,
+) {
     let mut batch = Vec::with_capacity(BATCH_ITEMS);
     let mut due = Instant::now();
     loop {
-        if batch.is_empty() {
-            due = Instant::now() + BATCH_DELAY;
-        }
-        let room = BATCH_ITEMS - batch.len();
+        let (was_empty, room) = (batch.is_empty(), BATCH_ITEMS - batch.len());
         tokio::select! {
             biased;
             Some(done) = flushes.recv() => {
@@ -83,19 +166,20 @@ async fn run<T: Send>(mut items: mpsc::Receiver<T>, mut flushes: UnboundedReceiv
                     let Ok(item) = items.try_recv() else { break };
                     batch.push(item);
                     if batch.len() == BATCH_ITEMS {
-                        export(std::mem::take(&mut batch)).await;
+                        batches.export(&mut batch).await;
                     }
                 }
-                if !batch.is_empty() {
-                    export(std::mem::take(&mut batch)).await;
-                }
+                batches.export(&mut batch).await;
                 // The one who asked may have run out of patience, which is no failure.
                 done.send(()).unwrap_or_default();
             }
             received = items.recv_many(&mut batch, room) => {
                 let closed = received == 0;
-                if batch.len() == BATCH_ITEMS || (closed && !batch.is_empty()) {
-                    export(std::mem::take(&mut batch)).await;
+                if was_empty {
+                    due = Instant::now() + BATCH_DELAY;
+                }
+                if batch.len() == BATCH_ITEMS || closed {
+                    batches.export(&mut batch).await;
                 }
                 if closed {
                     // A flush that was accepted is answered, however close to the end it came.
@@ -106,7 +190,7 @@ async fn run<T: Send>(mut items: mpsc::Receiver<T>, mut flushes: UnboundedReceiv
                     return;
                 }
             }
-            () = tokio::time::sleep_until(due), if !batch.is_empty() => export(std::mem::take(&mut batch)).await,
+            () = tokio::time::sleep_until(due), if !batch.is_empty() => batches.export(&mut batch).await,
         }
     }
 }
@@ -130,11 +214,40 @@ mod tests {
             Box::pin(std::future::ready(()))
         };
         let counter = Arc::new(Counter::new("collector".into(), Signal::Traces));
-        let (queue, flush) = spawn(runtime.handle(), 1, counter, Box::new(export));
+        let (queue, _, flush) = spawn(runtime.handle(), 1, counter, |_| 1, Box::new(export));
         *way_in.lock().unwrap() = Some(flush);
         queue.push(1);
         drop(queue);
         let answered = runtime.spawn_blocking(move || answer.recv_timeout(Duration::from_secs(20)));
         assert_eq!(runtime.block_on(answered).unwrap(), Ok(()));
+    }
+
+    #[test]
+    fn what_waits_is_bounded_by_bytes_and_large_items_go_in_requests_of_their_own() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let counter = Arc::new(Counter::new("collector".into(), Signal::Traces));
+        let batches = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&batches);
+        let export = move |batch: Vec<u64>| -> BoxFuture<'static, ()> {
+            seen.lock().unwrap().push(batch);
+            Box::pin(std::future::ready(()))
+        };
+        let weigh = |item: &u64| *item;
+        let (queue, load, flush) = spawn(runtime.handle(), 100, Arc::clone(&counter), weigh, Box::new(export));
+        // The runtime doesn't run yet, so all of these wait.
+        let (large, small) = (QUEUE_BYTES / 2, BATCH_BYTES / 2);
+        for item in [large, small, small, 1, QUEUE_BYTES, large] {
+            queue.push(item);
+        }
+        assert_eq!(counter.read().dropped, 2, "neither the impossible one nor one beyond the bound");
+        let (done, answer) = std::sync::mpsc::channel();
+        flush.send(done).unwrap();
+        let answered = runtime.spawn_blocking(move || answer.recv_timeout(Duration::from_secs(20)));
+        assert_eq!(runtime.block_on(answered).unwrap(), Ok(()));
+        assert_eq!(*batches.lock().unwrap(), [vec![large], vec![small, small], vec![1]]);
+        queue.push(large);
+        queue.push(small);
+        assert_eq!(load.abandon(), 2, "what was sent made room");
+        assert_eq!(counter.read().dropped, 4);
     }
 }
