@@ -9,3 +9,4 @@ mod gateway;
 mod peer;
 mod serve;
 mod spool;
+mod traces;

@@ -362,9 +362,34 @@ pub fn decode_finished(span: &Span, usage: &Usage, duration: Duration) {
     finish(&context.span(), attributes, None);
 }
 
-/// A database statement (`INSERT requests`) that writes these records: a single one's server span is its parent, several
-/// are linked.
-pub fn database(system: &'static str, operation: &'static str, table: &'static str, records: &[Record]) -> Span {
+/// A statement for the database.
+#[derive(Debug)]
+pub struct Statement<'a> {
+    /// `db.system.name`
+    pub system: &'static str,
+    /// Where the database is, unless in a file.
+    pub server: Option<Server<'a>>,
+    /// `INSERT`
+    pub operation: &'static str,
+    /// `requests`
+    pub table: &'static str,
+}
+
+/// A database server.
+#[derive(Debug)]
+pub struct Server<'a> {
+    /// `server.address`
+    pub address: &'a str,
+    /// `server.port`
+    pub port: u16,
+    /// `db.namespace`
+    pub database: &'a str,
+}
+
+/// A database statement (`INSERT requests`) about these records: a single one's server span is its parent, several are
+/// linked.
+pub fn database(statement: Statement<'_>, records: &[Record]) -> Span {
+    let Statement { system, server, operation, table } = statement;
     let name = format!("{operation} {table}");
     let span = tracing::info_span!(
         target: "mlx_manager::store", parent: None, "database", otel.name = name, otel.kind = "client"
@@ -383,12 +408,20 @@ pub fn database(system: &'static str, operation: &'static str, table: &'static s
         }
     }
     start(&span, "{db.operation.name} {db.collection.name}", name.clone(), |_| {
-        vec![
+        let mut attributes = vec![
             KeyValue::new("db.system.name", system),
             KeyValue::new("db.operation.name", operation),
             KeyValue::new("db.collection.name", table),
             KeyValue::new("db.query.summary", name.clone()),
-        ]
+        ];
+        if let Some(Server { address, port, database }) = server {
+            attributes.extend([
+                KeyValue::new("server.address", address.to_owned()),
+                KeyValue::new("server.port", i64::from(port)),
+                KeyValue::new("db.namespace", database.to_owned()),
+            ]);
+        }
+        attributes
     });
     span
 }
@@ -399,11 +432,16 @@ fn server_span(record: &Record) -> Option<SpanContext> {
     Some(SpanContext::new(trace_id, span_id, TraceFlags::SAMPLED, true, TraceState::default()))
 }
 
-/// Ends a database span.
-pub fn database_finished(span: &Span, rows: u64, error: Option<&(dyn StdError + 'static)>) {
+/// Ends a database span; `code` is the database system's own for the error.
+pub fn database_finished(span: &Span, rows: u64, error: Option<&(dyn StdError + 'static)>, code: Option<&str>) {
     let Some((_, context)) = recording(span) else { return end(span) };
-    let failed = error.map(|error| ("_OTHER".into(), Some(Failure::new("_OTHER", &error.to_string(), error.source()))));
-    finish(&context.span(), vec![count("mlx_manager.rows", rows)], failed);
+    let mut attributes = vec![count("mlx_manager.rows", rows)];
+    attributes.extend(code.map(|code| KeyValue::new("db.response.status_code", code.to_owned())));
+    let failed = error.map(|error| {
+        let kind = code.map_or_else(|| "_OTHER".into(), |code| code.to_owned().into());
+        (kind, Some(Failure::new("_OTHER", &error.to_string(), error.source())))
+    });
+    finish(&context.span(), attributes, failed);
 }
 
 /// How to speak about a span, if anybody records it.

@@ -10,7 +10,7 @@ use crate::{
     llm::{Error, ErrorKind, FinishReason, Outcome, Record, Request, Sampling, ToolCall, Usage},
     telemetry::{
         genai,
-        trace::span::{Destination, InferenceEnd},
+        trace::span::{Destination, InferenceEnd, Server, Statement},
     },
 };
 
@@ -74,6 +74,10 @@ pub(super) fn ended(record: &Record) -> InferenceEnd<'_> {
     }
 }
 
+fn statement<'a>(system: &'static str, server: Option<Server<'a>>) -> Statement<'a> {
+    Statement { system, server, operation: "INSERT", table: "requests" }
+}
+
 pub(super) fn cloud(provider: &str) -> Destination<'_> {
     Destination::Cloud { provider, kind: ProviderKind::OpenAi, address: "api.openai.com", port: 443 }
 }
@@ -106,8 +110,8 @@ fn one_chat_completion_is_the_tree_that_the_conventions_want() {
         span::attempt_finished(&span::attempt(&inference, &url, 1), Some(200), None);
         span::inference_finished(&inference, &ended(&record()));
         span::http_server_finished(&server, Some(200), None);
-        let database = span::database("sqlite", "INSERT", "requests", &[written(&server)]);
-        span::database_finished(&database, 1, None);
+        let database = span::database(statement("sqlite", None), &[written(&server)]);
+        span::database_finished(&database, 1, None, None);
     });
     drop(dispatch);
     assert!(handle.flush(LONG));
@@ -195,6 +199,16 @@ fn one_chat_completion_is_the_tree_that_the_conventions_want() {
             .iter()
             .all(|attempt| attempt.parent_span_id == inference.span_id && attempt.kind() == SpanKind::Client)
     );
+    for (key, value) in [
+        ("http.request.method", string("POST")),
+        ("http.response.status_code", Some(Value::IntValue(503))),
+        ("url.path", string("/v1/chat/completions")),
+        ("url.scheme", string("https")),
+        ("server.address", string("api.openai.com")),
+        ("server.port", Some(Value::IntValue(443))),
+    ] {
+        assert_eq!(attribute(&attempts[0].attributes, key), value, "{key}");
+    }
     assert_eq!(attribute(&attempts[0].attributes, "http.request.resend_count"), None);
     assert_eq!(attribute(&attempts[0].attributes, "error.type"), string("503"));
     assert_eq!(attempts[0].status.as_ref().unwrap().code(), StatusCode::Error);
@@ -364,8 +378,9 @@ fn a_statement_for_several_requests_is_linked_to_each() {
     let ids = within(&dispatch, || {
         let requests = [server_span(), server_span(), Span::none()];
         let records = requests.each_ref().map(written);
-        let database = span::database("postgresql", "INSERT", "requests", &records);
-        span::database_finished(&database, 0, Some(&std::io::Error::other("disk full")));
+        let server = Server { address: "db.local", port: 5432, database: "audit" };
+        let database = span::database(statement("postgresql", Some(server)), &records);
+        span::database_finished(&database, 0, Some(&std::io::Error::other("disk full")), Some("53100"));
         requests.map(|request| trace_id(&request))
     });
     assert!(handle.flush(LONG));
@@ -377,6 +392,19 @@ fn a_statement_for_several_requests_is_linked_to_each() {
     assert!(database.parent_span_id.is_empty());
     assert_eq!(database.status.unwrap().code(), StatusCode::Error);
     assert_eq!(attribute(&database.events[0].attributes, "exception.message"), string("disk full"));
+    for (key, value) in [
+        ("db.system.name", string("postgresql")),
+        ("db.operation.name", string("INSERT")),
+        ("db.collection.name", string("requests")),
+        ("db.query.summary", string("INSERT requests")),
+        ("db.namespace", string("audit")),
+        ("db.response.status_code", string("53100")),
+        ("error.type", string("53100")),
+        ("server.address", string("db.local")),
+        ("server.port", Some(Value::IntValue(5432))),
+    ] {
+        assert_eq!(attribute(&database.attributes, key), value, "{key}");
+    }
 }
 
 #[test]
