@@ -32,6 +32,7 @@ gateway: rust ## build the same without local inference, for cloud providers onl
 test: setup ## run all tests
 	@if cargo nextest --version >/dev/null 2>&1; then set -x; cargo nextest run; else set -x; cargo test; fi
 	@if [ -x tests/sdk/run.sh ]; then tests/sdk/run.sh; fi
+	@tests/parity/run.sh
 
 fmt: rust ## format the sources
 	cargo fmt

@@ -1,4 +1,4 @@
-//! What Cargo.toml can't say: where the binaries find MLX on Linux, and which commit they are built from.
+//! What Cargo.toml can't say: where the binaries find MLX on Linux, which commit they are built from, and by what.
 #![expect(clippy::disallowed_methods, reason = "a build script is told everything through the environment")]
 
 use std::env;
@@ -11,6 +11,7 @@ fn main() {
         link_mlx();
     }
     name_commit();
+    name_compiler();
 }
 
 /// `tools/mlx-prefix.sh` makes the prefix and names it in `.cargo/config.toml`. Linking itself is asked for there too,
@@ -43,6 +44,18 @@ fn name_commit() {
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| Path::new(log).exists()) {
         println!("cargo::rerun-if-changed={log}");
     }
+}
+
+/// Sets MLX_MANAGER_RUSTC to what the compiler says of itself, `rustc 1.95.0 (59807616e 2026-04-14)`, and
+/// MLX_MANAGER_RUSTC_VERSION to the second word of it.
+fn name_compiler() {
+    let output = env::var_os("RUSTC").and_then(|rustc| Command::new(rustc).arg("--version").output().ok());
+    let description = output.and_then(|output| String::from_utf8(output.stdout).ok()).unwrap_or_default();
+    println!("cargo::rustc-env=MLX_MANAGER_RUSTC={}", description.trim());
+    println!(
+        "cargo::rustc-env=MLX_MANAGER_RUSTC_VERSION={}",
+        description.split_whitespace().nth(1).unwrap_or_default()
+    );
 }
 
 fn git(arguments: &[&str]) -> Option<String> {

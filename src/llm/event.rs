@@ -2,8 +2,10 @@
 
 use bytes::Bytes;
 
+use super::ToolCall;
+
 /// One step of an answer. A stream of events is well-formed when at most one `Started` comes first, and nothing follows
-/// `Finished` but `Usage` and `Raw`.
+/// `Finished` but `Usage`, `ReportedUsage` and `Raw`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The answer begins. Carries the input tokens where they are known, so that a stream cut short still has a count.
@@ -25,6 +27,9 @@ pub enum Event {
     ToolCall(ToolCallDelta),
     /// Cumulative usage; per field the last value that is present wins.
     Usage(Usage),
+    /// What a provider reports as usage, as the JSON text it wrote; a later report takes the place of the fields it has.
+    /// The neutral counts come beside it, and callers get it in a raw frame: this one is for telemetry.
+    ReportedUsage(Box<str>),
     /// The model is done.
     Finished {
         /// Why it stopped.
@@ -53,6 +58,30 @@ pub struct ToolCallDelta {
     pub name: Option<String>,
     /// More of the arguments' JSON text.
     pub arguments: String,
+}
+
+/// The most tool calls an answer may have; an index beyond it is a defect of the backend, not a reason to allocate.
+const MAX_TOOL_CALLS: usize = 1024;
+
+impl ToolCallDelta {
+    /// Adds this piece to the calls gathered so far. `false`: its index is out of bounds, and nothing was added.
+    pub fn add_to(&self, calls: &mut Vec<ToolCall>) -> bool {
+        if self.index >= MAX_TOOL_CALLS {
+            return false;
+        }
+        while calls.len() <= self.index {
+            calls.push(ToolCall { id: String::new(), name: String::new(), arguments: String::new() });
+        }
+        let call = &mut calls[self.index];
+        if let Some(id) = &self.id {
+            call.id.clone_from(id);
+        }
+        if let Some(name) = &self.name {
+            call.name.clone_from(name);
+        }
+        call.arguments.push_str(&self.arguments);
+        true
+    }
 }
 
 /// Why an answer ended.

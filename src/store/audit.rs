@@ -4,9 +4,13 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use sqlx::AssertSqlSafe;
+use tracing::Span;
 
 use super::{Store, StoreError, System};
-use crate::llm::Record;
+use crate::{
+    llm::Record,
+    telemetry::trace::span::{self, Server, Statement},
+};
 
 /// The columns in the order in which [`Store::insert`] binds them.
 const COLUMNS: [&str; 25] = [
@@ -85,8 +89,10 @@ impl Store {
         Ok(result.rows_affected())
     }
 
-    pub(super) fn system_name(&self) -> &'static str {
-        self.system.name()
+    /// Begins the span of a statement on `requests` that is about these records.
+    pub(super) fn span(&self, operation: &'static str, records: &[Record]) -> Span {
+        let server = self.server.as_ref().map(|(address, port, database)| Server { address, port: *port, database });
+        span::database(Statement { system: self.system.name(), server, operation, table: "requests" }, records)
     }
 }
 

@@ -31,6 +31,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Store {
     pool: AnyPool,
     system: System,
+    /// Where a server is: its host, its port and the name of the database there.
+    server: Option<(String, u16, String)>,
 }
 
 /// The database systems whose SQL we write.
@@ -65,6 +67,14 @@ pub enum StoreError {
     /// A statement failed.
     #[error("the audit database refused a statement")]
     Statement(#[from] sqlx::Error),
+}
+
+impl StoreError {
+    /// The database system's own code for a statement that it refused, such as PostgreSQL's SQLSTATE.
+    fn code(&self) -> Option<String> {
+        let Self::Statement(sqlx::Error::Database(error)) = self else { return None };
+        error.code().map(Into::into)
+    }
 }
 
 impl System {
@@ -119,6 +129,11 @@ impl Store {
         }
         let open = |source| StoreError::Open { place: place.clone(), source };
         let options = url.parse::<AnyConnectOptions>().map_err(open)?.disable_statement_logging();
+        let url = &options.database_url;
+        let server = url
+            .host_str()
+            .filter(|_| system == System::Postgres)
+            .map(|host| (host.to_owned(), url.port().unwrap_or(5432), url.path().trim_start_matches('/').to_owned()));
         let pool = AnyPoolOptions::new()
             // There is one writer, and a database in memory exists once per connection.
             .max_connections(1)
@@ -141,7 +156,7 @@ impl Store {
             System::Postgres => &POSTGRES_MIGRATIONS,
         };
         migrations.run(&pool).await.map_err(|source| StoreError::Migrate { place, source })?;
-        Ok(Self { pool, system })
+        Ok(Self { pool, system, server })
     }
 
     /// Closes every connection, so that SQLite folds its write-ahead log into the file.

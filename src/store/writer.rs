@@ -10,7 +10,7 @@ use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::{Store, StoreError};
 use crate::{
@@ -126,9 +126,9 @@ impl Writer {
         let started = Instant::now();
         let result = match self.store().await {
             Ok(store) => {
-                let span = span::database(store.system_name(), "INSERT", "requests", batch);
+                let span = store.span("INSERT", batch);
                 let result = store.insert(batch).instrument(span.clone()).await;
-                span::database_finished(&span, batch.len() as u64, result.as_ref().err().map(|error| error as _));
+                finish(&span, result.as_ref().map(|()| batch.len() as u64));
                 result
             }
             Err(error) => Err(error),
@@ -153,7 +153,12 @@ impl Writer {
         self.next_prune = Instant::now() + PRUNE_EVERY;
         let retention = self.config.retention;
         let result = match self.store().await {
-            Ok(store) => store.prune(Timestamp::now(), retention).await,
+            Ok(store) => {
+                let span = store.span("DELETE", &[]);
+                let result = store.prune(Timestamp::now(), retention).instrument(span.clone()).await;
+                finish(&span, result.as_ref().copied());
+                result
+            }
             Err(error) => Err(error),
         };
         match result {
@@ -177,4 +182,10 @@ impl Writer {
             AuditWriteError { error }.emit();
         }
     }
+}
+
+fn finish(span: &Span, result: Result<u64, &StoreError>) {
+    let error = result.err();
+    let code = error.and_then(StoreError::code);
+    span::database_finished(span, result.unwrap_or(0), error.map(|error| error as _), code.as_deref());
 }

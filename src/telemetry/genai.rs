@@ -1,5 +1,8 @@
 //! The attributes of the GenAI semantic conventions, by the version of the conventions that the configuration asks for.
 //!
+//! Beside them come the names that Logfire's own instrumentation of the official clients uses and its pages read:
+//! `request_data`, `response_data` and `gen_ai.usage.raw`; docs/logfire.md compares attribute by attribute.
+//!
 //! The one place that knows their names. It knows no SDK: what it makes are names and [`Value`]s.
 
 use std::time::Duration;
@@ -9,7 +12,7 @@ use serde_json::{Value as Json, json};
 use super::redact;
 use crate::{
     config::SemanticConventions,
-    llm::{Api, Chat, Content, FinishReason, Message, Request, Sampling, Usage},
+    llm::{Api, Chat, Content, FinishReason, Message, Request, Sampling, ToolCall, Usage},
 };
 
 /// An attribute's value.
@@ -30,8 +33,8 @@ pub enum Value {
 /// Names and values.
 pub type Attributes = Vec<(&'static str, Value)>;
 
-/// The attributes that hold JSON when content is captured, so that a reader can be told.
-pub const JSON_ATTRIBUTES: [&str; 4] = [INPUT_MESSAGES, OUTPUT_MESSAGES, SYSTEM_INSTRUCTIONS, TOOL_DEFINITIONS];
+/// Which attributes of an inference hold JSON, as Logfire wants to be told in `logfire.json_schema`.
+pub const JSON_SCHEMA: &str = r#"{"type":"object","properties":{"request_data":{"type":"object"},"response_data":{"type":"object"},"gen_ai.usage.raw":{"type":"object"},"gen_ai.input.messages":{"type":"array"},"gen_ai.output.messages":{"type":"array"},"gen_ai.system_instructions":{"type":"array"},"gen_ai.tool.definitions":{"type":"array"}}}"#;
 
 const INPUT_MESSAGES: &str = "gen_ai.input.messages";
 const OUTPUT_MESSAGES: &str = "gen_ai.output.messages";
@@ -99,6 +102,8 @@ pub struct End<'a> {
     pub finish_reason: Option<FinishReason>,
     /// Totals: cache tokens inside input, reasoning inside output.
     pub usage: &'a Usage,
+    /// The provider's first and last report of the usage, as it wrote them.
+    pub reported_usage: [Option<&'a str>; 2],
     /// US dollars.
     pub cost: Option<f64>,
     /// From the request to the first generated content, for streamed answers.
@@ -110,6 +115,7 @@ impl End<'_> {
     pub fn attributes(&self, version: SemanticConventions) -> Attributes {
         let text = |value: Option<&str>| value.map(|value| Value::Text(value.to_owned()));
         let count = |value: Option<u64>| value.map(|value| Value::Integer(i64::try_from(value).unwrap_or(i64::MAX)));
+        let seconds = |time: Option<Duration>| time.map(|time| Value::Float(time.as_secs_f64()));
         let old = version != SemanticConventions::Latest;
         let new = version != SemanticConventions::V1_41;
         let usage = self.usage;
@@ -126,11 +132,14 @@ impl End<'_> {
             ("gen_ai.usage.cache_creation.input_tokens", count(usage.cache_write.filter(|_| old))),
             ("gen_ai.usage.cache_write.input_tokens", count(usage.cache_write.filter(|_| new))),
             ("gen_ai.usage.reasoning.output_tokens", count(usage.reasoning)),
-            ("operation.cost", self.cost.map(Value::Float)),
             (
-                "gen_ai.client.operation.time_to_first_chunk",
-                self.time_to_first_chunk.map(|time| Value::Float(time.as_secs_f64())),
+                "gen_ai.usage.raw",
+                reported_usage(self.reported_usage).map(|usage| Value::Text(Json::Object(usage).to_string())),
             ),
+            ("operation.cost", self.cost.map(Value::Float)),
+            // Logfire's page reads the first one.
+            ("gen_ai.client.operation.time_to_first_chunk", seconds(self.time_to_first_chunk)),
+            ("gen_ai.response.time_to_first_chunk", seconds(self.time_to_first_chunk.filter(|_| new))),
         ]
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)))
@@ -169,16 +178,81 @@ pub fn input(request: &Request, chat: Option<&Chat>) -> Attributes {
         .collect()
 }
 
-/// An answer, redacted.
-pub fn output(text: &str, reasoning: &str) -> Attributes {
-    let mut parts = Vec::new();
-    if !reasoning.is_empty() {
-        parts.push(json!({"type": "reasoning", "content": reasoning}));
+/// `request_data`: the model, which is what Logfire's message templates name; with content and before the latest version
+/// the whole body, redacted and without the bytes of images, sounds and files.
+pub fn request_data(request: &Request, model: &str, content: bool, version: SemanticConventions) -> Value {
+    let mut data = json!({"model": model});
+    if !content || version == SemanticConventions::Latest {
+        return Value::Text(data.to_string());
     }
-    if !text.is_empty() {
-        parts.push(text_part(text));
+    for (name, raw) in request.body.iter().filter(|(name, _)| *name != "model") {
+        data[name] = serde_json::from_str(raw.get()).unwrap_or_default();
     }
-    vec![(OUTPUT_MESSAGES, Value::Text(redacted(json!([{"role": "assistant", "parts": parts}]))))]
+    leave_media_out(&mut data);
+    Value::Text(redacted(data))
+}
+
+/// What a model answered.
+#[derive(Debug)]
+pub struct Answer<'a> {
+    /// The text.
+    pub text: &'a str,
+    /// The reasoning before it.
+    pub reasoning: &'a str,
+    /// The tool calls, complete.
+    pub tool_calls: &'a [ToolCall],
+}
+
+impl Answer<'_> {
+    /// The answer, redacted: in the conventions' shape, and before the latest version in that of `response_data` too.
+    pub fn attributes(&self, end: &End<'_>, version: SemanticConventions) -> Attributes {
+        if self.text.is_empty() && self.reasoning.is_empty() && self.tool_calls.is_empty() {
+            return Vec::new();
+        }
+        let mut parts = Vec::new();
+        if !self.reasoning.is_empty() {
+            parts.push(json!({"type": "reasoning", "content": self.reasoning}));
+        }
+        if !self.text.is_empty() {
+            parts.push(text_part(self.text));
+        }
+        parts.extend(self.tool_calls.iter().map(tool_call_part));
+        let mut message = json!({"role": "assistant", "parts": parts});
+        if let Some(reason) = end.finish_reason {
+            message["finish_reason"] = reason.as_str().into();
+        }
+        let mut attributes = vec![(OUTPUT_MESSAGES, Value::Text(redacted(json!([message]))))];
+        if version != SemanticConventions::Latest {
+            let calls = self.tool_calls.iter().map(|call| {
+                json!({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}})
+            });
+            let message = json!({
+                "role": "assistant",
+                "content": (!self.text.is_empty()).then_some(self.text),
+                "tool_calls": (!self.tool_calls.is_empty()).then(|| calls.collect::<Vec<_>>()),
+            });
+            let data = json!({"message": message, "usage": reported_usage(end.reported_usage)});
+            attributes.push(("response_data", Value::Text(redacted(data))));
+        }
+        attributes
+    }
+}
+
+/// The provider's report of the usage: of a stream the first one with the fields of the last one, as the official clients
+/// add them up. A report that is no object of a sane size is none.
+fn reported_usage(reports: [Option<&str>; 2]) -> Option<serde_json::Map<String, Json>> {
+    const MAX_BYTES: usize = 4096;
+    let objects = reports.into_iter().flatten().filter(|report| report.len() <= MAX_BYTES);
+    let mut objects = objects.filter_map(|report| serde_json::from_str::<serde_json::Map<_, _>>(report).ok());
+    let mut usage = objects.next()?;
+    usage.extend(objects.flatten());
+    usage.retain(|_, value| !value.is_null());
+    let mut usage = Json::Object(usage);
+    redact::json(&mut usage);
+    match usage {
+        Json::Object(usage) => Some(usage),
+        _ => None,
+    }
 }
 
 fn redacted(mut value: Json) -> String {
@@ -188,6 +262,15 @@ fn redacted(mut value: Json) -> String {
 
 fn text_part(text: &str) -> Json {
     json!({"type": "text", "content": text})
+}
+
+fn tool_call_part(call: &ToolCall) -> Json {
+    json!({"type": "tool_call", "id": call.id, "name": call.name, "arguments": arguments(&call.arguments)})
+}
+
+/// The arguments of a call, which dialects write as JSON within a text.
+fn arguments(text: &str) -> Json {
+    serde_json::from_str(text).unwrap_or_else(|_| text.into())
 }
 
 fn message(message: &Message) -> Json {
@@ -201,9 +284,7 @@ fn message(message: &Message) -> Json {
             None => text_part(text),
         });
     }
-    for call in &message.tool_calls {
-        parts.push(json!({"type": "tool_call", "id": call.id, "name": call.name, "arguments": call.arguments}));
-    }
+    parts.extend(message.tool_calls.iter().map(tool_call_part));
     json!({"role": message.role.as_str(), "parts": parts})
 }
 
@@ -217,7 +298,8 @@ fn raw_message(message: &Json) -> Json {
     for call in message["tool_calls"].as_array().into_iter().flatten() {
         let function = &call["function"];
         parts.push(json!({
-            "type": "tool_call", "id": call["id"], "name": function["name"], "arguments": function["arguments"],
+            "type": "tool_call", "id": call["id"], "name": function["name"],
+            "arguments": function["arguments"].as_str().map(arguments),
         }));
     }
     json!({"role": message["role"], "parts": parts})
@@ -240,9 +322,30 @@ fn raw_part(part: &Json) -> Json {
             json!({"type": "tool_call", "id": part["id"], "name": part["name"], "arguments": part["input"]})
         }
         Some("tool_result") => {
-            json!({"type": "tool_call_response", "id": part["tool_use_id"], "response": part["content"]})
+            let response = match &part["content"] {
+                Json::Array(parts) => parts.iter().map(raw_part).collect(),
+                other => other.clone(),
+            };
+            json!({"type": "tool_call_response", "id": part["tool_use_id"], "response": response})
         }
         _ => json!({"type": part["type"]}),
+    }
+}
+
+/// Replaces the bytes of images, sounds and files, wherever a body holds them.
+fn leave_media_out(value: &mut Json) {
+    match value {
+        Json::String(text) if text.starts_with("data:") => "[media]".clone_into(text),
+        Json::Array(items) => items.iter_mut().for_each(leave_media_out),
+        Json::Object(fields) => {
+            for (name, value) in fields {
+                match value {
+                    Json::String(text) if matches!(name.as_str(), "data" | "file_data") => "[media]".clone_into(text),
+                    other => leave_media_out(other),
+                }
+            }
+        }
+        _ => {}
     }
 }
 
@@ -257,8 +360,15 @@ mod tests {
     #[test]
     fn each_version_has_its_own_names() {
         let usage = Usage { input: Some(10), output: Some(2), cache_write: Some(4), ..Usage::default() };
-        let end =
-            End { id: None, model: None, finish_reason: None, usage: &usage, cost: None, time_to_first_chunk: None };
+        let end = End {
+            id: None,
+            model: None,
+            finish_reason: None,
+            usage: &usage,
+            reported_usage: [None, None],
+            cost: None,
+            time_to_first_chunk: None,
+        };
         let creation = "gen_ai.usage.cache_creation.input_tokens";
         let write = "gen_ai.usage.cache_write.input_tokens";
         for (version, has_creation, has_write) in [

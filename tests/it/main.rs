@@ -8,3 +8,5 @@ mod floors;
 mod gateway;
 mod peer;
 mod serve;
+mod spool;
+mod traces;

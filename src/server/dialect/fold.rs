@@ -2,10 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::llm::{Event, FinishReason, ToolCall, ToolCallDelta, Usage};
-
-/// The most tool calls an answer may have; an index beyond it is a defect of the backend, not a reason to allocate.
-const MAX_TOOL_CALLS: usize = 1024;
+use crate::llm::{Event, FinishReason, ToolCall, Usage};
 
 /// Everything an answer has said so far.
 #[derive(Debug, Default)]
@@ -31,10 +28,10 @@ impl Folded {
                 (self.id, self.model) = (id, model);
                 self.usage.update(usage);
             }
-            Event::Queued(_) => {}
+            Event::Queued(_) | Event::ReportedUsage(_) => {}
             Event::Text(text) => self.text.push_str(&text),
             Event::Reasoning(text) => self.reasoning.push_str(&text),
-            Event::ToolCall(delta) => self.push_tool_call(delta),
+            Event::ToolCall(delta) => self.torn |= !delta.add_to(&mut self.tool_calls),
             Event::Usage(usage) => self.usage.update(usage),
             Event::Finished { reason, stop_sequence } => {
                 self.finish = Some(reason);
@@ -42,23 +39,5 @@ impl Folded {
             }
             Event::Raw { frame, .. } => self.raw = Some(frame),
         }
-    }
-
-    fn push_tool_call(&mut self, delta: ToolCallDelta) {
-        if delta.index >= MAX_TOOL_CALLS {
-            self.torn = true;
-            return;
-        }
-        while self.tool_calls.len() <= delta.index {
-            self.tool_calls.push(ToolCall { id: String::new(), name: String::new(), arguments: String::new() });
-        }
-        let call = &mut self.tool_calls[delta.index];
-        if let Some(id) = delta.id {
-            call.id = id;
-        }
-        if let Some(name) = delta.name {
-            call.name = name;
-        }
-        call.arguments.push_str(&delta.arguments);
     }
 }

@@ -16,12 +16,16 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use crate::{
-    llm::{Answer, Api, Context, Error, Event, EventStream, Outcome, Record, Request, Usage, UsageSource},
+    llm::{Answer, Api, Context, Error, Event, EventStream, Outcome, Record, Request, ToolCall, Usage, UsageSource},
     store::AuditSender,
     telemetry::{
         event::RequestFinished,
+        genai,
         price::PriceList,
-        trace::{self, span},
+        trace::{
+            self,
+            span::{self, InferenceEnd},
+        },
     },
 };
 
@@ -32,6 +36,10 @@ pub struct Meter {
     audit: AuditSender,
     target: Option<MeteredTarget>,
     response_id: Option<String>,
+    /// The first and the last report of the provider, which of a stream's many are the telling ones.
+    reported_usage: [Option<Box<str>>; 2],
+    /// Whether the provider's own frames come by; then they are counted, and not what they mean besides.
+    raw: bool,
     first_content: Option<Instant>,
     last_content: Option<Instant>,
     /// Gathered only when the user switched content capture on.
@@ -51,6 +59,7 @@ struct MeteredTarget {
 struct Captured {
     text: String,
     reasoning: String,
+    tool_calls: Vec<ToolCall>,
 }
 
 impl Meter {
@@ -89,6 +98,8 @@ impl Meter {
             audit,
             target: None,
             response_id: None,
+            reported_usage: [None, None],
+            raw: false,
             first_content: None,
             last_content: None,
             captured: span::captures_content().then(Captured::default),
@@ -136,25 +147,41 @@ impl Meter {
             }
             Event::Queued(wait) => self.record.queue = Some(*wait),
             Event::Usage(usage) => self.record.usage.update(*usage),
+            Event::ReportedUsage(report) => {
+                let [first, last] = &mut self.reported_usage;
+                *if first.is_none() { first } else { last } = Some(report.clone());
+            }
             Event::Finished { reason, .. } => self.record.finish_reason = Some(*reason),
             Event::Text(text) => {
-                self.content();
+                self.neutral_content();
                 if let Some(captured) = &mut self.captured {
                     captured.text.push_str(text);
                 }
             }
             Event::Reasoning(text) => {
-                self.content();
+                self.neutral_content();
                 if let Some(captured) = &mut self.captured {
                     captured.reasoning.push_str(text);
                 }
             }
-            Event::ToolCall(_) => self.content(),
+            Event::ToolCall(call) => {
+                self.neutral_content();
+                if let Some(captured) = &mut self.captured {
+                    call.add_to(&mut captured.tool_calls);
+                }
+            }
             Event::Raw { content, .. } => {
+                self.raw = true;
                 if *content {
                     self.content();
                 }
             }
+        }
+    }
+
+    fn neutral_content(&mut self) {
+        if !self.raw {
+            self.content();
         }
     }
 
@@ -190,10 +217,19 @@ impl Meter {
         if let Some(target) = &self.target {
             let model = record.response_model.as_deref().unwrap_or(&target.model);
             record.cost_usd = target.prices.as_ref().and_then(|prices| prices.cost_usd(model, &record.usage));
-            if let Some(captured) = &self.captured {
-                span::capture_output(&target.span, &captured.text, &captured.reasoning);
-            }
-            span::inference_finished(&target.span, record, self.response_id.as_deref());
+            let end = InferenceEnd {
+                record,
+                model: &target.model,
+                response_id: self.response_id.as_deref(),
+                reported_usage: self.reported_usage.each_ref().map(Option::as_deref),
+                content: self.captured.as_ref().map(|captured| genai::Answer {
+                    text: &captured.text,
+                    reasoning: &captured.reasoning,
+                    tool_calls: &captured.tool_calls,
+                }),
+                error,
+            };
+            span::inference_finished(&target.span, &end);
         }
         self.context.span.in_scope(|| RequestFinished { record, error: error.map(|error| error as _) }.emit());
         self.audit.send(record.clone());

@@ -126,7 +126,8 @@ impl Dispatch {
                         return Err(error);
                     }
                     if let Some(span) = span {
-                        span::inference_failed_over(&span, &error);
+                        let model = target.model.as_deref().unwrap_or(&request.model);
+                        span::inference_failed_over(&span, model, &error);
                     }
                     failed = Some((target, error));
                 }
@@ -211,7 +212,6 @@ impl Dispatch {
                 return Err((error, Some(span)));
             }
         };
-        span::capture_input(&span, request, None);
         match provider.call(call(&span)).instrument(span.clone()).await {
             Ok(answer) => {
                 permit.succeed();

@@ -173,7 +173,7 @@ impl Backend for Engine {
     fn call(&self, call: Call) -> BoxFuture<'_, Result<Answer, Error>> {
         Box::pin(async move {
             let chat = dialect::decode_chat(&call.request)?;
-            span::capture_input(&call.span, &call.request, Some(&chat));
+            span::capture_input(&call.span, &call.request, &chat);
             let stream = self.answer(&call.model, chat, &call.span).await?;
             Ok(Answer { headers: Vec::new(), events: Box::pin(stream), retries: 0 })
         })

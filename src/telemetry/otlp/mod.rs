@@ -10,6 +10,7 @@ mod spool;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod weight;
 
 use batch::Queue;
 pub use counters::{Counter, CounterReading, SpoolReading, TelemetryCounters};
@@ -41,7 +42,7 @@ use tokio::sync::{Notify, mpsc::UnboundedSender, watch};
 
 use crate::config::{OtlpConfig, OtlpKind, Secret, Signal, TelemetryConfig};
 
-use batch::FlushRequest;
+use batch::{FlushRequest, Load};
 use spool::Spool;
 use transport::{Client, Destination};
 
@@ -117,6 +118,7 @@ pub struct Exporters {
     resources: Resources,
     counters: TelemetryCounters,
     flushes: Mutex<Vec<UnboundedSender<FlushRequest>>>,
+    loads: Mutex<Vec<Arc<Load>>>,
     closing: watch::Sender<bool>,
     stop: Arc<Notify>,
     runtime: Option<tokio::runtime::Handle>,
@@ -135,6 +137,7 @@ impl Exporters {
             resources: Resources::new(telemetry),
             counters: TelemetryCounters::default(),
             flushes: Mutex::default(),
+            loads: Mutex::default(),
             closing,
             stop: Arc::new(Notify::new()),
             runtime: None,
@@ -180,9 +183,10 @@ impl Exporters {
             .collect()
     }
 
-    /// One queue per destination that wants spans.
-    pub(crate) fn spans(&self) -> Result<Vec<SpanQueue>, TraceError> {
-        self.queues(
+    /// One queue per destination that wants spans, with its kind.
+    pub(crate) fn spans(&self) -> Result<Vec<(OtlpKind, SpanQueue)>, TraceError> {
+        let kinds = self.with_signal(Signal::Traces).map(|configured| configured.config.kind);
+        let queues = self.queues(
             Signal::Traces,
             |configured, service| {
                 let builder = SpanExporter::builder().with_http();
@@ -190,8 +194,17 @@ impl Exporters {
                 exporter.set_resource(self.resources.get(service));
                 Ok(exporter)
             },
+            |(span, _)| weight::span(span),
             |exporter: Arc<SpanExporter>, spans| async move { exporter.export(spans).await },
-        )
+        )?;
+        Ok(kinds.zip(queues).collect())
+    }
+
+    /// Runs a task on the export runtime, if there is one.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + std::marker::Send + 'static) {
+        if let Some(runtime) = &self.runtime {
+            runtime.spawn(task);
+        }
     }
 
     /// One queue per destination that wants log records.
@@ -204,6 +217,7 @@ impl Exporters {
                 exporter.set_resource(self.resources.get(service));
                 Ok(exporter)
             },
+            |((record, _), _)| weight::log_record(record),
             |exporter: Arc<LogExporter>, records: Vec<(SdkLogRecord, _)>| async move {
                 let records: Vec<_> = records.iter().map(|(record, scope)| (record, scope)).collect();
                 exporter.export(LogBatch::new(&records)).await
@@ -216,7 +230,8 @@ impl Exporters {
         &self,
         signal: Signal,
         make: impl Fn(&Configured, Service) -> Result<E, TraceError>,
-        export: impl Fn(Arc<E>, Vec<T>) -> F + Clone + Send + 'static,
+        weigh: fn(&(T, Service)) -> u64,
+        export: impl Fn(Arc<E>, Vec<T>) -> F + Clone + Send + Sync + 'static,
     ) -> Result<Vec<Queue<(T, Service)>>, TraceError>
     where
         T: Send + 'static,
@@ -247,8 +262,10 @@ impl Exporters {
                 })
             };
             let runtime = &configured.destination.runtime;
-            let (queue, flush) = batch::spawn(runtime, batch::QUEUE_ITEMS, Arc::clone(counter), Box::new(task));
+            let (queue, load, flush) =
+                batch::spawn(runtime, batch::QUEUE_ITEMS, Arc::clone(counter), weigh, Box::new(task));
             self.flushes.lock().unwrap_or_else(PoisonError::into_inner).push(flush);
+            self.loads.lock().unwrap_or_else(PoisonError::into_inner).push(load);
             queues.push(queue);
         }
         Ok(queues)
@@ -277,14 +294,35 @@ impl Exporters {
             flushed = self.flush(until.saturating_duration_since(Instant::now()));
         }
         self.stop.notify_one();
+        self.join(until) & self.abandon() & flushed
+    }
+
+    fn join(&self, until: Instant) -> bool {
         let Some((thread, ended)) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            return flushed;
+            return true;
         };
         // The thread drops its end of the channel as its last act; a hanging one is left behind rather than waited for.
         match ended.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Err(RecvTimeoutError::Timeout) => false,
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => flushed & thread.join().is_ok(),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => thread.join().is_ok(),
         }
+    }
+
+    /// Counts what nobody is left to send, and says so. `true`: there is none.
+    fn abandon(&self) -> bool {
+        let mut none = true;
+        for load in self.loads.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let items = load.abandon();
+            if items > 0 {
+                none = false;
+                let CounterReading { destination, signal, .. } = load.counter().read();
+                let signal = spool::signal_name(signal);
+                tracing::warn!(
+                    target: "mlx_manager::telemetry", %destination, signal, items, "telemetry was lost at the end"
+                );
+            }
+        }
+        none
     }
 
     /// The export runtime, for a test of what may not happen on its thread.

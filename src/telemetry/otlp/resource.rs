@@ -35,6 +35,7 @@ pub(crate) struct Resources {
 impl Resources {
     pub(super) fn new(telemetry: &TelemetryConfig) -> Self {
         let instance = Uuid::now_v7().to_string();
+        let machine = machine();
         let resource = |component: &str| {
             let name = match &telemetry.service_name {
                 Some(name) => name.clone(),
@@ -49,7 +50,11 @@ impl Resources {
                     KeyValue::new("service.instance.id", instance.clone()),
                     KeyValue::new("deployment.environment.name", telemetry.environment.clone()),
                     KeyValue::new("process.pid", i64::from(std::process::id())),
+                    KeyValue::new("process.runtime.name", "rustc"),
+                    KeyValue::new("process.runtime.version", env!("MLX_MANAGER_RUSTC_VERSION")),
+                    KeyValue::new("process.runtime.description", env!("MLX_MANAGER_RUSTC")),
                 ])
+                .with_attributes(machine.clone())
                 .build()
         };
         Self { server: resource("mlx-server"), manager: resource("mlx-manager") }
@@ -61,4 +66,32 @@ impl Resources {
             Service::Manager => &self.manager,
         }
     }
+}
+
+/// The machine and its system, as the conventions name them.
+fn machine() -> Vec<KeyValue> {
+    let system = rustix::system::uname();
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let os = match std::env::consts::OS {
+        "macos" => "darwin",
+        other => other,
+    };
+    let mut attributes = vec![
+        KeyValue::new("host.name", system.nodename().to_string_lossy().into_owned()),
+        KeyValue::new("host.arch", architecture),
+        KeyValue::new("os.type", os),
+        KeyValue::new("os.version", system.release().to_string_lossy().into_owned()),
+    ];
+    // Where systemd and D-Bus keep it. A machine without one goes without.
+    let id = ["/etc/machine-id", "/var/lib/dbus/machine-id"]
+        .into_iter()
+        .filter_map(|path| std::fs::read_to_string(path).ok())
+        .map(|id| id.trim().to_owned())
+        .find(|id| !id.is_empty());
+    attributes.extend(id.map(|id| KeyValue::new("host.id", id)));
+    attributes
 }

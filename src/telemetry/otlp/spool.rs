@@ -1,11 +1,12 @@
 //! A folder of encoded batches that wait for their endpoint: first in, first out, bounded by bytes and by age.
 //!
 //! One file per batch; all that is needed to send it again is in its name, so nothing secret is ever written. A file
-//! appears by rename and is complete or absent. It knows nothing of HTTP.
+//! appears by rename, after its bytes are on the disk: it is complete or absent, also after a power cut, which can cost
+//! the newest batches and no more. It knows nothing of HTTP.
 
 use std::{
     collections::VecDeque,
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -22,6 +23,8 @@ use crate::config::Signal;
 
 /// Logfire drops what is older than this, and a collector has little use for it.
 const MAX_AGE: Duration = Duration::from_hours(24);
+
+const LOCK: &str = ".lock";
 
 /// An encoded request body.
 #[derive(Debug, Clone)]
@@ -98,12 +101,16 @@ pub(super) struct Spool {
     limit_bytes: u64,
     bytes: Arc<AtomicU64>,
     entries: Mutex<VecDeque<Entry>>,
+    /// Holds the folder against a second process, which would send every batch again.
+    _lock: File,
 }
 
 impl Spool {
-    /// Opens a folder, creating it if need be, and takes over what an earlier run left there.
+    /// Opens a folder, creating it if need be, and takes over what an earlier run left there. An error too if another
+    /// process has it.
     pub(super) fn open(dir: &Path, limit_bytes: u64) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        let lock = lock(&dir.join(LOCK))?;
         let mut entries = Vec::new();
         for file in fs::read_dir(dir)? {
             let file = file?;
@@ -117,8 +124,13 @@ impl Spool {
             }
         }
         entries.sort_unstable_by_key(|entry| entry.created);
-        let spool =
-            Self { dir: dir.to_owned(), limit_bytes, bytes: Arc::default(), entries: Mutex::new(entries.into()) };
+        let spool = Self {
+            dir: dir.to_owned(),
+            limit_bytes,
+            bytes: Arc::default(),
+            entries: Mutex::new(entries.into()),
+            _lock: lock,
+        };
         spool.measure(&spool.lock());
         Ok(spool)
     }
@@ -158,7 +170,7 @@ impl Spool {
             .truncate(true)
             .mode(0o600)
             .open(&partial)
-            .and_then(|mut file| file.write_all(&batch.body))
+            .and_then(|mut file| file.write_all(&batch.body).and_then(|()| file.sync_data()))
             .and_then(|()| fs::rename(&partial, &path));
         if let Err(error) = written {
             remove_file(&partial)?;
@@ -218,6 +230,19 @@ impl Spool {
     }
 }
 
+fn lock(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(io::Error::new(io::ErrorKind::WouldBlock, "another process uses it: give each its own otlp.spool.dir"))
+        }
+        // Some network file systems have no locks. A spool there is worth more than the check.
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(file),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
 /// Removes a file; that somebody else did so already is as good.
 fn remove_file(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
@@ -269,7 +294,18 @@ mod tests {
         let mode = fs::metadata(spool.path(&entry)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(bodies(&spool), ["one", "two", "three"]);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind");
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+        assert_eq!(left, [LOCK], "nothing is left behind");
+    }
+
+    #[test]
+    fn a_folder_belongs_to_one_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), 100).unwrap();
+        let error = Spool::open(dir.path(), 100).unwrap_err();
+        assert!(error.to_string().contains("another process"), "{error}");
+        drop(spool);
+        Spool::open(dir.path(), 100).unwrap();
     }
 
     #[test]

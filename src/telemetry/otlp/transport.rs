@@ -217,10 +217,13 @@ impl Destination {
                 Ok(Sent::Away(retry_after))
             }
             answer => {
-                // The refusal is counted and logged by `settle`; what matters here is that the file goes.
-                self.settle(&batch, answer).unwrap_or_default();
-                spool.remove(&entry)?;
-                Ok(Sent::One)
+                let removed = spool.remove(&entry);
+                // One that gave way to newer ones while it was under way has been counted as lost.
+                if !matches!(removed, Ok(false)) {
+                    // A refusal is counted and logged there; what matters here is that the file goes.
+                    self.settle(&batch, answer).unwrap_or_default();
+                }
+                removed.map(|_| Sent::One)
             }
         }
     }

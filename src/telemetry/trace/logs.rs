@@ -30,8 +30,7 @@ impl OtlpLogs {
             .with_resource(Resource::builder_empty().build())
             .with_log_processor(Router { queues })
             .build();
-        let scope = InstrumentationScope::builder("mlx-manager").with_version(env!("CARGO_PKG_VERSION")).build();
-        Some(Self { logger: Arc::new(provider.logger_with_scope(scope)) })
+        Some(Self { logger: Arc::new(provider.logger_with_scope(super::scope())) })
     }
 
     /// Queues a record. `trace` are the ids of the span it was written in. What the export thread says itself is left out.

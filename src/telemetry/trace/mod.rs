@@ -4,6 +4,7 @@
 //! pass trace context with [`extract`] and [`inject`]; they never see the SDK.
 
 mod logs;
+mod pending;
 mod processor;
 mod sampler;
 pub mod span;
@@ -28,8 +29,9 @@ use tracing_subscriber::{Layer, Registry};
 
 use super::otlp::Exporters;
 pub use super::otlp::{CounterReading, MetricDestination, SpoolReading, TelemetryCounters, TraceError};
-use crate::config::{OtlpConfig, SemanticConventions, TelemetryConfig, TracesConfig};
+use crate::config::{OtlpConfig, OtlpKind, SemanticConventions, TelemetryConfig, TracesConfig};
 pub use logs::OtlpLogs;
+use pending::Pending;
 use processor::Router;
 use sampler::Sampler;
 
@@ -57,7 +59,13 @@ pub struct Traces {
 /// When a destination can't be served as configured.
 pub fn build(traces: &TracesConfig, telemetry: &TelemetryConfig, otlp: &[OtlpConfig]) -> Result<Traces, TraceError> {
     let exporters = Exporters::start(telemetry, otlp)?;
-    let queues = exporters.spans()?;
+    let (kinds, queues): (Vec<_>, Vec<_>) = exporters.spans()?.into_iter().unzip();
+    let logfire = kinds.iter().zip(&queues).filter(|(kind, _)| **kind == OtlpKind::Logfire);
+    let logfire: Vec<_> = logfire.map(|(_, queue)| queue.clone()).collect();
+    let pending = (!logfire.is_empty()).then(|| Arc::new(Pending::new(logfire)));
+    if let Some(pending) = &pending {
+        exporters.spawn(Pending::run(Arc::downgrade(pending)));
+    }
     let logs = OtlpLogs::new(exporters.logs()?);
     // Exporters bring their own resources, and the default one would be read from OTEL_* variables.
     let provider = SdkTracerProvider::builder().with_resource(Resource::builder_empty().build());
@@ -68,12 +76,11 @@ pub fn build(traces: &TracesConfig, telemetry: &TelemetryConfig, otlp: &[OtlpCon
     } else {
         provider
             .with_sampler(Sampler::Share(traces.sample_ratio))
-            .with_span_processor(Router::new(queues, traces))
+            .with_span_processor(Router::new(queues, traces, pending.clone()))
             .build()
     };
-    let scope = InstrumentationScope::builder("mlx-manager").with_version(env!("CARGO_PKG_VERSION")).build();
     let layer = tracing_opentelemetry::layer()
-        .with_tracer(provider.tracer_with_scope(scope))
+        .with_tracer(provider.tracer_with_scope(scope()))
         .with_location(false)
         .with_threads(false)
         .with_tracked_inactivity(false)
@@ -86,9 +93,15 @@ pub fn build(traces: &TracesConfig, telemetry: &TelemetryConfig, otlp: &[OtlpCon
         .with_error_records_to_exceptions(false)
         // The processor routes by it.
         .with_target(true)
-        .and_then(conventions);
+        .and_then(conventions)
+        .and_then(Follower(pending));
     let handle = TraceHandle { exporters: Arc::new(exporters), _provider: provider };
     Ok(Traces { layer: Box::new(layer), handle, logs })
+}
+
+/// Who made it, as every span and log record says.
+fn scope() -> InstrumentationScope {
+    InstrumentationScope::builder("mlx-manager").with_version(env!("CARGO_PKG_VERSION")).build()
 }
 
 /// Keeps export going; held until the end.
@@ -137,6 +150,11 @@ pub(super) struct Conventions {
 }
 
 impl<S: Subscriber> Layer<S> for Conventions {}
+
+/// Who announces long spans, beside the conventions for the same reason.
+struct Follower(Option<Arc<Pending>>);
+
+impl<S: Subscriber> Layer<S> for Follower {}
 
 /// Makes the caller's `traceparent` the parent of a span that was not entered yet.
 pub fn extract(span: &Span, headers: &HeaderMap) {

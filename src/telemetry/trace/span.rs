@@ -8,12 +8,12 @@ use std::{error::Error as StdError, net::SocketAddr, time::Duration};
 
 use opentelemetry::{
     Array, KeyValue, StringValue, Value,
-    trace::{SpanContext, SpanId, SpanRef, Status, TraceContextExt, TraceFlags, TraceId, TraceState},
+    trace::{SpanContext, SpanId, SpanKind, SpanRef, Status, TraceContextExt, TraceFlags, TraceId, TraceState},
 };
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::Conventions;
+use super::{Conventions, pending::Pending};
 use crate::{
     config::ProviderKind,
     llm::{Api, Chat, Error, Outcome, Record, Request, Usage},
@@ -22,6 +22,8 @@ use crate::{
 
 /// Logfire's number for a span in which all went well.
 const LEVEL_INFO: i64 = 9;
+/// Logfire's number for a request that its caller got wrong.
+const LEVEL_WARN: i64 = 13;
 /// Logfire's number for a span that failed.
 const LEVEL_ERROR: i64 = 17;
 
@@ -101,7 +103,14 @@ pub fn http_server_finished(span: &Span, status: Option<u16>, error_type: Option
         Some(500..) => Some(error_type.map_or_else(|| Value::from(status.unwrap_or(500).to_string()), Value::from)),
         Some(_) => error_type.map(Value::from),
     };
-    finish(&otel, attributes, failed.map(|failed| (failed, None)));
+    match status {
+        Some(400..500) => {
+            attributes.push(KeyValue::new("logfire.level_num", LEVEL_WARN));
+            otel.set_attributes(attributes);
+            otel.end();
+        }
+        _ => finish(&otel, attributes, failed.map(|failed| (failed, None))),
+    }
 }
 
 /// The routing of a request; a child of `parent`.
@@ -154,8 +163,8 @@ pub fn inference(parent: &Span, request: &Request, model: &str, destination: Des
         otel.name = format!("{operation} {model}"), otel.kind = kind
     );
     let (message, template) = match request.api {
-        Api::ChatCompletions => ("Chat Completion", "Chat Completion with {gen_ai.request.model!r}"),
-        Api::Messages => ("Message", "Message with {gen_ai.request.model!r}"),
+        Api::ChatCompletions => ("Chat Completion", "Chat Completion with {request_data[model]!r}"),
+        Api::Messages => ("Message", "Message with {request_data[model]!r}"),
     };
     start(&span, template, format!("{message} with '{model}'"), |conventions| {
         let provider = match destination {
@@ -174,38 +183,38 @@ pub fn inference(parent: &Span, request: &Request, model: &str, destination: Des
                 KeyValue::new("server.port", i64::from(port)),
             ]),
         }
-        if conventions.capture_content {
-            let properties: serde_json::Map<_, _> = genai::JSON_ATTRIBUTES
-                .into_iter()
-                .map(|name| (name.to_owned(), serde_json::json!({"type": "array"})))
-                .collect();
-            let schema = serde_json::json!({"type": "object", "properties": properties});
-            attributes.push(KeyValue::new("logfire.json_schema", schema.to_string()));
+        let data = genai::request_data(request, model, conventions.capture_content, conventions.version);
+        attributes.extend(key_values(vec![("request_data", data)]));
+        attributes.push(KeyValue::new("logfire.json_schema", genai::JSON_SCHEMA));
+        if conventions.capture_content && matches!(destination, Destination::Cloud { .. }) {
+            attributes.extend(key_values(genai::input(request, None)));
+        }
+        if let Some(pending) = Pending::of(&span) {
+            let mut known = attributes.clone();
+            known.push(KeyValue::new("logfire.msg_template", template));
+            known.push(KeyValue::new("logfire.msg", format!("{message} with '{model}'")));
+            let kind = match destination {
+                Destination::Local => SpanKind::Internal,
+                Destination::Cloud { .. } => SpanKind::Client,
+            };
+            pending.inference_started((&span, parent), format!("{operation} {model}"), kind, known);
         }
         attributes
     });
     span
 }
 
-/// Puts prompts into an inference span; does nothing unless `traces.capture_content` is on.
-pub fn capture_input(span: &Span, request: &Request, chat: Option<&Chat>) {
+/// Puts the prompts as the local engine understands them into its inference span, where those for a provider are from the
+/// start; does nothing unless `traces.capture_content` is on.
+pub fn capture_input(span: &Span, request: &Request, chat: &Chat) {
     if let Some((conventions, context)) = recording(span)
         && conventions.capture_content
     {
-        context.span().set_attributes(key_values(genai::input(request, chat)));
+        context.span().set_attributes(key_values(genai::input(request, Some(chat))));
     }
 }
 
-/// Puts the answer into an inference span; does nothing unless `traces.capture_content` is on.
-pub fn capture_output(span: &Span, text: &str, reasoning: &str) {
-    if let Some((conventions, context)) = recording(span)
-        && conventions.capture_content
-    {
-        context.span().set_attributes(key_values(genai::output(text, reasoning)));
-    }
-}
-
-/// Whether `capture_output` would do anything, so that nothing is gathered in vain.
+/// Whether the content of an answer is wanted, so that nothing is gathered in vain.
 pub fn captures_content() -> bool {
     tracing::dispatcher::get_default(|dispatch| {
         dispatch
@@ -214,36 +223,70 @@ pub fn captures_content() -> bool {
     })
 }
 
-/// Ends an inference span that answered the caller, with the numbers of its record. `response_id` is the provider's.
-pub fn inference_finished(span: &Span, record: &Record, response_id: Option<&str>) {
-    let Some((conventions, context)) = recording(span) else { return end(span) };
+/// How an inference that answered the caller ended.
+#[derive(Debug)]
+pub struct InferenceEnd<'a> {
+    /// The numbers.
+    pub record: &'a Record,
+    /// The model asked of the target; one that never answered is named by it, as Logfire's own clients do.
+    pub model: &'a str,
+    /// The provider's id of the answer.
+    pub response_id: Option<&'a str>,
+    /// The provider's first and last report of the usage, as it wrote them.
+    pub reported_usage: [Option<&'a str>; 2],
+    /// The answer; looked at only if `traces.capture_content` is on.
+    pub content: Option<genai::Answer<'a>>,
+    /// Why it failed.
+    pub error: Option<&'a Error>,
+}
+
+/// Ends an inference span that answered the caller.
+pub fn inference_finished(span: &Span, end: &InferenceEnd<'_>) {
+    let Some((conventions, context)) = recording(span) else { return self::end(span) };
+    let record = end.record;
     let known = genai::End {
-        id: response_id,
-        model: record.response_model.as_deref(),
+        id: end.response_id,
+        model: Some(record.response_model.as_deref().unwrap_or(end.model)),
         finish_reason: record.finish_reason,
         usage: &record.usage,
+        reported_usage: end.reported_usage,
         cost: record.cost_usd,
         time_to_first_chunk: record.time_to_first_token.filter(|_| record.stream),
     };
     let mut attributes = key_values(known.attributes(conventions.version));
     attributes.push(KeyValue::new("mlx_manager.outcome", record.outcome.as_str()));
-    let failure = match (record.outcome, record.error_kind) {
+    if let Some(content) = end.content.as_ref().filter(|_| conventions.capture_content) {
+        attributes.extend(key_values(content.attributes(&known, conventions.version)));
+    }
+    let kind = match (record.outcome, record.error_kind) {
         // A client that goes away is nobody's failure: the status stays unset.
         (Outcome::Ok | Outcome::ClientAbort, _) => None,
         (outcome, kind) => Some(kind.unwrap_or_else(|| outcome.as_str())),
     };
-    let failure = failure.map(|kind| {
+    let failure = kind.map(|kind| {
         let message = record.error_message.as_deref().unwrap_or(record.outcome.as_str());
-        (kind.into(), Some(Failure { kind, message: redact::text(message).into_owned(), causes: String::new() }))
+        let causes = end.error.and_then(StdError::source);
+        let provider = record.provider.as_deref().unwrap_or_default();
+        attributes.push(KeyValue::new("logfire.exception.fingerprint", fingerprint(kind, provider)));
+        (kind.into(), Some(Failure::new(kind, message, causes)))
     });
     finish(&context.span(), attributes, failure);
 }
 
-/// Ends an inference span whose target failed while another is tried.
-pub fn inference_failed_over(span: &Span, error: &Error) {
+/// By which Logfire tells issues apart: what failed where, and not in which words.
+fn fingerprint(kind: &str, provider: &str) -> String {
+    let source = format!("mlx-manager inference {provider} {kind}");
+    let digest = ring::digest::digest(&ring::digest::SHA256, source.as_bytes());
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Ends an inference span whose target failed while another is tried. `model` is the one asked of it.
+pub fn inference_failed_over(span: &Span, model: &str, error: &Error) {
     let Some((_, context)) = recording(span) else { return end(span) };
     let kind = error.kind.as_str();
-    finish(&context.span(), Vec::new(), Some((kind.into(), Some(Failure::new(kind, error)))));
+    let failure = Failure::new(kind, &error.message, error.source());
+    let attributes = vec![KeyValue::new("gen_ai.response.model", clipped(model).to_owned())];
+    finish(&context.span(), attributes, Some((kind.into(), Some(failure))));
 }
 
 /// One physical HTTP call; a child of an inference span. `resend` is 0 for the first.
@@ -319,9 +362,34 @@ pub fn decode_finished(span: &Span, usage: &Usage, duration: Duration) {
     finish(&context.span(), attributes, None);
 }
 
-/// A database statement (`INSERT requests`) that writes these records: a single one's server span is its parent, several
-/// are linked.
-pub fn database(system: &'static str, operation: &'static str, table: &'static str, records: &[Record]) -> Span {
+/// A statement for the database.
+#[derive(Debug)]
+pub struct Statement<'a> {
+    /// `db.system.name`
+    pub system: &'static str,
+    /// Where the database is, unless in a file.
+    pub server: Option<Server<'a>>,
+    /// `INSERT`
+    pub operation: &'static str,
+    /// `requests`
+    pub table: &'static str,
+}
+
+/// A database server.
+#[derive(Debug)]
+pub struct Server<'a> {
+    /// `server.address`
+    pub address: &'a str,
+    /// `server.port`
+    pub port: u16,
+    /// `db.namespace`
+    pub database: &'a str,
+}
+
+/// A database statement (`INSERT requests`) about these records: a single one's server span is its parent, several are
+/// linked.
+pub fn database(statement: Statement<'_>, records: &[Record]) -> Span {
+    let Statement { system, server, operation, table } = statement;
     let name = format!("{operation} {table}");
     let span = tracing::info_span!(
         target: "mlx_manager::store", parent: None, "database", otel.name = name, otel.kind = "client"
@@ -340,12 +408,20 @@ pub fn database(system: &'static str, operation: &'static str, table: &'static s
         }
     }
     start(&span, "{db.operation.name} {db.collection.name}", name.clone(), |_| {
-        vec![
+        let mut attributes = vec![
             KeyValue::new("db.system.name", system),
             KeyValue::new("db.operation.name", operation),
             KeyValue::new("db.collection.name", table),
             KeyValue::new("db.query.summary", name.clone()),
-        ]
+        ];
+        if let Some(Server { address, port, database }) = server {
+            attributes.extend([
+                KeyValue::new("server.address", address.to_owned()),
+                KeyValue::new("server.port", i64::from(port)),
+                KeyValue::new("db.namespace", database.to_owned()),
+            ]);
+        }
+        attributes
     });
     span
 }
@@ -356,11 +432,16 @@ fn server_span(record: &Record) -> Option<SpanContext> {
     Some(SpanContext::new(trace_id, span_id, TraceFlags::SAMPLED, true, TraceState::default()))
 }
 
-/// Ends a database span.
-pub fn database_finished(span: &Span, rows: u64, error: Option<&(dyn StdError + 'static)>) {
+/// Ends a database span; `code` is the database system's own for the error.
+pub fn database_finished(span: &Span, rows: u64, error: Option<&(dyn StdError + 'static)>, code: Option<&str>) {
     let Some((_, context)) = recording(span) else { return end(span) };
-    let failed = error.map(|error| ("_OTHER".into(), Some(Failure::new("_OTHER", error))));
-    finish(&context.span(), vec![count("mlx_manager.rows", rows)], failed);
+    let mut attributes = vec![count("mlx_manager.rows", rows)];
+    attributes.extend(code.map(|code| KeyValue::new("db.response.status_code", code.to_owned())));
+    let failed = error.map(|error| {
+        let kind = code.map_or_else(|| "_OTHER".into(), |code| code.to_owned().into());
+        (kind, Some(Failure::new("_OTHER", &error.to_string(), error.source())))
+    });
+    finish(&context.span(), attributes, failed);
 }
 
 /// How to speak about a span, if anybody records it.
@@ -401,21 +482,22 @@ fn start(span: &Span, template: &'static str, message: String, attributes: impl 
 struct Failure {
     kind: &'static str,
     message: String,
-    causes: String,
+    /// The error and under it its causes, as a stack trace ends in other languages.
+    trace: String,
 }
 
 impl Failure {
     /// Takes down an error with all its causes, redacted.
-    fn new(kind: &'static str, error: &dyn StdError) -> Self {
-        let mut causes = String::new();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            causes.push_str("caused by: ");
-            causes.push_str(&redact::text(&cause.to_string()));
-            causes.push('\n');
-            source = cause.source();
+    fn new(kind: &'static str, message: &str, mut cause: Option<&(dyn StdError + 'static)>) -> Self {
+        let message = redact::text(message).into_owned();
+        let mut trace = format!("{kind}: {message}\n");
+        while let Some(error) = cause {
+            trace.push_str("caused by: ");
+            trace.push_str(&redact::text(&error.to_string()));
+            trace.push('\n');
+            cause = error.source();
         }
-        Self { kind, message: redact::text(&error.to_string()).into_owned(), causes }
+        Self { kind, message, trace }
     }
 }
 
@@ -429,12 +511,14 @@ fn finish(span: &SpanRef<'_>, mut attributes: Vec<KeyValue>, failed: Option<(Val
             attributes.push(KeyValue::new("error.type", kind));
             let description = failure.as_ref().map(|failure| failure.message.clone()).unwrap_or_default();
             span.set_status(Status::error(description));
-            if let Some(Failure { kind, message, causes }) = failure {
-                let mut event =
-                    vec![KeyValue::new("exception.type", kind), KeyValue::new("exception.message", message)];
-                if !causes.is_empty() {
-                    event.push(KeyValue::new("exception.stacktrace", causes));
-                }
+            if let Some(Failure { kind, message, trace }) = failure {
+                let event = vec![
+                    KeyValue::new("exception.type", kind),
+                    KeyValue::new("exception.message", message),
+                    KeyValue::new("exception.stacktrace", trace),
+                    // A text, as the Python SDK has it.
+                    KeyValue::new("exception.escaped", "True"),
+                ];
                 span.add_event("exception", event);
             }
         }

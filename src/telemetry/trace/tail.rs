@@ -1,10 +1,11 @@
 //! The tail rule: a trace that was not sampled is kept whole if anything in it failed or if it was slow.
 //!
-//! Its spans wait here until its local root ends. Pure state, without a clock.
+//! Its spans wait here until its local root ends. Those that end after a root that was let go wait for another root of
+//! the same trace, but not for long. Pure state, whose clock are the spans.
 
 use std::{
     collections::{HashMap, VecDeque},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use opentelemetry::{SpanId, TraceId, trace::Status};
@@ -12,6 +13,8 @@ use opentelemetry_sdk::trace::SpanData;
 
 /// Spans waiting at most, over all traces.
 const SPANS: usize = 16_384;
+/// What waits for longer than this has no root to come: no request takes as long.
+const STALE: Duration = Duration::from_hours(1);
 /// Kept traces remembered for spans that end after their root.
 const REMEMBERED: usize = 1_024;
 
@@ -66,6 +69,7 @@ impl Tail {
     }
 
     fn wait(&mut self, trace: TraceId, span: SpanData) -> u64 {
+        self.forget_stale(span.end_time);
         let mut dropped = 0;
         while self.spans >= SPANS {
             let Some(oldest) = self.order.pop_front() else { break };
@@ -85,12 +89,21 @@ impl Tail {
         }
         dropped
     }
+
+    fn forget_stale(&mut self, now: SystemTime) {
+        while let Some(oldest) = self.order.front() {
+            let newest = self.waiting.get(oldest).and_then(|spans| spans.last()).map(|span| span.end_time);
+            if newest.is_some_and(|newest| now.duration_since(newest).unwrap_or_default() <= STALE) {
+                break;
+            }
+            self.spans -= self.waiting.remove(oldest).map_or(0, |spans| spans.len());
+            self.order.pop_front();
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
-
     use opentelemetry::{
         InstrumentationScope, TraceFlags,
         trace::{SpanContext, SpanKind, TraceState},
@@ -147,6 +160,27 @@ mod tests {
         assert_eq!(kept(tail.end(remote)), 1, "a local root with a remote parent");
         assert_eq!(tail.spans, 0);
         assert!(tail.waiting.is_empty());
+    }
+
+    #[test]
+    fn spans_that_end_after_a_root_that_went_are_kept_with_the_next_root_or_forgotten() {
+        let mut tail = Tail::new(Duration::from_secs(10));
+        assert_eq!(kept(tail.end(span(1, 1, 0, 1, Status::Unset))), 0);
+        assert_eq!(kept(tail.end(span(1, 2, 1, 2, Status::Unset))), 0, "late");
+        assert_eq!(
+            kept(tail.end(span(1, 3, 0, 3, Status::error("broken")))),
+            2,
+            "another root of the same trace failed"
+        );
+
+        assert_eq!(kept(tail.end(span(2, 1, 0, 1, Status::Unset))), 0);
+        for trace in 2..100 {
+            assert_eq!(kept(tail.end(span(trace, 2, 1, 2, Status::Unset))), 0);
+        }
+        assert_eq!(tail.spans, 98);
+        let later = STALE.as_secs() + 3;
+        assert_eq!(kept(tail.end(span(200, 2, 1, later, Status::Unset))), 0, "nor is it counted as a loss");
+        assert_eq!((tail.spans, tail.waiting.len(), tail.order.len()), (1, 1, 1));
     }
 
     #[test]

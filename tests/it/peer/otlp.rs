@@ -4,15 +4,20 @@ use std::{
     collections::HashMap,
     io::Read,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
 use axum::{
     Router,
     body::Bytes,
-    extract::State,
+    extract::{Request, State},
     http::{HeaderMap, StatusCode},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
     routing::post,
 };
 use opentelemetry_proto::tonic::{
@@ -88,19 +93,27 @@ struct Received {
 pub struct Otlp {
     pub address: SocketAddr,
     received: Arc<Mutex<Received>>,
+    status: Arc<AtomicU16>,
 }
 
 impl Otlp {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let otlp = Self { address: listener.local_addr().unwrap(), received: Arc::default() };
+        let otlp =
+            Self { address: listener.local_addr().unwrap(), received: Arc::default(), status: Arc::new(200.into()) };
         let routes = Router::new()
             .route("/v1/traces", post(traces))
             .route("/v1/logs", post(logs))
             .route("/v1/metrics", post(metrics))
+            .layer(from_fn_with_state(otlp.clone(), turn_away))
             .with_state(otlp.clone());
         TaskTracker::new().spawn(async move { axum::serve(listener, routes).await.unwrap() });
         otlp
+    }
+
+    /// From now on answers with a status, and takes nothing unless it is 200.
+    pub fn answer(&self, status: u16) {
+        self.status.store(status, Ordering::SeqCst);
     }
 
     pub fn endpoint(&self) -> String {
@@ -133,6 +146,13 @@ impl Otlp {
             assert!(Instant::now() < deadline, "no such span; there are {:?}", names(&self.spans()));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+}
+
+async fn turn_away(State(otlp): State<Otlp>, request: Request, next: Next) -> Response {
+    match otlp.status.load(Ordering::SeqCst) {
+        200 => next.run(request).await,
+        status => StatusCode::from_u16(status).unwrap().into_response(),
     }
 }
 

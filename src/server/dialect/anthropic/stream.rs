@@ -77,7 +77,7 @@ impl Encoder {
                 self.close(out);
                 self.finish = Some((*reason, stop_sequence.clone()));
             }
-            Event::Queued(_) | Event::Raw { .. } => {}
+            Event::Queued(_) | Event::ReportedUsage(_) | Event::Raw { .. } => {}
         }
     }
 

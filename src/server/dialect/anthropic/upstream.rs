@@ -7,6 +7,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 use super::super::{rubbish, sse::Frame, upstream_error};
 use crate::llm::{Dialect, Error, Event, FinishReason, ToolCallDelta, Usage};
@@ -34,7 +35,8 @@ struct Payload<'a> {
     content_block: Option<Part<'a>>,
     #[serde(borrow)]
     delta: Option<Part<'a>>,
-    usage: Option<Counts>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -48,7 +50,8 @@ struct WireMessage<'a> {
     #[serde(borrow)]
     stop_reason: Option<Cow<'a, str>>,
     stop_sequence: Option<String>,
-    usage: Option<Counts>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
 }
 
 /// A content block, or a delta of one, or of the message.
@@ -67,7 +70,7 @@ struct Part<'a> {
     #[serde(borrow)]
     name: Option<Cow<'a, str>>,
     #[serde(borrow)]
-    input: Option<&'a serde_json::value::RawValue>,
+    input: Option<&'a RawValue>,
     #[serde(borrow)]
     stop_reason: Option<Cow<'a, str>>,
     stop_sequence: Option<String>,
@@ -158,8 +161,9 @@ impl Observer {
             "message_delta" => {
                 events.push(raw(&frame.raw, false));
                 if let Some(usage) = payload.usage {
-                    self.usage.update(usage);
+                    self.usage.update(read_usage(usage));
                     events.push(Event::Usage(self.usage.neutral()));
+                    events.push(Event::ReportedUsage(usage.get().into()));
                 }
                 if let Some(delta) = payload.delta
                     && let Some(reason) = delta.stop_reason
@@ -176,11 +180,12 @@ impl Observer {
     }
 
     fn start(&mut self, message: &WireMessage<'_>, events: &mut Vec<Event>) {
-        self.usage.update(message.usage.unwrap_or_default());
+        self.usage.update(message.usage.map(read_usage).unwrap_or_default());
         if !std::mem::replace(&mut self.started, true) {
             let text = |text: &Option<Cow<'_, str>>| text.as_deref().map(str::to_owned);
             let usage = self.usage.neutral();
             events.push(Event::Started { id: text(&message.id), model: text(&message.model), usage });
+            events.extend(message.usage.map(|usage| Event::ReportedUsage(usage.get().into())));
         }
     }
 
@@ -245,6 +250,11 @@ pub(in super::super) fn observe_body(body: &Bytes, capture: bool) -> Result<Vec<
 
 fn raw(frame: &Bytes, content: bool) -> Event {
     Event::Raw { frame: frame.clone(), content }
+}
+
+/// Usage that is no object counts nothing: accounting must not break an answer that is otherwise whole.
+fn read_usage(usage: &RawValue) -> Counts {
+    serde_json::from_str(usage.get()).unwrap_or_default()
 }
 
 fn finish_reason(reason: &str) -> FinishReason {

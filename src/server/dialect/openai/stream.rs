@@ -101,7 +101,7 @@ impl Encoder {
                 self.delta(Delta { tool_calls: Some([wire_tool_call(call)]), ..Delta::default() }, out);
             }
             Event::Finished { reason, .. } => self.end(*reason, out),
-            Event::Queued(_) | Event::Raw { .. } => {}
+            Event::Queued(_) | Event::ReportedUsage(_) | Event::Raw { .. } => {}
         }
     }
 

@@ -158,6 +158,7 @@ impl Observer {
         }
         if let Some(usage) = usage {
             events.push(Event::Usage(read_usage(usage)));
+            events.push(Event::ReportedUsage(usage.get().into()));
         }
         if let Some(reason) = first.and_then(|choice| choice.finish_reason.as_deref())
             && !std::mem::replace(&mut self.finished, true)

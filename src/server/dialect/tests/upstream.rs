@@ -32,7 +32,15 @@ fn forwarded(events: &[Event]) -> (String, Vec<bool>) {
 }
 
 fn neutral(events: Vec<Event>) -> Vec<Event> {
-    events.into_iter().filter(|event| !matches!(event, Event::Raw { .. })).collect()
+    events.into_iter().filter(|event| !matches!(event, Event::Raw { .. } | Event::ReportedUsage(_))).collect()
+}
+
+fn reported(events: &[Event]) -> Vec<&str> {
+    let texts = events.iter().filter_map(|event| match event {
+        Event::ReportedUsage(text) => Some(&**text),
+        _ => None,
+    });
+    texts.collect()
 }
 
 fn call(index: usize, id: Option<&str>, name: Option<&str>, arguments: &str) -> Event {
@@ -86,6 +94,7 @@ fn usage_beside_choices_stays_and_frames_keep_their_line_ends() {
     assert!(!complete);
     assert_eq!(forwarded(&events).0, stream.replace(",\"usage\":null", ""));
     let usage = Usage { input: Some(3), ..Usage::default() };
+    assert_eq!(reported(&events), [r#"{"prompt_tokens":3,"completion_tokens":1.5}"#]);
     assert_eq!(neutral(events)[1..], [Event::Usage(usage)]);
 }
 
@@ -108,6 +117,7 @@ fn anthropic_usage_is_cumulative_and_the_last_value_wins() {
     assert_eq!(text, stream);
     let with_content: Vec<usize> = (0..content.len()).filter(|index| content[*index]).collect();
     assert_eq!(with_content, [3, 7, 9, 10]);
+    assert_eq!(reported(&events).len(), 3, "every report, from the first to the last");
     let usage = |input, output| Usage {
         input: Some(input),
         output: Some(output),
@@ -138,8 +148,9 @@ fn whole_bodies_are_observed() {
     assert_eq!(events[1], Event::Raw { frame: body.clone(), content: true });
     let usage = Usage { input: Some(11), output: Some(7), ..Usage::default() };
     let finished = Event::Finished { reason: FinishReason::Length, stop_sequence: None };
-    assert_eq!(events[2..], [Event::Text("Hi".to_owned()), Event::Usage(usage), finished]);
-    assert_eq!(observe_body(Dialect::OpenAi, &body, false).unwrap().len(), 4);
+    let report = Event::ReportedUsage(r#"{"prompt_tokens":11,"completion_tokens":7}"#.into());
+    assert_eq!(events[2..], [Event::Text("Hi".to_owned()), Event::Usage(usage), report, finished]);
+    assert_eq!(observe_body(Dialect::OpenAi, &body, false).unwrap().len(), 5);
 
     let body = Bytes::from_static(
         br#"{"id":"m","type":"message","model":"c","content":[{"type":"text","text":"Hi"},{"type":"tool_use","id":"t","name":"f","input":{"a":1}}],"stop_reason":"stop_sequence","stop_sequence":"END","usage":{"input_tokens":5,"cache_read_input_tokens":2,"output_tokens":9}}"#,
@@ -147,6 +158,7 @@ fn whole_bodies_are_observed() {
     let events = observe_body(Dialect::Anthropic, &body, true).unwrap();
     let usage = Usage { input: Some(7), output: Some(9), cache_read: Some(2), ..Usage::default() };
     let expected = [
+        Event::ReportedUsage(r#"{"input_tokens":5,"cache_read_input_tokens":2,"output_tokens":9}"#.into()),
         Event::Raw { frame: body.clone(), content: true },
         Event::Text("Hi".to_owned()),
         call(0, Some("t"), Some("f"), "{\"a\":1}"),

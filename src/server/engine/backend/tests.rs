@@ -116,7 +116,7 @@ async fn hear(engine: &Engine, call: Call) -> Result<Heard, Error> {
                 heard.calls.push(json!({"name": call.name, "arguments": arguments}));
             }
             Event::Finished { reason, stop_sequence } => heard.end = Some((reason, stop_sequence)),
-            Event::Queued(_) | Event::Raw { .. } => {}
+            Event::Queued(_) | Event::ReportedUsage(_) | Event::Raw { .. } => {}
         }
     }
     Ok(heard)

@@ -20,8 +20,9 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use opentelemetry_proto::tonic::{
     collector::{
-        logs::v1::ExportLogsServiceRequest, metrics::v1::ExportMetricsServiceRequest,
-        trace::v1::ExportTraceServiceRequest,
+        logs::v1::ExportLogsServiceRequest,
+        metrics::v1::ExportMetricsServiceRequest,
+        trace::v1::{ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse},
     },
     common::v1::{AnyValue, KeyValue, any_value::Value},
     logs::v1::LogRecord,
@@ -36,6 +37,7 @@ pub(super) const HANG: u16 = 0;
 struct Received {
     status: AtomicU16,
     retry_after: AtomicU16,
+    rejected: AtomicU16,
     arrivals: Mutex<Vec<Instant>>,
     headers: Mutex<Vec<HeaderMap>>,
     spans: Mutex<Vec<(String, Span)>>,
@@ -72,6 +74,11 @@ impl Collector {
     /// Asks for patience, in seconds, whenever it does not answer 200.
     pub fn retry_after(&self, seconds: u16) {
         self.received.retry_after.store(seconds, Ordering::SeqCst);
+    }
+
+    /// Takes requests, but says of so many spans in each that they were rejected.
+    pub fn reject(&self, spans: u16) {
+        self.received.rejected.store(spans, Ordering::SeqCst);
     }
 
     /// When each request came.
@@ -150,7 +157,11 @@ async fn take(
         "metrics" => received.metrics.lock().unwrap().push(Message::decode(&bytes[..]).unwrap()),
         other => panic!("{other}"),
     }
-    (StatusCode::OK, [("retry-after", String::new())], Bytes::new())
+    let rejected = received.rejected.load(Ordering::SeqCst).into();
+    let partial =
+        (rejected > 0).then(|| ExportTracePartialSuccess { rejected_spans: rejected, error_message: String::new() });
+    let answer = ExportTraceServiceResponse { partial_success: partial };
+    (StatusCode::OK, [("retry-after", String::new())], answer.encode_to_vec().into())
 }
 
 fn note_resource(received: &Received, attributes: Vec<KeyValue>) -> String {

@@ -100,6 +100,46 @@ fn an_endpoint_that_hangs_holds_up_nobody_and_losses_are_counted() {
     assert!(!handle.flush(Duration::from_millis(100)));
     assert!(!handle.shutdown(Duration::from_millis(200)), "memory only: what is left is lost");
     assert!(start.elapsed() < Duration::from_secs(5), "deadlines are kept");
+    let (exported, dropped, failed) = counts(&handle);
+    assert_eq!(exported + dropped + failed, spans, "every span is accounted for");
+}
+
+#[test]
+fn a_batch_that_is_too_large_for_the_endpoint_is_given_up_and_holds_up_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    for spool in [false, true] {
+        let collector = Collector::start();
+        let config = if spool { spooled(&collector, dir.path()) } else { logfire(&collector) };
+        let (dispatch, handle, _) = subscriber(&traces(), &[config]);
+        if spool {
+            collector.answer(503);
+            within(&dispatch, || served(200));
+            assert!(handle.flush(LONG));
+        }
+        collector.answer(413);
+        within(&dispatch, || served(200));
+        assert!(handle.flush(LONG));
+        let given_up = if spool { 2 } else { 1 };
+        eventually("the refusal", || counts(&handle) == (0, 0, given_up));
+        collector.answer(200);
+        within(&dispatch, || served(201));
+        assert!(handle.flush(LONG));
+        eventually("the next one", || counts(&handle) == (1, 0, given_up));
+        assert!(handle.shutdown(LONG));
+    }
+}
+
+#[test]
+fn what_an_endpoint_takes_in_part_is_counted_in_part_and_not_sent_again() {
+    let collector = Collector::start();
+    let (dispatch, handle, _) = subscriber(&traces(), &[logfire(&collector)]);
+    for (rejected, counted) in [(1, (0, 0, 1)), (0, (1, 0, 1)), (300, (1, 0, 2))] {
+        collector.reject(rejected);
+        within(&dispatch, || served(200));
+        assert!(handle.flush(LONG));
+        assert_eq!(counts(&handle), counted);
+    }
+    assert_eq!(collector.spans().len(), 3);
 }
 
 #[test]

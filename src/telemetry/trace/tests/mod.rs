@@ -2,6 +2,7 @@
 
 mod collector;
 mod delivery;
+mod pending;
 mod spans;
 
 use std::{

@@ -7,11 +7,14 @@ use opentelemetry_proto::tonic::trace::v1::{span::SpanKind, status::StatusCode};
 use super::{collector::strings, *};
 use crate::{
     config::ProviderKind,
-    llm::{Error, ErrorKind, FinishReason, Outcome, Record, Request, Sampling, Usage},
-    telemetry::trace::span::Destination,
+    llm::{Error, ErrorKind, FinishReason, Outcome, Record, Request, Sampling, ToolCall, Usage},
+    telemetry::{
+        genai,
+        trace::span::{Destination, InferenceEnd, Server, Statement},
+    },
 };
 
-fn request() -> Request {
+pub(super) fn request() -> Request {
     Request {
         api: Api::ChatCompletions,
         model: "gpt-4o".to_owned(),
@@ -30,7 +33,7 @@ fn request() -> Request {
     }
 }
 
-fn record() -> Record {
+pub(super) fn record() -> Record {
     Record {
         request_id: "req-1".to_owned(),
         trace_id: None,
@@ -60,7 +63,22 @@ fn record() -> Record {
     }
 }
 
-fn cloud(provider: &str) -> Destination<'_> {
+pub(super) fn ended(record: &Record) -> InferenceEnd<'_> {
+    InferenceEnd {
+        record,
+        model: "gpt-4o",
+        response_id: Some("chatcmpl-1"),
+        reported_usage: [Some(r#"{"prompt_tokens":12,"service_tier":null}"#), Some(r#"{"completion_tokens":7}"#)],
+        content: None,
+        error: None,
+    }
+}
+
+fn statement<'a>(system: &'static str, server: Option<Server<'a>>) -> Statement<'a> {
+    Statement { system, server, operation: "INSERT", table: "requests" }
+}
+
+pub(super) fn cloud(provider: &str) -> Destination<'_> {
     Destination::Cloud { provider, kind: ProviderKind::OpenAi, address: "api.openai.com", port: 443 }
 }
 
@@ -84,17 +102,16 @@ fn one_chat_completion_is_the_tree_that_the_conventions_want() {
         let failing = span::inference(&server, &request(), "gpt-4o", cloud("openai"));
         let error = Error::new(ErrorKind::RateLimited, "try later")
             .with_source(std::io::Error::other("Authorization: Bearer sk-1234"));
-        span::inference_failed_over(&failing, &error);
+        span::inference_failed_over(&failing, "gpt-4o", &error);
         let inference = span::inference(&server, &request(), "gpt-4o", cloud("backup"));
-        span::capture_input(&inference, &request(), None);
         assert!(!span::captures_content());
         let url = "https://user:hunter2@api.openai.com/v1/chat/completions?key=hunter2".parse().unwrap();
         span::attempt_finished(&span::attempt(&inference, &url, 0), Some(503), None);
         span::attempt_finished(&span::attempt(&inference, &url, 1), Some(200), None);
-        span::inference_finished(&inference, &record(), Some("chatcmpl-1"));
+        span::inference_finished(&inference, &ended(&record()));
         span::http_server_finished(&server, Some(200), None);
-        let database = span::database("sqlite", "INSERT", "requests", &[written(&server)]);
-        span::database_finished(&database, 1, None);
+        let database = span::database(statement("sqlite", None), &[written(&server)]);
+        span::database_finished(&database, 1, None, None);
     });
     drop(dispatch);
     assert!(handle.flush(LONG));
@@ -139,7 +156,7 @@ fn one_chat_completion_is_the_tree_that_the_conventions_want() {
     assert_eq!(attribute(&failed.events[0].attributes, "exception.message"), string("try later"));
     assert_eq!(
         attribute(&failed.events[0].attributes, "exception.stacktrace"),
-        string("caused by: [Scrubbed due to 'auth']\n")
+        string("rate_limited: try later\ncaused by: [Scrubbed due to 'auth']\n")
     );
     assert_eq!((inference.kind(), &inference.parent_span_id), (SpanKind::Client, &server.span_id));
     for (key, value) in [
@@ -165,6 +182,10 @@ fn one_chat_completion_is_the_tree_that_the_conventions_want() {
         ("server.port", Some(Value::IntValue(443))),
         ("logfire.msg", string("Chat Completion with 'gpt-4o'")),
         ("logfire.tags", strings(&["LLM"])),
+        ("request_data", string(r#"{"model":"gpt-4o"}"#)),
+        ("response_data", None),
+        ("gen_ai.usage.raw", string(r#"{"prompt_tokens":12,"completion_tokens":7}"#)),
+        ("logfire.exception.fingerprint", None),
         ("gen_ai.input.messages", None),
         ("error.type", None),
     ] {
@@ -178,6 +199,16 @@ fn one_chat_completion_is_the_tree_that_the_conventions_want() {
             .iter()
             .all(|attempt| attempt.parent_span_id == inference.span_id && attempt.kind() == SpanKind::Client)
     );
+    for (key, value) in [
+        ("http.request.method", string("POST")),
+        ("http.response.status_code", Some(Value::IntValue(503))),
+        ("url.path", string("/v1/chat/completions")),
+        ("url.scheme", string("https")),
+        ("server.address", string("api.openai.com")),
+        ("server.port", Some(Value::IntValue(443))),
+    ] {
+        assert_eq!(attribute(&attempts[0].attributes, key), value, "{key}");
+    }
     assert_eq!(attribute(&attempts[0].attributes, "http.request.resend_count"), None);
     assert_eq!(attribute(&attempts[0].attributes, "error.type"), string("503"));
     assert_eq!(attempts[0].status.as_ref().unwrap().code(), StatusCode::Error);
@@ -220,7 +251,7 @@ fn a_status_is_an_error_only_when_it_is_ours() {
         }
         let server = server_span();
         let aborted = span::inference(&server, &request(), "aborted", Destination::Local);
-        span::inference_finished(&aborted, &Record { outcome: Outcome::ClientAbort, ..record() }, None);
+        span::inference_finished(&aborted, &ended(&Record { outcome: Outcome::ClientAbort, ..record() }));
     });
     assert!(handle.flush(LONG));
     for (name, status, error) in [
@@ -245,10 +276,10 @@ fn content_is_captured_on_request_only_and_redacted() {
     let (dispatch, handle, _) = subscriber(&config, &[logfire(&collector)]);
     within(&dispatch, || {
         assert!(span::captures_content());
-        let inference = span::inference(&server_span(), &request(), "m", Destination::Local);
-        span::capture_input(&inference, &request(), None);
-        span::capture_output(&inference, "hi there", "");
-        span::inference_finished(&inference, &record(), None);
+        let inference = span::inference(&server_span(), &request(), "m", cloud("openai"));
+        let call = ToolCall { id: "call_1".to_owned(), name: "f".to_owned(), arguments: r#"{"a":1}"#.to_owned() };
+        let content = genai::Answer { text: "hi there", reasoning: "", tool_calls: &[call] };
+        span::inference_finished(&inference, &InferenceEnd { content: Some(content), ..ended(&record()) });
     });
     assert!(handle.flush(LONG));
     let (_, span) = collector.span("chat m");
@@ -260,9 +291,22 @@ fn content_is_captured_on_request_only_and_redacted() {
     );
     assert_eq!(
         attribute(&span.attributes, "gen_ai.output.messages"),
-        string(r#"[{"role":"assistant","parts":[{"type":"text","content":"hi there"}]}]"#)
+        string(
+            r#"[{"role":"assistant","parts":[{"type":"text","content":"hi there"},{"type":"tool_call","id":"call_1","name":"f","arguments":{"a":1}}],"finish_reason":"stop"}]"#
+        )
     );
-    assert!(attribute(&span.attributes, "logfire.json_schema").is_some());
+    assert_eq!(
+        attribute(&span.attributes, "response_data"),
+        string(
+            r#"{"message":{"role":"assistant","content":"hi there","tool_calls":[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}}]},"usage":{"prompt_tokens":12,"completion_tokens":7}}"#
+        )
+    );
+    assert_eq!(
+        attribute(&span.attributes, "request_data"),
+        string(
+            r#"{"model":"m","messages":[{"role":"user","content":"hello"},{"role":"user","content":"[Scrubbed due to 'password']"}]}"#
+        )
+    );
 }
 
 fn trace_id(span: &Span) -> Option<String> {
@@ -334,8 +378,9 @@ fn a_statement_for_several_requests_is_linked_to_each() {
     let ids = within(&dispatch, || {
         let requests = [server_span(), server_span(), Span::none()];
         let records = requests.each_ref().map(written);
-        let database = span::database("postgresql", "INSERT", "requests", &records);
-        span::database_finished(&database, 0, Some(&std::io::Error::other("disk full")));
+        let server = Server { address: "db.local", port: 5432, database: "audit" };
+        let database = span::database(statement("postgresql", Some(server)), &records);
+        span::database_finished(&database, 0, Some(&std::io::Error::other("disk full")), Some("53100"));
         requests.map(|request| trace_id(&request))
     });
     assert!(handle.flush(LONG));
@@ -347,6 +392,19 @@ fn a_statement_for_several_requests_is_linked_to_each() {
     assert!(database.parent_span_id.is_empty());
     assert_eq!(database.status.unwrap().code(), StatusCode::Error);
     assert_eq!(attribute(&database.events[0].attributes, "exception.message"), string("disk full"));
+    for (key, value) in [
+        ("db.system.name", string("postgresql")),
+        ("db.operation.name", string("INSERT")),
+        ("db.collection.name", string("requests")),
+        ("db.query.summary", string("INSERT requests")),
+        ("db.namespace", string("audit")),
+        ("db.response.status_code", string("53100")),
+        ("error.type", string("53100")),
+        ("server.address", string("db.local")),
+        ("server.port", Some(Value::IntValue(5432))),
+    ] {
+        assert_eq!(attribute(&database.attributes, key), value, "{key}");
+    }
 }
 
 #[test]
