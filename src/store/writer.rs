@@ -17,7 +17,7 @@ use crate::{
     config::DatabaseConfig,
     llm::Record,
     telemetry::{
-        event::{AuditQueueDepth, AuditRowsDropped, AuditRowsWritten, AuditWriteError},
+        event::{AuditQueueDepth, AuditRowsDropped, AuditRowsWritten, AuditWriteError, StatementFinished},
         trace::span,
     },
 };
@@ -121,7 +121,9 @@ impl Writer {
         let result = match self.store().await {
             Ok(store) => {
                 let span = span::database(store.system_name(), "INSERT", "requests", batch);
+                let called = Instant::now();
                 let result = store.insert(batch).instrument(span.clone()).await;
+                finished(&store, "INSERT", called, result.is_err());
                 span::database_finished(&span, batch.len() as u64, result.as_ref().err().map(|error| error as _));
                 result
             }
@@ -147,7 +149,12 @@ impl Writer {
         self.next_prune = Instant::now() + PRUNE_EVERY;
         let retention = self.config.retention;
         let result = match self.store().await {
-            Ok(store) => store.prune(Timestamp::now(), retention).await,
+            Ok(store) => {
+                let called = Instant::now();
+                let result = store.prune(Timestamp::now(), retention).await;
+                finished(&store, "DELETE", called, result.is_err());
+                result
+            }
             Err(error) => Err(error),
         };
         match result {
@@ -171,4 +178,9 @@ impl Writer {
             AuditWriteError { error }.emit();
         }
     }
+}
+
+fn finished(store: &Store, operation: &'static str, called: Instant, failed: bool) {
+    let (system, duration) = (store.system_name(), called.elapsed());
+    StatementFinished { system, operation, table: "requests", failed, duration }.emit();
 }

@@ -18,7 +18,7 @@ use crate::{
     llm::{Answer, Api, Context, Dialect, Error, Event, EventStream, Outcome, Record, Request, Usage, UsageSource},
     store::AuditSender,
     telemetry::{
-        event::RequestFinished,
+        event::{OverheadMeasured, Phase, RequestFinished},
         price::cost_usd,
         trace::{self, span},
     },
@@ -31,6 +31,8 @@ pub struct Meter {
     audit: AuditSender,
     target: Option<MeteredTarget>,
     response_id: Option<String>,
+    /// When the phase of our own that is going on began; `None` while others are at work.
+    phase_began: Option<Instant>,
     first_content: Option<Instant>,
     last_content: Option<Instant>,
     /// Gathered only when the user switched content capture on.
@@ -88,6 +90,7 @@ impl Meter {
             audit,
             target: None,
             response_id: None,
+            phase_began: None,
             first_content: None,
             last_content: None,
             captured: span::captures_content().then(Captured::default),
@@ -95,8 +98,15 @@ impl Meter {
         }
     }
 
+    /// The body is there.
+    pub fn received(&mut self) {
+        self.phase_began = Some(Instant::now());
+    }
+
     /// The body was understood.
     pub fn decoded(&mut self, request: &Request) {
+        let began = self.phase_ended(Phase::Decode);
+        self.phase_began = began;
         self.record.requested_model.clone_from(&request.model);
         self.record.stream = request.stream;
     }
@@ -108,6 +118,7 @@ impl Meter {
 
     /// A target is about to be called. `priced_as` is the dialect and base URL of a provider.
     pub fn target(&mut self, provider: &str, model: &str, priced_as: Option<(Dialect, &str)>, span: &Span) {
+        self.phase_ended(Phase::Route);
         self.record.provider = Some(provider.to_owned());
         self.target = Some(MeteredTarget {
             model: model.to_owned(),
@@ -128,6 +139,13 @@ impl Meter {
         self.record.status = 200;
         self.record.retries = answer.retries;
         Metered { events: Some(answer.events), meter: self }
+    }
+
+    /// States how long a phase of our own took, and returns the time.
+    fn phase_ended(&mut self, phase: Phase) -> Option<Instant> {
+        let now = Instant::now();
+        OverheadMeasured { phase, duration: now - self.phase_began.take()? }.emit();
+        Some(now)
     }
 
     fn observe(&mut self, event: &Event) {
@@ -178,6 +196,7 @@ impl Meter {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
+        self.phase_began = Some(Instant::now());
         let record = &mut self.record;
         let arrived = self.context.arrived;
         record.outcome = outcome;
@@ -203,6 +222,7 @@ impl Meter {
         }
         self.context.span.in_scope(|| RequestFinished { record, error: error.map(|error| error as _) }.emit());
         self.audit.send(record.clone());
+        self.phase_ended(Phase::Record);
     }
 }
 
