@@ -1,19 +1,84 @@
-//! Holds the dashboards and the enum of names together.
+//! The dashboards: described here, written to `dashboards/*.json` by a test, and held against the enum of names.
+//!
+//! `UPDATE_DASHBOARDS=1 cargo test --lib dashboards_are_written` writes them again, and with them the list of queries that
+//! `tests/observe` asks a real Prometheus. All of this is compiled for tests only.
 
-use std::collections::BTreeSet;
+mod cloud;
+mod engine;
+mod health;
+mod overview;
+mod panel;
 
-use serde_json::Value;
+use std::{collections::BTreeSet, path::Path};
 
+use serde_json::{Value, json};
+
+use self::panel::Dashboard;
 use super::name::{self, Definition, Kind};
 
+/// All of them.
+const DASHBOARDS: [Dashboard; 4] = [overview::OVERVIEW, engine::ENGINE, cloud::CLOUD, health::HEALTH];
+
 /// Metrics that no dashboard shows, each with the reason.
-const NOT_SHOWN: [(&str, &str); 0] = [];
+const NOT_SHOWN: [(&str, &str); 5] = [
+    ("gen_ai_client_inference_duration_seconds", "the newer name of gen_ai_client_operation_duration_seconds"),
+    (
+        "gen_ai_client_inference_time_to_first_chunk_seconds",
+        "the newer name of gen_ai_client_operation_time_to_first_chunk_seconds, of streamed answers only",
+    ),
+    (
+        "gen_ai_client_inference_time_per_output_chunk_seconds",
+        "the newer name of gen_ai_client_operation_time_per_output_chunk_seconds",
+    ),
+    ("gen_ai_client_inference_operation_input_tokens", "the newer name of gen_ai_client_token_usage"),
+    ("gen_ai_client_inference_operation_output_tokens", "the newer name of gen_ai_client_token_usage"),
+];
+
+/// Metrics that Prometheus makes itself for each target.
+const OF_PROMETHEUS: [&str; 4] = ["up", "scrape_duration_seconds", "scrape_samples_scraped", "scrape_series_added"];
 
 /// Labels that Prometheus adds, and a histogram's own.
 const ADDED_LABELS: [&str; 3] = ["job", "instance", "le"];
 
 /// Words of PromQL that stand where a metric may.
 const WORDS: [&str; 5] = ["or", "and", "unless", "offset", "bool"];
+
+/// Everything that is written, by path below the repository's root.
+fn written() -> Vec<(String, String)> {
+    let mut files: Vec<_> = DASHBOARDS
+        .iter()
+        .map(|dashboard| (format!("dashboards/{}.json", dashboard.name), dashboard.render()))
+        .collect();
+    let queries: Vec<Value> = DASHBOARDS
+        .iter()
+        .flat_map(|dashboard| dashboard.panels().map(move |panel| (dashboard.name, panel)))
+        .flat_map(|(dashboard, panel)| panel.queries.iter().map(move |query| (dashboard, panel, query)))
+        .map(|(dashboard, panel, query)| {
+            json!({
+                "dashboard": dashboard, "panel": panel.title, "unit": panel.unit, "max": panel.max,
+                "legend": query.legend(), "expression": query.expression(), "may_be_empty": query.may_be_empty,
+            })
+        })
+        .collect();
+    files.push(("tests/observe/queries.json".to_owned(), serde_json::to_string_pretty(&queries).unwrap() + "\n"));
+    files
+}
+
+#[test]
+fn dashboards_are_written() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (path, text) in written() {
+        if std::env::var_os("UPDATE_DASHBOARDS").is_some() {
+            std::fs::write(root.join(&path), &text).unwrap();
+        }
+        let committed = std::fs::read_to_string(root.join(&path)).unwrap();
+        assert!(
+            committed == text,
+            "{path} is out of date: UPDATE_DASHBOARDS=1 cargo test --lib dashboards_are_written"
+        );
+    }
+    assert_eq!(dashboards().len(), DASHBOARDS.len(), "a file that nothing writes");
+}
 
 fn dashboards() -> Vec<(String, Value)> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/dashboards");
@@ -119,6 +184,7 @@ fn every_query_names_what_exists() {
             let definitions: Vec<_> = named
                 .metrics
                 .iter()
+                .filter(|metric| !OF_PROMETHEUS.contains(&metric.as_str()))
                 .map(|metric| definition(metric).unwrap_or_else(|| panic!("{file}: no metric {metric}: {expression}")))
                 .collect();
             for label in &named.labels {
@@ -152,7 +218,7 @@ fn every_panel_explains_itself() {
     for (file, dashboard) in dashboards() {
         assert!(dashboard["schemaVersion"].as_u64().unwrap() >= 41, "{file}");
         let variables = dashboard["templating"]["list"].as_array().unwrap();
-        for wanted in ["datasource", "job", "instance"] {
+        for wanted in ["datasource", "traces", "job", "instance"] {
             assert!(variables.iter().any(|variable| variable["name"] == wanted), "{file}: {wanted}");
         }
         let mut ids = BTreeSet::new();
@@ -164,6 +230,8 @@ fn every_panel_explains_itself() {
             }
             assert!(panel["description"].as_str().is_some_and(|text| !text.is_empty()), "{file}: {title}");
             assert!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{file}: {title}");
+            let link = panel["fieldConfig"]["defaults"]["links"][0]["url"].as_str().unwrap();
+            assert!(link.starts_with("/explore?") && link.contains("${traces}"), "{file}: {title}: {link}");
             assert_eq!(panel["datasource"]["uid"], "${datasource}", "{file}: {title}");
             assert!(!panel["targets"].as_array().unwrap().is_empty(), "{file}: {title}");
             for target in panel["targets"].as_array().unwrap() {
