@@ -128,7 +128,9 @@ fn names_in(expression: &str) -> Named {
             '{' | '}' => (in_braces, rest) = (character == '{', tail),
             ')' => (in_grouping, rest) = (false, tail),
             _ if character.is_ascii_alphabetic() || character == '_' => {
-                let length = rest.find(|next: char| !next.is_ascii_alphanumeric() && next != '_').unwrap_or(rest.len());
+                let length = rest
+                    .find(|next: char| !next.is_ascii_alphanumeric() && next != '_' && next != ':')
+                    .unwrap_or(rest.len());
                 let (word, after) = rest.split_at(length);
                 rest = after;
                 let is_call = after.trim_start().starts_with('(');
@@ -239,6 +241,38 @@ fn every_panel_explains_itself() {
                 let selectors = expression.matches(r#"job=~"$job",instance=~"$instance""#).count();
                 assert_eq!(selectors, expression.matches('{').count(), "{file}: {title} ignores a variable");
             }
+        }
+    }
+}
+
+/// The values of a key in the alerts' YAML, which are written on one line each.
+fn values_in_alerts(key: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/dashboards/alerts.yml")).unwrap();
+    let values =
+        text.lines().filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix(key)?.strip_prefix(": "));
+    values.map(str::to_owned).collect()
+}
+
+#[test]
+fn alerts_name_what_exists() {
+    let records = values_in_alerts("record");
+    let expressions = values_in_alerts("expr");
+    assert_eq!(expressions.len(), records.len() + values_in_alerts("alert").len());
+    assert!(records.len() > 3 && expressions.len() > 15, "{expressions:?}");
+    for expression in expressions {
+        let named = names_in(&expression);
+        assert!(!named.metrics.is_empty(), "{expression}");
+        let mut definitions = Vec::new();
+        for metric in named.metrics {
+            if !(OF_PROMETHEUS.contains(&metric.as_str()) || records.contains(&metric)) {
+                definitions.push(definition(&metric).unwrap_or_else(|| panic!("no metric {metric}: {expression}")));
+            }
+        }
+        for label in named.labels {
+            let exists =
+                definitions.iter().flat_map(|definition| definition.labels).any(|known| known.as_str() == label);
+            let is_recorded = definitions.is_empty() && name::Label::ALL.iter().any(|known| known.as_str() == label);
+            assert!(exists || is_recorded || ADDED_LABELS.contains(&label.as_str()), "no label {label}: {expression}");
         }
     }
 }
