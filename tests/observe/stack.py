@@ -21,6 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 ROOT = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
 # The collector is away for this many seconds of each period, so that the spool has something to do.
 AWAY, PERIOD = 5, 30
+# Everything here is on this machine.
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1"
 WORDS = "The quick brown fox jumps over the lazy dog while the band plays on and nobody minds at all .".split()
 
 
@@ -173,6 +175,10 @@ model = "assistant"
 targets = ["flaky", "openai/gpt-4o-mini"]
 
 [[routes]]
+model = "unlucky"
+targets = ["flaky"]
+
+[[routes]]
 model = "gpt-*"
 targets = ["openai"]
 
@@ -204,6 +210,7 @@ LOADS = {
     "openai": [cloud(CHAT, "gpt-4o", True), cloud(CHAT, "gpt-4o", False), cloud(CHAT, "gpt-4o-mini", True)],
     "anthropic": [cloud(MESSAGES, "claude-sonnet-4-5", True), cloud(MESSAGES, "claude-haiku-4-5", False)],
     "assistant": [cloud(CHAT, "assistant", False), cloud(CHAT, "assistant", True)],
+    "unlucky": [cloud(CHAT, "unlucky", True)],
     "mistakes": [
         cloud(CHAT, "no-such-model", False),
         (CHAT, {"model": "demo", "messages": "not a list"}),
@@ -211,7 +218,7 @@ LOADS = {
     ],
     "impatient": [cloud(CHAT, "gpt-4o", True)],
 }
-PAUSE = {"mistakes": 0.4, "impatient": 0.5}
+PAUSE = {"unlucky": 0.7, "mistakes": 0.4, "impatient": 0.5}
 
 
 class Stack:

@@ -189,7 +189,7 @@ impl Dashboard {
 }
 
 fn source_variable(name: &str, label: &str, kind: &str) -> Value {
-    json!({ "type": "datasource", "name": name, "label": label, "query": kind, "current": {}, "refresh": 1 })
+    json!({ "type": "datasource", "name": name, "label": label, "query": kind, "refresh": 1 })
 }
 
 fn label_variable(name: &str, label: &str, query: &str) -> Value {
