@@ -86,12 +86,22 @@ def numbers_agree(stack):
         "sum(mlx_manager_requests_total)",
         "mlx_manager_audit_rows_written_total",
         'sum(http_server_request_duration_seconds_count{method="POST"})',
+        'sum(mlx_manager_overhead_seconds_count{phase="record"})',
     ]:
         deadline = time.monotonic() + PATIENCE
         while (counted := stack.query(expression)) != [] and counted[0][1] != stack.sent:
             assert time.monotonic() < deadline, f"{expression} is {counted}, {stack.sent} were sent"
             time.sleep(0.5)
         assert counted, expression
+    # The newer names of the conventions say what the older ones and our own say.
+    for kind in ("input", "output"):
+        tokens = [
+            stack.query(f'sum(mlx_manager_tokens_total{{type="{kind}",provider!="mlx"}})'),
+            stack.query(f"sum(gen_ai_client_inference_usage_{kind}_tokens_total)"),
+            stack.query(f"sum(gen_ai_client_inference_operation_{kind}_tokens_sum)"),
+            stack.query(f'sum(gen_ai_client_token_usage_sum{{gen_ai_token_type="{kind}"}})'),
+        ]
+        assert tokens[0][0][1] > 0 and all(other == tokens[0] for other in tokens), tokens
 
 
 def rules_are_evaluated(stack):

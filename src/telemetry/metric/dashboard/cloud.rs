@@ -54,7 +54,7 @@ const GLANCE: Row = Row {
             ..Panel::STAT
         },
         Panel {
-            title: "Cost in the last hour",
+            title: "Cost, 1 h",
             description: "Price of the last hour's calls. A model without a known price adds nothing.",
             unit: "currencyUSD",
             spans: "span.operation.cost > 0",
@@ -121,6 +121,7 @@ const TOKENS: Row = Row {
         Panel {
             title: "Tokens by provider",
             description: "Input and output tokens per second, cached and reasoning ones included.",
+            unit: "suffix: tok/s",
             queries: &[
                 query(
                     "{{gen_ai_provider_name}} input",
@@ -164,6 +165,7 @@ const TOKENS: Row = Row {
         Panel {
             title: "Tokens of one call",
             description: "How large prompts and answers are.",
+            unit: "suffix: tok",
             queries: &[
                 quantile(0.5, "gen_ai_client_token_usage", "gen_ai_token_type"),
                 quantile(0.95, "gen_ai_client_token_usage", "gen_ai_token_type"),

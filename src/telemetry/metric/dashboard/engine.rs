@@ -29,6 +29,7 @@ const GLANCE: Row = Row {
         Panel {
             title: "Generated",
             description: "Output tokens of all local models per second.",
+            unit: "suffix: tok/s",
             spans: r#"name="decode""#,
             queries: &[query(
                 "",
@@ -134,6 +135,7 @@ const STAGES: Row = Row {
         Panel {
             title: "Decode speed",
             description: "Tokens per second of one sequence after its first token: the median, and what the slowest twentieth gets.",
+            unit: "suffix: tok/s",
             spans: r#"name="decode""#,
             queries: &[
                 quantile(0.05, "mlx_manager_decode_tokens_per_second", "model"),
@@ -154,6 +156,7 @@ const STAGES: Row = Row {
         Panel {
             title: "Local tokens",
             description: "Tokens per second by type.",
+            unit: "suffix: tok/s",
             queries: &[query(
                 "{{type}}",
                 r#"sum by (type) (rate(mlx_manager_tokens_total{$daemon,provider="mlx",type=~"input|output|reasoning"}[$rate]))"#,
@@ -187,6 +190,7 @@ const MEMORY: Row = Row {
         Panel {
             title: "Evictions",
             description: "Models unloaded because they were idle, or to make room.",
+            unit: "cps",
             queries: &[query("{{reason}}", "sum by (reason) (rate(mlx_manager_evictions_total{$daemon}[$rate]))")],
             ..Panel::LINES
         },

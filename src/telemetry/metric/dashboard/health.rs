@@ -13,19 +13,22 @@ const GLANCE: Row = Row {
     title: "At a glance",
     panels: &[
         Panel {
-            title: "Log records lost in the last hour",
+            title: "Log records lost, 1 h",
             description: "Records that no sink wrote, because its queue was full or its disk away.",
             queries: &[query("", "sum(increase(mlx_manager_log_records_dropped_total{$daemon}[1h]))")],
             ..Panel::STAT
         },
         Panel {
-            title: "Exports lost in the last hour",
-            description: "Spans, metric points and log records that no OTLP destination took.",
-            queries: &[query("", "sum(increase(mlx_manager_telemetry_dropped_total{$daemon}[1h])) or vector(0)")],
+            title: "Exports lost, 1 h",
+            description: "Spans, metric points and log records that no OTLP destination took and that nobody will send again.",
+            queries: &[query(
+                "",
+                "(sum(increase(mlx_manager_telemetry_dropped_total{$daemon}[1h])) or vector(0)) + (sum(increase(mlx_manager_telemetry_failed_total{$daemon}[1h])) or vector(0))",
+            )],
             ..Panel::STAT
         },
         Panel {
-            title: "Audit rows lost in the last hour",
+            title: "Audit rows lost, 1 h",
             description: "Finished requests without a row in the database.",
             queries: &[query("", "sum(increase(mlx_manager_audit_rows_dropped_total{$daemon}[1h]))")],
             ..Panel::STAT
@@ -62,6 +65,7 @@ const LOGS: Row = Row {
         Panel {
             title: "Log records",
             description: "Records written per second, by sink and level.",
+            unit: "recps",
             queries: &[query(
                 "{{sink}} {{level}}",
                 "sum by (sink, level) (rate(mlx_manager_log_records_written_total{$daemon}[$rate])) > 0",
@@ -71,6 +75,7 @@ const LOGS: Row = Row {
         Panel {
             title: "Log records lost",
             description: "Records per second that a sink could not take. What was lost is also said in the sink, once it recovers.",
+            unit: "recps",
             queries: &[query(
                 "{{sink}}",
                 "sum by (sink) (rate(mlx_manager_log_records_dropped_total{$daemon}[$rate]))",
@@ -80,6 +85,7 @@ const LOGS: Row = Row {
         Panel {
             title: "Failed writes",
             description: "Writes that a sink's disk or pipe refused.",
+            unit: "cps",
             queries: &[query("{{sink}}", "sum by (sink) (rate(mlx_manager_log_io_errors_total{$daemon}[$rate]))")],
             ..Panel::LINES
         },
@@ -92,6 +98,7 @@ const EXPORT: Row = Row {
         Panel {
             title: "Exported",
             description: "Spans, metric points and log records that a destination took, per second.",
+            unit: "cps",
             queries: &[query(
                 "{{destination}} {{signal}}",
                 "sum by (destination, signal) (rate(mlx_manager_telemetry_exported_total{$daemon}[$rate]))",
@@ -99,15 +106,16 @@ const EXPORT: Row = Row {
             ..Panel::LINES
         },
         Panel {
-            title: "Lost and failed exports",
-            description: "Items lost before a destination took them, and export calls that failed; with a spool, a failed call loses nothing.",
+            title: "Lost exports",
+            description: "Items per second lost on this side, and items that their destination refused or that were tried in vain. What waits in the spool is not lost.",
+            unit: "cps",
             queries: &[
                 query(
-                    "{{destination}} {{signal}} lost",
+                    "{{destination}} {{signal}} lost here",
                     "sum by (destination, signal) (rate(mlx_manager_telemetry_dropped_total{$daemon}[$rate]))",
                 ),
                 query(
-                    "{{destination}} {{signal}} failed calls",
+                    "{{destination}} {{signal}} refused",
                     "sum by (destination, signal) (rate(mlx_manager_telemetry_failed_total{$daemon}[$rate]))",
                 ),
             ],
@@ -129,6 +137,7 @@ const AUDIT: Row = Row {
         Panel {
             title: "Audit rows",
             description: "Rows per second: written, lost, and writes that failed and are tried again.",
+            unit: "rowsps",
             spans: "span.db.system.name != nil",
             queries: &[
                 query("written", "sum(rate(mlx_manager_audit_rows_written_total{$daemon}[$rate]))"),
@@ -167,6 +176,7 @@ const AUDIT: Row = Row {
         Panel {
             title: "Failed statements",
             description: "Statements that the database refused or that never reached it.",
+            unit: "cps",
             spans: "span.db.system.name != nil && status=error",
             queries: &[Query {
                 may_be_empty: Some("a failure's series begins with the first failure"),
@@ -186,6 +196,7 @@ const METRICS: Row = Row {
         Panel {
             title: "Measurements beyond the cap",
             description: "Measurements that were not kept because their metric has as many series as it may.",
+            unit: "cps",
             queries: &[query("all metrics", "sum(rate(mlx_manager_metric_series_dropped_total{$daemon}[$rate]))")],
             ..Panel::LINES
         },
@@ -214,6 +225,7 @@ const PROCESS: Row = Row {
         Panel {
             title: "CPU",
             description: "Cores in use.",
+            unit: "suffix: cores",
             queries: &[query("{{instance}}", "sum by (instance) (rate(process_cpu_seconds_total{$daemon}[$rate]))")],
             ..Panel::LINES
         },

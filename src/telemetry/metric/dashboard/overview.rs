@@ -40,11 +40,12 @@ const GLANCE: Row = Row {
         Panel {
             title: "Tokens",
             description: "Input and output tokens per second, cached and reasoning ones included.",
+            unit: "suffix: tok/s",
             queries: &[query("", r#"sum(rate(mlx_manager_tokens_total{$daemon,type=~"input|output"}[$rate]))"#)],
             ..Panel::STAT
         },
         Panel {
-            title: "Cost in the last hour",
+            title: "Cost, 1 h",
             description: "Price of cloud calls in the last hour. A model without a known price adds nothing.",
             unit: "currencyUSD",
             spans: "span.operation.cost > 0",
@@ -52,11 +53,11 @@ const GLANCE: Row = Row {
             ..Panel::STAT
         },
         Panel {
-            title: "Telemetry lost in the last hour",
-            description: "Log records, exported items and audit rows that never arrived. Not 0: see the telemetry dashboard.",
+            title: "Telemetry lost, 1 h",
+            description: "Log records, exported items and audit rows of the last hour that never arrived. Not 0: see the telemetry dashboard.",
             queries: &[query(
                 "",
-                "sum(increase(mlx_manager_log_records_dropped_total{$daemon}[1h])) + sum(increase(mlx_manager_audit_rows_dropped_total{$daemon}[1h])) + (sum(increase(mlx_manager_telemetry_dropped_total{$daemon}[1h])) or vector(0))",
+                "sum(increase(mlx_manager_log_records_dropped_total{$daemon}[1h])) + sum(increase(mlx_manager_audit_rows_dropped_total{$daemon}[1h])) + (sum(increase(mlx_manager_telemetry_dropped_total{$daemon}[1h])) or vector(0)) + (sum(increase(mlx_manager_telemetry_failed_total{$daemon}[1h])) or vector(0))",
             )],
             ..Panel::STAT
         },
@@ -147,12 +148,14 @@ const TOKENS: Row = Row {
         Panel {
             title: "Tokens by type",
             description: "Tokens per second. Cache tokens are part of input, reasoning tokens are part of output.",
+            unit: "suffix: tok/s",
             queries: &[query("{{type}}", "sum by (type) (rate(mlx_manager_tokens_total{$daemon}[$rate]))")],
             ..Panel::LINES
         },
         Panel {
             title: "Tokens by model",
             description: "Input and output tokens per second.",
+            unit: "suffix: tok/s",
             queries: &[query(
                 "{{provider}} {{model}}",
                 r#"sum by (provider, model) (rate(mlx_manager_tokens_total{$daemon,type=~"input|output"}[$rate])) > 0"#,

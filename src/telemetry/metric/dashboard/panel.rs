@@ -113,7 +113,8 @@ impl Query {
 }
 
 /// Labels that spans have as well, with their attribute.
-const SPAN_ATTRIBUTES: [(&str, &str); 6] = [
+pub(super) const SPAN_ATTRIBUTES: [(&str, &str); 7] = [
+    ("outcome", "span.mlx_manager.outcome"),
     ("model", "span.gen_ai.request.model"),
     ("gen_ai_request_model", "span.gen_ai.request.model"),
     ("route", "span.http.route"),
@@ -163,7 +164,7 @@ impl Dashboard {
         })
     }
 
-    /// Rows from top to bottom, their panels from left to right: six numbers or three pictures side by side.
+    /// Rows from top to bottom, their panels from left to right: at most six numbers or three pictures side by side.
     fn laid_out(&self) -> Vec<Value> {
         let (mut placed, mut y, mut line) = (Vec::new(), 0, 0);
         for row in self.rows {
@@ -173,15 +174,21 @@ impl Dashboard {
                 "id": placed.len() + 1, "type": "row", "title": row.title, "collapsed": false, "gridPos": place,
                 "panels": [],
             }));
-            let mut x = 0;
             (y, line) = (y + 1, 0);
-            for panel in row.panels {
-                let (width, height) = if panel.shape == Shape::Stat { (4, 4) } else { (8, 8) };
-                if x + width > 24 {
-                    (x, y, line) = (0, y + line, 0);
+            let is_small = row.panels.iter().all(|panel| panel.shape == Shape::Stat);
+            let (most, height) = if is_small { (6, 4) } else { (3, 8) };
+            let lines = row.panels.len().div_ceil(most);
+            let mut rest = row.panels;
+            for number in 0..lines {
+                // The panels left, over the lines left: no line is much longer than another.
+                let (panels, below) = rest.split_at(rest.len().div_ceil(lines - number));
+                let width = 24 / panels.len();
+                for (column, panel) in panels.iter().enumerate() {
+                    let place = json!({ "x": column * width, "y": y + line, "w": width, "h": height });
+                    placed.push(panel.json(placed.len() + 1, place));
                 }
-                placed.push(panel.json(placed.len() + 1, json!({ "x": x, "y": y, "w": width, "h": height })));
-                (x, line) = (x + width, line.max(height));
+                line += height;
+                rest = below;
             }
         }
         placed

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use serde_json::Value;
 
-use super::{DASHBOARDS, written};
+use super::{DASHBOARDS, Dashboard, panel::SPAN_ATTRIBUTES, written};
 use crate::telemetry::metric::name::{self, Definition, Kind};
 
 /// Metrics that no dashboard shows, each with the reason.
@@ -243,4 +243,19 @@ fn alerts_name_what_exists() {
             assert!(exists || is_recorded || ADDED_LABELS.contains(&label.as_str()), "no label {label}: {expression}");
         }
     }
+}
+
+#[test]
+fn links_ask_for_attributes_that_spans_have() {
+    let spans = concat!(include_str!("../../trace/span.rs"), include_str!("../../genai.rs"));
+    let of_panels = DASHBOARDS.iter().flat_map(Dashboard::panels).map(|panel| panel.spans);
+    let mut found = 0;
+    for condition in of_panels.chain(SPAN_ATTRIBUTES.map(|(_, attribute)| attribute)) {
+        for attribute in condition.split_whitespace().filter_map(|word| word.strip_prefix("span.")) {
+            let attribute = attribute.split(['=', '!', '<', '>']).next().unwrap();
+            assert!(spans.contains(&format!("\"{attribute}\"")), "no span has {attribute}");
+            found += 1;
+        }
+    }
+    assert!(found > 10, "{found}");
 }

@@ -39,9 +39,9 @@ pub enum Counter {
     LogIoErrors,
     /// Spans, metric points or log records that an OTLP destination took.
     TelemetryExported,
-    /// Spans, metric points or log records lost before an OTLP destination took them.
+    /// Spans, metric points or log records lost on this side, before an OTLP destination was asked.
     TelemetryDropped,
-    /// Export calls to an OTLP destination that failed.
+    /// Spans, metric points or log records that an OTLP destination refused, or for which it was tried in vain.
     TelemetryFailed,
     /// Audit rows written.
     AuditRowsWritten,
@@ -206,15 +206,15 @@ impl Counter {
                 name: "mlx_manager_telemetry_dropped_total",
                 otlp_name: "mlx_manager.telemetry.dropped",
                 unit: "{item}",
-                help: "Spans, metric points or log records lost before an OTLP destination took them.",
+                help: "Spans, metric points or log records lost on this side, before an OTLP destination was asked.",
                 labels: &[Label::Signal, Label::Destination],
                 buckets: &[],
             },
             Self::TelemetryFailed => &Definition {
                 name: "mlx_manager_telemetry_failed_total",
                 otlp_name: "mlx_manager.telemetry.failed",
-                unit: "{call}",
-                help: "Export calls to an OTLP destination that failed.",
+                unit: "{item}",
+                help: "Spans, metric points or log records that an OTLP destination refused, or for which it was tried in vain.",
                 labels: &[Label::Signal, Label::Destination],
                 buckets: &[],
             },
