@@ -237,8 +237,8 @@ class Stack:
             threading.Thread(target=self.peer.serve_forever, daemon=True).start()
             self.start_daemon()
             self.start_prometheus()
-            self.wait_for(f"{self.api}/ready", "the daemon")
-            self.wait_for(f"{self.query_url}/-/ready", "Prometheus")
+            if not self.becomes_ready(f"{self.api}/ready", self.processes[0]):
+                raise SystemExit("the daemon ended")
         except BaseException:
             self.__exit__()
             raise
@@ -295,31 +295,38 @@ class Stack:
             config = config.replace(committed, actual)
         with open(f"{self.folder}/prometheus.yml", "w") as file:
             file.write(config)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        self.query_url = f"http://{address}"
-        with open(f"{self.folder}/prometheus.log", "w") as log:
-            process = subprocess.Popen(
-                [
-                    f"{self.prometheus}/prometheus", f"--config.file={self.folder}/prometheus.yml",
-                    f"--storage.tsdb.path={self.folder}/tsdb", f"--web.listen-address={address}",
-                ],
-                stdout=log, stderr=log, start_new_session=True,
-            )
-        self.processes.append(process)
+        # Prometheus can't be told to take a free port, and one that is free now may be taken when it starts.
+        for _ in range(5):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                address = f"127.0.0.1:{free.getsockname()[1]}"
+            self.query_url = f"http://{address}"
+            with open(f"{self.folder}/prometheus.log", "w") as log:
+                process = subprocess.Popen(
+                    [
+                        f"{self.prometheus}/prometheus", f"--config.file={self.folder}/prometheus.yml",
+                        f"--storage.tsdb.path={self.folder}/tsdb", f"--web.listen-address={address}",
+                    ],
+                    stdout=log, stderr=log, start_new_session=True,
+                )
+            self.processes.append(process)
+            if self.becomes_ready(f"{self.query_url}/-/ready", process):
+                return
+            self.processes.remove(process)
+        raise SystemExit(f"Prometheus did not start:\n{self.log()}")
 
-    def wait_for(self, url, who, patience=120):
+    def becomes_ready(self, url, process, patience=120):
+        """Whether it does, before it ends."""
         deadline = time.monotonic() + patience
-        while True:
+        while process.poll() is None:
             try:
                 with urllib.request.urlopen(url, timeout=10):
-                    return
+                    return True
             except OSError as error:
-                ended = [process.args[0] for process in self.processes if process.poll() is not None]
-                if ended or time.monotonic() > deadline:
-                    raise SystemExit(f"{who} did not become ready: {error}; ended: {ended}\n{self.log()}")
+                if time.monotonic() > deadline:
+                    raise SystemExit(f"{url} did not become ready: {error}\n{self.log()}")
                 time.sleep(0.1)
+        return False
 
     def log(self):
         path = f"{self.folder}/prometheus.log"

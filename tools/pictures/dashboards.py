@@ -81,17 +81,18 @@ def draw_lines(axes, panel, answers, start, seconds):
     field = panel["fieldConfig"]["defaults"]
     lines = lines_of(panel, answers)
     stacked = field["custom"]["stacking"]["mode"] == "normal"
-    below = {}
+    times = sorted({at for _, points in lines for at, _ in points})
+    below = [0.0] * len(times)
     for index, (name, points) in enumerate(lines):
         color = COLORS[index % len(COLORS)]
-        xs = [at - start for at, _ in points]
-        ys = [value for _, value in points]
-        floor = [below.get(at, 0.0) if stacked else 0.0 for at, _ in points]
-        tops = [low + value for low, value in zip(floor, ys)]
+        values = dict(points)
+        # Where a line has nothing to say it has a gap, and adds nothing to those above it.
+        tops = [low + values.get(at, math.nan) for at, low in zip(times, below)]
+        xs = [at - start for at in times]
         axes.plot(xs, tops, color=color, linewidth=1.1, label=name)
-        axes.fill_between(xs, floor, tops, color=color, alpha=0.28 if stacked else 0.05, linewidth=0)
+        axes.fill_between(xs, below, tops, color=color, alpha=0.28 if stacked else 0.05, linewidth=0)
         if stacked:
-            below.update({at: top for (at, _), top in zip(points, tops)})
+            below = [low if math.isnan(top) else top for low, top in zip(below, tops)]
     words = {int(number): word["text"] for mapping in field.get("mappings", []) for number, word in mapping["options"].items()}
     top = axes.get_ylim()[1]
     axes.set_ylim(0, field.get("max", top if top > 0.06 or field["unit"] in ("s", "currencyUSD") else 1))
@@ -140,7 +141,9 @@ def draw(dashboard, answers, start, seconds, path):
         if panel["type"] == "stat":
             draw_stat(figure.add_axes((left, bottom, right - left, top - bottom)), panel, answers)
         else:
-            wide = 0.055 if panel["fieldConfig"]["defaults"].get("mappings") else 0.045
+            # Room for what is written beside the axis.
+            field = panel["fieldConfig"]["defaults"]
+            wide = 0.06 if "mappings" in field or field["unit"] not in ("s", "short", "percentunit") else 0.045
             box = (left + wide, bottom + 0.62 / height, right - left - wide - 0.015, top - bottom - 1.0 / height)
             axes = figure.add_axes(box, facecolor=CARD)
             draw_lines(axes, panel, answers, start, seconds)
