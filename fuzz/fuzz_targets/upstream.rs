@@ -46,14 +46,13 @@ fn stream(request: &Request, capture: bool, bytes: &[u8]) -> Vec<Event> {
 
 fuzz_target!(|input: (bool, bool, bool, u16, &[u8])| {
     let (openai, include_usage, capture, status, bytes) = input;
-    let (api, head) = match (openai, include_usage) {
-        (true, true) => (
-            Api::ChatCompletions,
-            r#"{"model": "m", "messages": [], "stream": true, "stream_options": {"include_usage": true}}"#,
-        ),
-        (true, false) => (Api::ChatCompletions, r#"{"model": "m", "messages": [], "stream": true}"#),
-        (false, _) => (Api::Messages, r#"{"model": "m", "messages": [], "stream": true, "max_tokens": 9}"#),
+    let (api, more) = match (openai, include_usage) {
+        (true, true) => (Api::ChatCompletions, r#""stream_options": {"include_usage": true}"#),
+        (true, false) => (Api::ChatCompletions, r#""n": 1"#),
+        (false, _) => (Api::Messages, r#""max_tokens": 9"#),
     };
+    let head =
+        format!(r#"{{"model": "m", "messages": [{{"role": "user", "content": "hi"}}], "stream": true, {more}}}"#);
     let request = dialect::decode_head(api, head.as_bytes()).expect("a head that is valid");
     write(&request, &stream(&request, capture, bytes));
     let body = Bytes::copy_from_slice(bytes);

@@ -1,20 +1,19 @@
 //! The whole HTTP stack, in one function.
 
-use std::{any::Any, time::Duration};
+use std::{panic::AssertUnwindSafe, time::Duration};
 
 use axum::{
     Router,
     body::Body,
     extract::Request,
     http::{HeaderMap, StatusCode},
-    middleware::from_fn,
+    middleware::{Next, from_fn},
     response::Response,
 };
+use futures_util::FutureExt;
 use http_body_util::Limited;
 use tower::ServiceBuilder;
-use tower_http::{
-    catch_panic::CatchPanicLayer, map_request_body::MapRequestBodyLayer, timeout::RequestBodyTimeoutLayer,
-};
+use tower_http::{map_request_body::MapRequestBodyLayer, timeout::RequestBodyTimeoutLayer};
 
 use super::layer::trace;
 use crate::{
@@ -34,7 +33,7 @@ pub fn stack(routes: Router, config: &ServerConfig) -> Router {
             // Outermost: request id, server span and HTTP metrics, so that whatever happens below is seen, even a panic.
             .layer(from_fn(trace::observe))
             // A panic costs one request: it becomes a 500 in the caller's dialect.
-            .layer(CatchPanicLayer::custom(panicked))
+            .layer(from_fn(catch_panic))
             // A client that stops sending can't hold a request open for ever.
             .layer(RequestBodyTimeoutLayer::new(BODY_IDLE_TIMEOUT))
             // Innermost: the body limit is an error of whoever reads the body, who answers 413 and leaves a record.
@@ -68,8 +67,45 @@ fn caller_dialect(path: &str, headers: &HeaderMap) -> Dialect {
     }
 }
 
-/// The panic itself was logged by the panic hook; the caller learns only that it was our fault.
-fn panicked(_: Box<dyn Any + Send>) -> Response {
-    let error = Error::new(ErrorKind::Internal, "the daemon failed at this request; its log says why");
-    error_response(Dialect::OpenAi, &error, None)
+/// The panic itself is logged by the panic hook; the caller learns only that it was our fault. (tower-http's layer doesn't
+/// show its handler the request, whose dialect the answer needs.)
+async fn catch_panic(request: Request, next: Next) -> Response {
+    let dialect = caller_dialect(request.uri().path(), request.headers());
+    // What the request owned is dropped with it, so nothing is seen half-changed afterwards.
+    AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
+        let error = Error::new(ErrorKind::Internal, "the daemon failed at this request; its log says why");
+        error_response(dialect, &error, None)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::post;
+    use serde_json::Value;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::llm::Api;
+
+    #[tokio::test]
+    async fn a_panic_is_answered_in_the_callers_dialect() {
+        let routes = [Api::ChatCompletions, Api::Messages].into_iter().fold(Router::new(), |routes, api| {
+            routes.route(api.path(), post(|| async { panic!("a secret detail") as StatusCode }))
+        });
+        let config =
+            ServerConfig { listen: ([127, 0, 0, 1], 0).into(), max_body: 10_000, drain_timeout: Duration::ZERO };
+        let stack = stack(routes, &config);
+        for (api, pointer, wanted) in
+            [(Api::ChatCompletions, "/error/type", "server_error"), (Api::Messages, "/type", "error")]
+        {
+            let request = Request::post(api.path()).body(Body::empty()).unwrap();
+            let response = stack.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            assert!(response.headers().contains_key("x-request-id"));
+            let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body.pointer(pointer).and_then(Value::as_str), Some(wanted), "{body}");
+            assert!(!body.to_string().contains("secret"));
+        }
+    }
 }

@@ -197,10 +197,15 @@ mod tests {
         }
         assert!(sink.flush(Instant::now() + Duration::from_secs(20)));
         let dropped = counters.dropped(Level::INFO);
-        assert!((99..=100).contains(&dropped), "{dropped}");
+        assert!(dropped > 0);
         assert_eq!(counters.written(Level::INFO), pushed + 2 - dropped);
         let text = String::from_utf8(text.lock().unwrap().clone()).unwrap();
-        assert!(text.contains(&format!("{dropped} records lost between ")), "{}", &text[text.len() - 300..]);
-        assert_eq!(text.lines().count() as u64, pushed + 3 - dropped);
+        // One report as a rule; two when the writer's thread came by for its first line only after the queue had overflowed.
+        let reports: Vec<u64> = text
+            .lines()
+            .filter_map(|line| line.split_once("message=\"")?.1.split_once(" record")?.0.parse().ok())
+            .collect();
+        assert_eq!(reports.iter().sum::<u64>(), dropped, "{reports:?}");
+        assert_eq!(text.lines().count(), (pushed + 2 - dropped) as usize + reports.len());
     }
 }
