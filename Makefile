@@ -10,7 +10,7 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 CACHE := $(or $(MLX_MANAGER_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-manager)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help setup run build gateway test fmt lint bench goldens clean rust
+.PHONY: help setup run build gateway observe test fmt lint bench goldens clean rust
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,10 +29,14 @@ build: setup ## build target/release/mlx-manager
 gateway: rust ## build the same without local inference, for cloud providers only; it needs no MLX
 	cargo build --release --no-default-features
 
+observe: build ## run the daemon under synthetic load with a Prometheus that scrapes it; ARGS=3 ends it after 3 minutes
+	@exec env PYTHONDONTWRITEBYTECODE=1 python3 tests/observe/observe.py $(ARGS)
+
 test: setup ## run all tests
 	@if cargo nextest --version >/dev/null 2>&1; then set -x; cargo nextest run; else set -x; cargo test; fi
 	@if [ -x tests/sdk/run.sh ]; then tests/sdk/run.sh; fi
 	@tests/parity/run.sh
+	@if [ -x tests/observe/run.sh ]; then tests/observe/run.sh; fi
 
 fmt: rust ## format the sources
 	cargo fmt

@@ -3,6 +3,7 @@
 //! Exit codes: 0 well, 1 failed, 2 wrong usage or configuration.
 
 pub mod check;
+mod metrics;
 mod models;
 mod serve;
 mod usage;
@@ -51,6 +52,8 @@ enum Command {
     },
     /// Show what was used, from the audit database
     Usage(usage::Arguments),
+    /// List every metric: its type, unit, labels and meaning
+    Metrics(metrics::Arguments),
 }
 
 /// A command's failure and its exit code.
@@ -80,6 +83,10 @@ pub fn main() -> ExitCode {
         (loaded, Command::Check { show }) => {
             let options = check::CheckOptions { show, color };
             check::run(&loaded, options, &mut std::io::stdout(), &mut std::io::stderr()).map_err(Failure::from)
+        }
+        // What is measured doesn't depend on the configuration.
+        (_, Command::Metrics(arguments)) => {
+            metrics::run(&arguments, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS).map_err(Failure::from)
         }
         (Err(problems), _) => {
             let shown = std::io::stderr().write_all(problems.render(color).as_bytes());

@@ -17,7 +17,7 @@ use crate::{
     config::DatabaseConfig,
     llm::Record,
     telemetry::{
-        event::{AuditQueueDepth, AuditRowsDropped, AuditRowsWritten, AuditWriteError},
+        event::{AuditQueueDepth, AuditRowsDropped, AuditRowsWritten, AuditWriteError, StatementFinished},
         trace::span,
     },
 };
@@ -127,8 +127,9 @@ impl Writer {
         let result = match self.store().await {
             Ok(store) => {
                 let span = store.span("INSERT", batch);
+                let called = Instant::now();
                 let result = store.insert(batch).instrument(span.clone()).await;
-                finish(&span, result.as_ref().map(|()| batch.len() as u64));
+                finish(&store, "INSERT", called, &span, result.as_ref().map(|()| batch.len() as u64));
                 result
             }
             Err(error) => Err(error),
@@ -155,8 +156,9 @@ impl Writer {
         let result = match self.store().await {
             Ok(store) => {
                 let span = store.span("DELETE", &[]);
+                let called = Instant::now();
                 let result = store.prune(Timestamp::now(), retention).instrument(span.clone()).await;
-                finish(&span, result.as_ref().copied());
+                finish(&store, "DELETE", called, &span, result.as_ref().copied());
                 result
             }
             Err(error) => Err(error),
@@ -184,8 +186,17 @@ impl Writer {
     }
 }
 
-fn finish(span: &Span, result: Result<u64, &StoreError>) {
-    let error = result.err();
+/// The metric and the span of a statement, from one measurement.
+fn finish(store: &Store, operation: &'static str, called: Instant, span: &Span, result: Result<u64, &StoreError>) {
+    let (error, duration) = (result.err(), called.elapsed());
+    let statement = StatementFinished {
+        system: store.system.name(),
+        operation,
+        table: "requests",
+        failed: error.is_some(),
+        duration,
+    };
+    statement.emit();
     let code = error.and_then(StoreError::code);
     span::database_finished(span, result.unwrap_or(0), error.map(|error| error as _), code.as_deref());
 }

@@ -16,8 +16,8 @@ const CRATES: [Ban; 9] = [
     Ban { name: "sqlx::", allowed_below: &["store"] },
     Ban { name: "reqwest::", allowed_below: &["server/cloud", "manager/models/download", "telemetry"] },
     Ban { name: "mlx_rs::", allowed_below: &["server/engine"] },
-    // The config has a section, and so a module, of that name.
-    Ban { name: "metrics::", allowed_below: &["telemetry", "config"] },
+    // The config has a section, the command line a command, and so each a module, of that name.
+    Ban { name: "metrics::", allowed_below: &["telemetry", "config", "cli"] },
     Ban { name: "opentelemetry", allowed_below: &["telemetry"] },
     Ban { name: "tracing_opentelemetry::", allowed_below: &["telemetry"] },
     Ban { name: "tracing_subscriber::", allowed_below: &["telemetry"] },

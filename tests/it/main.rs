@@ -6,6 +6,7 @@ mod config;
 mod demo;
 mod floors;
 mod gateway;
+mod metrics;
 mod peer;
 mod serve;
 mod spool;

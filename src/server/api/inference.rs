@@ -89,6 +89,7 @@ async fn begin(
 ) -> Result<(Arc<llm::Request>, Answer), Error> {
     let (parts, body) = request.into_parts();
     let body = read(body).await?;
+    meter.received();
     let request = match dialect::decode_head(api, &body) {
         Ok(request) => Arc::new(request),
         Err(error) => {

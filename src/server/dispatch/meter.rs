@@ -19,7 +19,7 @@ use crate::{
     llm::{Answer, Api, Context, Error, Event, EventStream, Outcome, Record, Request, ToolCall, Usage, UsageSource},
     store::AuditSender,
     telemetry::{
-        event::RequestFinished,
+        event::{OverheadMeasured, Phase, RequestFinished},
         genai,
         price::PriceList,
         trace::{
@@ -40,6 +40,8 @@ pub struct Meter {
     reported_usage: [Option<Box<str>>; 2],
     /// Whether the provider's own frames come by; then they are counted, and not what they mean besides.
     raw: bool,
+    /// When the phase of our own that is going on began; `None` while others are at work.
+    phase_began: Option<Instant>,
     first_content: Option<Instant>,
     last_content: Option<Instant>,
     /// Gathered only when the user switched content capture on.
@@ -100,6 +102,7 @@ impl Meter {
             response_id: None,
             reported_usage: [None, None],
             raw: false,
+            phase_began: None,
             first_content: None,
             last_content: None,
             captured: span::captures_content().then(Captured::default),
@@ -107,8 +110,15 @@ impl Meter {
         }
     }
 
+    /// The body is there.
+    pub fn received(&mut self) {
+        self.phase_began = Some(Instant::now());
+    }
+
     /// The body was understood.
     pub fn decoded(&mut self, request: &Request) {
+        let began = self.phase_ended(Phase::Decode);
+        self.phase_began = began;
         self.record.requested_model.clone_from(&request.model);
         self.record.stream = request.stream;
     }
@@ -120,6 +130,7 @@ impl Meter {
 
     /// A target is about to be called. `prices` are those of a provider.
     pub fn target(&mut self, provider: &str, model: &str, prices: Option<&Arc<PriceList>>, span: &Span) {
+        self.phase_ended(Phase::Route);
         self.record.provider = Some(provider.to_owned());
         self.target = Some(MeteredTarget { model: model.to_owned(), prices: prices.cloned(), span: span.clone() });
     }
@@ -136,6 +147,13 @@ impl Meter {
         self.record.status = 200;
         self.record.retries = answer.retries;
         Metered { events: Some(answer.events), meter: self }
+    }
+
+    /// States how long a phase of our own took, and returns the time.
+    fn phase_ended(&mut self, phase: Phase) -> Option<Instant> {
+        let now = Instant::now();
+        OverheadMeasured { phase, duration: now - self.phase_began.take()? }.emit();
+        Some(now)
     }
 
     fn observe(&mut self, event: &Event) {
@@ -202,6 +220,7 @@ impl Meter {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
+        self.phase_began = Some(Instant::now());
         let record = &mut self.record;
         let arrived = self.context.arrived;
         record.outcome = outcome;
@@ -233,6 +252,7 @@ impl Meter {
         }
         self.context.span.in_scope(|| RequestFinished { record, error: error.map(|error| error as _) }.emit());
         self.audit.send(record.clone());
+        self.phase_ended(Phase::Record);
     }
 }
 

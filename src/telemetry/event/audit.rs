@@ -26,8 +26,33 @@ impl AuditRowsWritten {
             rows = self.rows, duration_ms = milliseconds(self.duration), "audit rows written"
         );
         add(Counter::AuditRowsWritten, Labels::none(), self.rows);
-        let statement = Labels::none().with(Label::DbOperation, "INSERT").with(Label::DbCollection, "requests");
-        observe(Histogram::DbClientOperationDuration, statement, self.duration.as_secs_f64());
+    }
+}
+
+/// A statement ended, well or not.
+#[derive(Debug)]
+pub struct StatementFinished {
+    /// `db.system.name`
+    pub system: &'static str,
+    /// The statement's first word.
+    pub operation: &'static str,
+    /// The table.
+    pub table: &'static str,
+    /// Whether the database refused it or could not be reached.
+    pub failed: bool,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+impl StatementFinished {
+    /// States the fact. What it meant for the rows has an event, and a log line, of its own.
+    pub fn emit(self) {
+        let labels = Labels::none()
+            .with(Label::DbSystem, self.system)
+            .with(Label::DbOperation, self.operation)
+            .with(Label::DbCollection, self.table)
+            .with_optional(Label::ErrorType, self.failed.then_some("_OTHER"));
+        observe(Histogram::DbClientOperationDuration, labels, self.duration.as_secs_f64());
     }
 }
 

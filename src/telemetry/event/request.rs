@@ -36,6 +36,39 @@ impl RouteDecided<'_> {
     }
 }
 
+/// A part of a request's way through the daemon that is the daemon's own doing: no waiting for a caller, the engine or a
+/// provider is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// From a body that is there to a head that is understood.
+    Decode,
+    /// From there to the first target.
+    Route,
+    /// Span attributes, log line, metrics and audit row of a finished request.
+    Record,
+}
+
+/// The daemon's own share of a request was measured. Three in a request are too many for log lines.
+#[derive(Debug)]
+pub struct OverheadMeasured {
+    /// Which part.
+    pub phase: Phase,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+impl OverheadMeasured {
+    /// States the fact.
+    pub fn emit(self) {
+        let phase = match self.phase {
+            Phase::Decode => "decode",
+            Phase::Route => "route",
+            Phase::Record => "record",
+        };
+        observe(Histogram::Overhead, Labels::none().with(Label::Phase, phase), self.duration.as_secs_f64());
+    }
+}
+
 /// A request ended, well or not. The only place where its numbers become metrics and a log line.
 #[derive(Debug)]
 pub struct RequestFinished<'a> {
@@ -143,20 +176,48 @@ fn count(record: &Record) {
 fn observe_cloud(record: &Record, provider: &str) {
     let labels = genai_labels(record, provider);
     let ended = labels.clone().with_optional(Label::ErrorType, error_type(record));
-    observe(Histogram::GenAiClientOperationDuration, ended, record.duration.as_secs_f64());
+    observe(Histogram::GenAiClientOperationDuration, ended.clone(), record.duration.as_secs_f64());
+    observe(Histogram::GenAiClientInferenceDuration, ended, record.duration.as_secs_f64());
     if let Some(first) = record.time_to_first_token {
         observe(Histogram::GenAiClientTimeToFirstChunk, labels.clone(), first.as_secs_f64());
+        if record.stream {
+            observe(Histogram::GenAiClientInferenceTimeToFirstChunk, labels.clone(), first.as_secs_f64());
+        }
     }
     // One chunk has no time between chunks, and an answer that is not streamed has none at all.
     if record.stream
         && let Some(seconds) = mean_interval(record.generation, record.chunks)
     {
         observe(Histogram::GenAiClientTimePerOutputChunk, labels.clone(), seconds);
+        observe(Histogram::GenAiClientInferenceTimePerOutputChunk, labels.clone(), seconds);
     }
-    for (kind, tokens) in [("input", record.usage.input), ("output", record.usage.output)] {
+    observe_usage(record, &labels);
+}
+
+/// Token counts by the conventions' two generations of names: one histogram with a label for the type, then a counter and
+/// a histogram for each type.
+fn observe_usage(record: &Record, labels: &Labels) {
+    let usage = record.usage;
+    for (kind, tokens, inference) in [
+        ("input", usage.input, Histogram::GenAiClientInferenceInputTokens),
+        ("output", usage.output, Histogram::GenAiClientInferenceOutputTokens),
+    ] {
         if let Some(tokens) = tokens {
-            let labels = labels.clone().with(Label::GenAiTokenType, kind);
-            observe(Histogram::GenAiClientTokenUsage, labels, tokens as f64);
+            let typed = labels.clone().with(Label::GenAiTokenType, kind);
+            observe(Histogram::GenAiClientTokenUsage, typed, tokens as f64);
+            observe(inference, labels.clone(), tokens as f64);
+        }
+    }
+    for (counter, tokens) in [
+        (Counter::GenAiClientUsageInputTokens, usage.input),
+        (Counter::GenAiClientUsageOutputTokens, usage.output),
+        (Counter::GenAiClientUsageCacheReadInputTokens, usage.cache_read),
+        (Counter::GenAiClientUsageCacheWriteInputTokens, usage.cache_write),
+        (Counter::GenAiClientUsageReasoningOutputTokens, usage.reasoning),
+    ] {
+        if let Some(tokens) = tokens {
+            // Providers don't say how much of a prompt was text and how much a picture.
+            add(counter, labels.clone().with(Label::GenAiTokenModality, "unknown"), tokens);
         }
     }
 }

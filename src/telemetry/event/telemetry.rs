@@ -50,9 +50,9 @@ pub struct ExportTotals<'a> {
     pub signal: Signal,
     /// Items that the destination took.
     pub exported: u64,
-    /// Items lost before that.
+    /// Items lost on our side.
     pub dropped: u64,
-    /// Export calls that failed.
+    /// Items that it refused, or for which it was tried in vain.
     pub failed: u64,
 }
 

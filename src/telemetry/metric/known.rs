@@ -8,14 +8,8 @@ use super::{
 };
 use crate::{
     config::{LocalConfig, LogConfig, OtlpConfig, Provider, Route, Signal},
-    llm::{Api, Outcome},
+    llm::{Api, Operation, Outcome},
 };
-
-/// Values of the `level` label of log metrics.
-const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
-
-/// Values of the `type` label of `tokens_total`.
-const TOKEN_TYPES: [&str; 5] = ["input", "output", "cache_read", "cache_write", "reasoning"];
 
 /// Values of the `reason` label of `retries_total`.
 const RETRY_REASONS: [&str; 5] = ["connect", "timeout", "rate_limited", "server_error", "conflict"];
@@ -111,6 +105,7 @@ fn open_cloud(known: &Known<'_>) {
                 open_requests(api, name, model, &Outcome::ALL);
             }
             open_tokens(name, model);
+            open_usage(name, model);
             let labels = Labels::none().with_text(Label::Provider, name).with_text(Label::Model, model);
             add_fraction(Sum::CostUsd, labels, 0.0);
         }
@@ -139,7 +134,7 @@ fn open_routes(known: &Known<'_>) {
 fn open_telemetry(known: &Known<'_>) {
     for sink in &known.log.sinks {
         let labels = Labels::none().with_text(Label::Sink, &sink.name);
-        for level in LEVELS {
+        for level in values(Label::Level) {
             add(Counter::LogRecordsWritten, labels.clone().with(Label::Level, level), 0);
             add(Counter::LogRecordsDropped, labels.clone().with(Label::Level, level), 0);
         }
@@ -175,11 +170,35 @@ fn open_requests(api: Api, provider: &str, model: &str, outcomes: &[Outcome]) {
 }
 
 fn open_tokens(provider: &str, model: &str) {
-    for kind in TOKEN_TYPES {
+    for kind in values(Label::Type) {
         let labels =
             Labels::none().with_text(Label::Provider, provider).with_text(Label::Model, model).with(Label::Type, kind);
         add(Counter::Tokens, labels, 0);
     }
+}
+
+/// The GenAI conventions' token counters of a cloud provider.
+fn open_usage(provider: &str, model: &str) {
+    let labels = Labels::none()
+        .with(Label::GenAiOperation, Operation::Chat.as_str())
+        .with_text(Label::GenAiProvider, provider)
+        .with_text(Label::GenAiRequestModel, model);
+    for counter in [
+        Counter::GenAiClientUsageInputTokens,
+        Counter::GenAiClientUsageOutputTokens,
+        Counter::GenAiClientUsageCacheReadInputTokens,
+        Counter::GenAiClientUsageCacheWriteInputTokens,
+        Counter::GenAiClientUsageReasoningOutputTokens,
+    ] {
+        for modality in values(Label::GenAiTokenModality) {
+            add(counter, labels.clone().with(Label::GenAiTokenModality, modality), 0);
+        }
+    }
+}
+
+/// The values of a label that has a closed set of them.
+fn values(label: Label) -> impl Iterator<Item = &'static str> {
+    label.values().into_iter().flatten().copied()
 }
 
 /// The value of the `signal` label.

@@ -1,23 +1,14 @@
 //! The page and the OTLP export, made by the events themselves. The global recorder is per process, so these record
 //! within a recorder of their own.
 
+mod otlp;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use opentelemetry_sdk::{
-    Resource,
-    error::OTelSdkResult,
-    metrics::{
-        Temporality,
-        data::{AggregatedMetrics, MetricData, ResourceMetrics},
-        exporter::PushMetricExporter,
-    },
-};
-
-use super::{Build, Known, Metrics, Settings, limit::Limits, meter_provider, name};
+use super::{Build, Known, Metrics, Settings, limit::Limits, name};
 use crate::{
     config::{
         Breaker, Calls, Color, Format, IdleUnload, Level, LocalConfig, LocalModel, LogConfig, MemoryLimit, ModelPath,
@@ -168,6 +159,20 @@ fn a_finished_cloud_request_counts_what_its_record_says() {
     assert_eq!(sample(&page, &format!("gen_ai_client_operation_time_to_first_chunk_seconds_sum{labels}")), 0.25);
     // 800 ms between 21 chunks are 20 pauses.
     assert_eq!(sample(&page, &format!("gen_ai_client_operation_time_per_output_chunk_seconds_sum{labels}")), 0.04);
+    assert_eq!(sample(&page, &format!("gen_ai_client_inference_duration_seconds_sum{labels}")), 1.5);
+    assert_eq!(sample(&page, &format!("gen_ai_client_inference_time_to_first_chunk_seconds_sum{labels}")), 0.25);
+    assert_eq!(sample(&page, &format!("gen_ai_client_inference_time_per_output_chunk_seconds_sum{labels}")), 0.04);
+    assert_eq!(sample(&page, &format!("gen_ai_client_inference_operation_output_tokens_sum{labels}")), 41.0);
+    let unknown = labels.replace('}', r#",gen_ai_token_modality="unknown"}"#);
+    for (kind, tokens) in [
+        ("input_tokens", 100.0),
+        ("output_tokens", 41.0),
+        ("cache_read_input_tokens", 30.0),
+        ("cache_write_input_tokens", 20.0),
+        ("reasoning_output_tokens", 7.0),
+    ] {
+        assert_eq!(sample(&page, &format!("gen_ai_client_inference_usage_{kind}_total{unknown}")), tokens);
+    }
     let used = labels.replace('}', r#",gen_ai_token_type="input"}"#);
     assert_eq!(sample(&page, &format!("gen_ai_client_token_usage_sum{used}")), 100.0);
     assert!(!page.contains("gen_ai_server_request_duration_seconds_count"), "a cloud request is not the engine's");
@@ -399,6 +404,15 @@ fn emit_everything() {
     }
     .emit();
     event::AuditRowsWritten { rows: 3, duration: Duration::from_millis(2) }.emit();
+    event::StatementFinished {
+        system: "sqlite",
+        operation: "INSERT",
+        table: "requests",
+        failed: true,
+        duration: Duration::from_millis(2),
+    }
+    .emit();
+    event::OverheadMeasured { phase: event::Phase::Decode, duration: Duration::from_micros(30) }.emit();
     event::AuditRowsDropped { rows: 4, reason: "queue_full" }.emit();
     event::AuditWriteError { error: &error }.emit();
     event::AuditQueueDepth(6).emit();
@@ -434,6 +448,10 @@ fn the_enum_and_the_page_are_the_same() {
             let Some((_, labels)) = line.split_once('{') else { continue };
             for label in labels.split("\",").filter_map(|label| label.split_once('=')) {
                 assert!(allowed.contains(label.0), "{line} has an undeclared label");
+                let known = name::Label::ALL.iter().find(|known| known.as_str() == label.0);
+                let closed = known.and_then(|known| known.values());
+                let value = label.1.split('"').nth(1).unwrap();
+                assert!(closed.is_none_or(|values| values.contains(&value)), "{line}: {} can't be {value}", label.0);
             }
         }
         for bound in definition.buckets {
@@ -453,119 +471,9 @@ fn names_are_distinct_in_both_worlds() {
     }
 }
 
-#[derive(Clone)]
-struct Received {
-    temporality: Temporality,
-    points: Arc<Mutex<Vec<BTreeMap<String, f64>>>>,
-}
-
-impl Received {
-    fn new(temporality: Temporality) -> Self {
-        Self { temporality, points: Arc::default() }
-    }
-
-    fn last(&self) -> BTreeMap<String, f64> {
-        self.points.lock().unwrap().last().cloned().unwrap_or_default()
-    }
-}
-
-impl PushMetricExporter for Received {
-    async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
-        let mut points = BTreeMap::new();
-        for metric in metrics.scope_metrics().flat_map(|scope| scope.metrics()) {
-            let name = metric.name();
-            let mut keep = |attributes: Vec<String>, value: f64| {
-                points.insert(format!("{name}{{{}}}", attributes.join(",")), value);
-            };
-            let text = |attributes: &mut dyn Iterator<Item = &opentelemetry::KeyValue>| {
-                attributes
-                    .map(|pair| format!("{}={:?}", pair.key, pair.value))
-                    .collect::<BTreeSet<_>>()
-                    .into_iter()
-                    .collect::<Vec<_>>()
-            };
-            match metric.data() {
-                AggregatedMetrics::U64(MetricData::Sum(sum)) => {
-                    sum.data_points().for_each(|point| keep(text(&mut point.attributes()), point.value() as f64));
-                }
-                AggregatedMetrics::F64(MetricData::Sum(sum)) => {
-                    sum.data_points().for_each(|point| keep(text(&mut point.attributes()), point.value()));
-                }
-                AggregatedMetrics::F64(MetricData::Gauge(gauge)) => {
-                    gauge.data_points().for_each(|point| keep(text(&mut point.attributes()), point.value()));
-                }
-                AggregatedMetrics::F64(MetricData::Histogram(histogram)) => {
-                    histogram.data_points().for_each(|point| {
-                        assert!(point.bounds().count() > 5);
-                        keep(text(&mut point.attributes()), point.count() as f64);
-                    });
-                }
-                other => panic!("unexpected {other:?}"),
-            }
-        }
-        self.points.lock().unwrap().push(points);
-        Ok(())
-    }
-
-    fn force_flush(&self) -> OTelSdkResult {
-        Ok(())
-    }
-
-    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
-        Ok(())
-    }
-
-    fn temporality(&self) -> Temporality {
-        self.temporality
-    }
-}
-
 #[test]
-fn the_same_numbers_go_out_by_otlp() {
-    let (logfire, collector) = (Received::new(Temporality::Delta), Received::new(Temporality::Cumulative));
-    let hour = Duration::from_secs(3600);
-    let provider = meter_provider(Resource::builder_empty().build(), [logfire.clone(), collector.clone()], hour);
-    let metrics = metrics_with(Limits::default(), Some(provider.clone()));
-    let tokens =
-        r#"mlx_manager.tokens{model=String(Owned("demo")),provider=String(Owned("mlx")),type=String(Owned("output"))}"#;
-    let duration = r#"gen_ai.server.request.duration{gen_ai.operation.name=String(Owned("chat")),gen_ai.provider.name=String(Owned("mlx")),gen_ai.request.model=String(Owned("demo"))}"#;
-    for round in 1..=3 {
-        metrics.within(|| finish(&record(Some("mlx"), "demo", Outcome::Ok)));
-        metrics.flush().unwrap();
-        assert_eq!(logfire.last().get(tokens), Some(&41.0), "round {round}: {:#?}", logfire.last().keys());
-        assert_eq!(collector.last().get(tokens), Some(&(41.0 * f64::from(round))));
-        assert_eq!(logfire.last().get(duration), Some(&1.0));
-        assert_eq!(collector.last().get(duration), Some(&f64::from(round)));
-        for received in [&logfire, &collector] {
-            assert_eq!(
-                received.last().get("mlx_manager.queue.depth{}"),
-                Some(&0.0),
-                "an unchanged gauge is sent again"
-            );
-            assert!(received.last()["process.memory.usage{}"] > 1e6);
-        }
-    }
-    metrics.within(emit_everything);
-    metrics.flush().unwrap();
-    let names: BTreeSet<String> =
-        collector.last().keys().filter_map(|series| Some(series.split_once('{')?.0.to_owned())).collect();
-    let expected: BTreeSet<String> = name::catalogue().map(|(_, definition)| definition.otlp_name.to_owned()).collect();
-    assert_eq!(names, expected);
-    let called = collector.last().keys().any(|series| series.contains("server.port=I64(443)"));
-    assert!(called, "ports are integers");
-    provider.shutdown().unwrap();
-}
-
-#[test]
-fn an_exporter_runs_by_itself() {
-    let received = Received::new(Temporality::Cumulative);
-    let provider = meter_provider(Resource::builder_empty().build(), [received.clone()], Duration::from_millis(10));
-    let metrics = metrics_with(Limits::default(), Some(provider.clone()));
-    metrics.within(|| event::QueueDepth(4).emit());
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    while received.last().get("mlx_manager.queue.depth{}") != Some(&4.0) {
-        assert!(std::time::Instant::now() < deadline, "nothing was exported");
-        std::thread::yield_now();
-    }
-    provider.shutdown().unwrap();
+fn closed_sets_of_values_are_those_of_the_code() {
+    let values = |label: name::Label| label.values().unwrap().to_vec();
+    assert_eq!(values(name::Label::Outcome), Outcome::ALL.map(Outcome::as_str));
+    assert_eq!(values(name::Label::Api), Api::ALL.map(Api::as_str));
 }

@@ -2,6 +2,10 @@
 
 use super::{Definition, Label};
 
+/// The GenAI conventions' labels of token counters.
+const GENAI_USAGE: [Label; 4] =
+    [Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel, Label::GenAiTokenModality];
+
 /// A counter of whole numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Counter {
@@ -9,6 +13,16 @@ pub enum Counter {
     Requests,
     /// Tokens used; cache tokens are part of input, reasoning tokens are part of output.
     Tokens,
+    /// Input tokens used with cloud providers, cached ones included.
+    GenAiClientUsageInputTokens,
+    /// Output tokens used with cloud providers, reasoning included.
+    GenAiClientUsageOutputTokens,
+    /// Input tokens that came from a cloud provider's cache.
+    GenAiClientUsageCacheReadInputTokens,
+    /// Input tokens that a cloud provider wrote to its cache.
+    GenAiClientUsageCacheWriteInputTokens,
+    /// Output tokens that a cloud provider's model reasoned with.
+    GenAiClientUsageReasoningOutputTokens,
     /// Routing decisions, by the rule that matched.
     RouteDecisions,
     /// Calls to providers that were tried again.
@@ -25,9 +39,9 @@ pub enum Counter {
     LogIoErrors,
     /// Spans, metric points or log records that an OTLP destination took.
     TelemetryExported,
-    /// Spans, metric points or log records lost before an OTLP destination took them.
+    /// Spans, metric points or log records lost on this side, before an OTLP destination was asked.
     TelemetryDropped,
-    /// Export calls to an OTLP destination that failed.
+    /// Spans, metric points or log records that an OTLP destination refused, or for which it was tried in vain.
     TelemetryFailed,
     /// Audit rows written.
     AuditRowsWritten,
@@ -41,9 +55,14 @@ pub enum Counter {
 
 impl Counter {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 21] = [
         Self::Requests,
         Self::Tokens,
+        Self::GenAiClientUsageInputTokens,
+        Self::GenAiClientUsageOutputTokens,
+        Self::GenAiClientUsageCacheReadInputTokens,
+        Self::GenAiClientUsageCacheWriteInputTokens,
+        Self::GenAiClientUsageReasoningOutputTokens,
         Self::RouteDecisions,
         Self::Retries,
         Self::Fallbacks,
@@ -77,6 +96,46 @@ impl Counter {
                 unit: "{token}",
                 help: "Tokens used; cache tokens are part of input, reasoning tokens are part of output.",
                 labels: &[Label::Provider, Label::Model, Label::Type],
+                buckets: &[],
+            },
+            Self::GenAiClientUsageInputTokens => &Definition {
+                name: "gen_ai_client_inference_usage_input_tokens_total",
+                otlp_name: "gen_ai.client.inference.usage.input_tokens",
+                unit: "{token}",
+                help: "Input tokens used with cloud providers, cached ones included.",
+                labels: &GENAI_USAGE,
+                buckets: &[],
+            },
+            Self::GenAiClientUsageOutputTokens => &Definition {
+                name: "gen_ai_client_inference_usage_output_tokens_total",
+                otlp_name: "gen_ai.client.inference.usage.output_tokens",
+                unit: "{token}",
+                help: "Output tokens used with cloud providers, reasoning included.",
+                labels: &GENAI_USAGE,
+                buckets: &[],
+            },
+            Self::GenAiClientUsageCacheReadInputTokens => &Definition {
+                name: "gen_ai_client_inference_usage_cache_read_input_tokens_total",
+                otlp_name: "gen_ai.client.inference.usage.cache_read.input_tokens",
+                unit: "{token}",
+                help: "Input tokens that came from a cloud provider's cache.",
+                labels: &GENAI_USAGE,
+                buckets: &[],
+            },
+            Self::GenAiClientUsageCacheWriteInputTokens => &Definition {
+                name: "gen_ai_client_inference_usage_cache_write_input_tokens_total",
+                otlp_name: "gen_ai.client.inference.usage.cache_write.input_tokens",
+                unit: "{token}",
+                help: "Input tokens that a cloud provider wrote to its cache.",
+                labels: &GENAI_USAGE,
+                buckets: &[],
+            },
+            Self::GenAiClientUsageReasoningOutputTokens => &Definition {
+                name: "gen_ai_client_inference_usage_reasoning_output_tokens_total",
+                otlp_name: "gen_ai.client.inference.usage.reasoning.output_tokens",
+                unit: "{token}",
+                help: "Output tokens that a cloud provider's model reasoned with.",
+                labels: &GENAI_USAGE,
                 buckets: &[],
             },
             Self::RouteDecisions => &Definition {
@@ -147,15 +206,15 @@ impl Counter {
                 name: "mlx_manager_telemetry_dropped_total",
                 otlp_name: "mlx_manager.telemetry.dropped",
                 unit: "{item}",
-                help: "Spans, metric points or log records lost before an OTLP destination took them.",
+                help: "Spans, metric points or log records lost on this side, before an OTLP destination was asked.",
                 labels: &[Label::Signal, Label::Destination],
                 buckets: &[],
             },
             Self::TelemetryFailed => &Definition {
                 name: "mlx_manager_telemetry_failed_total",
                 otlp_name: "mlx_manager.telemetry.failed",
-                unit: "{call}",
-                help: "Export calls to an OTLP destination that failed.",
+                unit: "{item}",
+                help: "Spans, metric points or log records that an OTLP destination refused, or for which it was tried in vain.",
                 labels: &[Label::Signal, Label::Destination],
                 buckets: &[],
             },

@@ -27,6 +27,10 @@ const TOKENS: [f64; 14] = [
     67108864.0,
 ];
 
+/// What the daemon itself adds to a request: from next to nothing to what a user would notice.
+const OVERHEAD_SECONDS: [f64; 13] =
+    [0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25];
+
 /// Waits and prompt computations: from nothing at all to minutes.
 const ENGINE_SECONDS: [f64; 16] =
     [0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
@@ -52,12 +56,24 @@ pub enum Histogram {
     GenAiClientTimePerOutputChunk,
     /// Tokens of one inference by a cloud provider.
     GenAiClientTokenUsage,
+    /// The same as the operation's duration, by the conventions' newer name.
+    GenAiClientInferenceDuration,
+    /// From a request's arrival to a streaming provider's first generated content.
+    GenAiClientInferenceTimeToFirstChunk,
+    /// The same as the operation's time per output chunk, by the conventions' newer name.
+    GenAiClientInferenceTimePerOutputChunk,
+    /// Input tokens of one inference by a cloud provider.
+    GenAiClientInferenceInputTokens,
+    /// Output tokens of one inference by a cloud provider.
+    GenAiClientInferenceOutputTokens,
     /// Whole duration of an inference by the local engine.
     GenAiServerRequestDuration,
     /// From a request's arrival to the local engine's first token.
     GenAiServerTimeToFirstToken,
     /// Mean time of a token after the first of one local answer.
     GenAiServerTimePerOutputToken,
+    /// Time that the daemon itself took for a request.
+    Overhead,
     /// Time a request waited for the local engine.
     QueueWait,
     /// Time to compute a prompt.
@@ -68,7 +84,7 @@ pub enum Histogram {
 
 impl Histogram {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 19] = [
         Self::HttpServerRequestDuration,
         Self::HttpClientRequestDuration,
         Self::DbClientOperationDuration,
@@ -76,9 +92,15 @@ impl Histogram {
         Self::GenAiClientTimeToFirstChunk,
         Self::GenAiClientTimePerOutputChunk,
         Self::GenAiClientTokenUsage,
+        Self::GenAiClientInferenceDuration,
+        Self::GenAiClientInferenceTimeToFirstChunk,
+        Self::GenAiClientInferenceTimePerOutputChunk,
+        Self::GenAiClientInferenceInputTokens,
+        Self::GenAiClientInferenceOutputTokens,
         Self::GenAiServerRequestDuration,
         Self::GenAiServerTimeToFirstToken,
         Self::GenAiServerTimePerOutputToken,
+        Self::Overhead,
         Self::QueueWait,
         Self::Prefill,
         Self::DecodeTokensPerSecond,
@@ -108,7 +130,7 @@ impl Histogram {
                 otlp_name: "db.client.operation.duration",
                 unit: "s",
                 help: "Time of a database statement.",
-                labels: &[Label::DbOperation, Label::DbCollection],
+                labels: &[Label::DbSystem, Label::DbOperation, Label::DbCollection, Label::ErrorType],
                 buckets: &DATABASE_SECONDS,
             },
             Self::GenAiClientOperationDuration => &Definition {
@@ -143,6 +165,46 @@ impl Histogram {
                 labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel, Label::GenAiTokenType],
                 buckets: &TOKENS,
             },
+            Self::GenAiClientInferenceDuration => &Definition {
+                name: "gen_ai_client_inference_duration_seconds",
+                otlp_name: "gen_ai.client.inference.duration",
+                unit: "s",
+                help: "Whole duration of an inference by a cloud provider; the newer name of gen_ai_client_operation_duration_seconds.",
+                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel, Label::ErrorType],
+                buckets: &OPERATION_SECONDS,
+            },
+            Self::GenAiClientInferenceTimeToFirstChunk => &Definition {
+                name: "gen_ai_client_inference_time_to_first_chunk_seconds",
+                otlp_name: "gen_ai.client.inference.time_to_first_chunk",
+                unit: "s",
+                help: "From a request's arrival to the first generated content of a cloud provider's streamed answer.",
+                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
+                buckets: &OPERATION_SECONDS,
+            },
+            Self::GenAiClientInferenceTimePerOutputChunk => &Definition {
+                name: "gen_ai_client_inference_time_per_output_chunk_seconds",
+                otlp_name: "gen_ai.client.inference.time_per_output_chunk",
+                unit: "s",
+                help: "Mean time between two chunks; the newer name of gen_ai_client_operation_time_per_output_chunk_seconds.",
+                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
+                buckets: &PER_TOKEN_SECONDS,
+            },
+            Self::GenAiClientInferenceInputTokens => &Definition {
+                name: "gen_ai_client_inference_operation_input_tokens",
+                otlp_name: "gen_ai.client.inference.operation.input_tokens",
+                unit: "{token}",
+                help: "Input tokens of one inference by a cloud provider.",
+                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
+                buckets: &TOKENS,
+            },
+            Self::GenAiClientInferenceOutputTokens => &Definition {
+                name: "gen_ai_client_inference_operation_output_tokens",
+                otlp_name: "gen_ai.client.inference.operation.output_tokens",
+                unit: "{token}",
+                help: "Output tokens of one inference by a cloud provider.",
+                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
+                buckets: &TOKENS,
+            },
             Self::GenAiServerRequestDuration => &Definition {
                 name: "gen_ai_server_request_duration_seconds",
                 otlp_name: "gen_ai.server.request.duration",
@@ -166,6 +228,14 @@ impl Histogram {
                 help: "Mean time of a token after the first of one local answer.",
                 labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
                 buckets: &PER_TOKEN_SECONDS,
+            },
+            Self::Overhead => &Definition {
+                name: "mlx_manager_overhead_seconds",
+                otlp_name: "mlx_manager.overhead",
+                unit: "s",
+                help: "Time that the daemon itself took for a request: to decode its head, to find its target, to record its end.",
+                labels: &[Label::Phase],
+                buckets: &OVERHEAD_SECONDS,
             },
             Self::QueueWait => &Definition {
                 name: "mlx_manager_queue_wait_seconds",

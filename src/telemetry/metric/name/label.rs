@@ -54,6 +54,10 @@ pub enum Label {
     ServerAddress,
     /// Port called.
     ServerPort,
+    /// Part of a request's way through the daemon.
+    Phase,
+    /// Database.
+    DbSystem,
     /// Database statement.
     DbOperation,
     /// Database table.
@@ -66,11 +70,13 @@ pub enum Label {
     GenAiRequestModel,
     /// input or output.
     GenAiTokenType,
+    /// What tokens stand for.
+    GenAiTokenModality,
 }
 
 impl Label {
     /// Every label.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 34] = [
         Self::Api,
         Self::Provider,
         Self::Model,
@@ -96,12 +102,15 @@ impl Label {
         Self::ErrorType,
         Self::ServerAddress,
         Self::ServerPort,
+        Self::Phase,
+        Self::DbSystem,
         Self::DbOperation,
         Self::DbCollection,
         Self::GenAiOperation,
         Self::GenAiProvider,
         Self::GenAiRequestModel,
         Self::GenAiTokenType,
+        Self::GenAiTokenModality,
     ];
 
     /// The name on the Prometheus page.
@@ -132,12 +141,15 @@ impl Label {
             Self::ErrorType => "error_type",
             Self::ServerAddress => "server_address",
             Self::ServerPort => "server_port",
+            Self::Phase => "phase",
+            Self::DbSystem => "db_system_name",
             Self::DbOperation => "db_operation_name",
             Self::DbCollection => "db_collection_name",
             Self::GenAiOperation => "gen_ai_operation_name",
             Self::GenAiProvider => "gen_ai_provider_name",
             Self::GenAiRequestModel => "gen_ai_request_model",
             Self::GenAiTokenType => "gen_ai_token_type",
+            Self::GenAiTokenModality => "gen_ai_token_modality",
         }
     }
 
@@ -150,12 +162,14 @@ impl Label {
             Self::ErrorType => "error.type",
             Self::ServerAddress => "server.address",
             Self::ServerPort => "server.port",
+            Self::DbSystem => "db.system.name",
             Self::DbOperation => "db.operation.name",
             Self::DbCollection => "db.collection.name",
             Self::GenAiOperation => "gen_ai.operation.name",
             Self::GenAiProvider => "gen_ai.provider.name",
             Self::GenAiRequestModel => "gen_ai.request.model",
             Self::GenAiTokenType => "gen_ai.token.type",
+            Self::GenAiTokenModality => "gen_ai.token.modality",
             other => other.as_str(),
         }
     }
@@ -168,5 +182,94 @@ impl Label {
     /// Whether the value is a model's name, which a caller may choose freely.
     pub fn is_model(self) -> bool {
         matches!(self, Self::Model | Self::GenAiRequestModel)
+    }
+
+    /// What it says, in words for people.
+    pub fn help(self) -> &'static str {
+        match self {
+            Self::Api => "The endpoint of an inference request",
+            Self::Provider => "The `[[providers]]` name, `mlx` for local models, `_none` when no target was reached",
+            Self::Model => "The model as the caller named it, or `_other`",
+            Self::Type => "Which tokens; cache tokens are part of input, reasoning tokens are part of output",
+            Self::Stream => "Whether the answer was streamed",
+            Self::Outcome => "How a request ended",
+            Self::Rule => "The pattern of the route that matched, `local` for a local model without one, `none`",
+            Self::Reason => "Why it happened",
+            Self::From => "The provider that failed, `mlx` for local models",
+            Self::To => "The provider tried next, `mlx` for local models",
+            Self::Resource => "What a rate limit counts",
+            Self::Sink => "The `[[log.sinks]]` name",
+            Self::Level => "The level of a log record",
+            Self::Signal => "What is exported",
+            Self::Destination => "The `[[otlp]]` name",
+            Self::Version => "The daemon's version",
+            Self::Commit => "The commit it was built from; absent if unknown",
+            Self::Engine => "The local engine built in",
+            Self::Metric => "The name of a metric in this table",
+            Self::Method => "The HTTP method",
+            Self::Route => "The route that matched, or `_other`",
+            Self::StatusCode => "The HTTP status; absent when no answer came",
+            Self::ErrorType => "The kind of failure; absent on success",
+            Self::ServerAddress => "The host called, from a provider's `base_url`",
+            Self::ServerPort => "The port called, from a provider's `base_url`",
+            Self::Phase => "`decode` reads a request's head, `route` finds its target, `record` writes its end",
+            Self::DbSystem => "The database",
+            Self::DbOperation => "The statement",
+            Self::DbCollection => "The table",
+            Self::GenAiOperation => "What was asked of the model",
+            Self::GenAiProvider => "The `[[providers]]` name, or `mlx` for local models",
+            Self::GenAiRequestModel => "The model as the caller named it, or `_other`",
+            Self::GenAiTokenType => "Which tokens; cache tokens are part of input, reasoning tokens are part of output",
+            Self::GenAiTokenModality => "What the tokens stand for; providers don't break it down",
+        }
+    }
+
+    /// Every value it may have, when these are known beforehand. The others come from the configuration, or are bounded by
+    /// the protocol or by the recorder's limits.
+    pub fn values(self) -> Option<&'static [&'static str]> {
+        Some(match self {
+            Self::Api => &["chat_completions", "messages"],
+            Self::Type => &["input", "output", "cache_read", "cache_write", "reasoning"],
+            Self::Stream => &["true", "false"],
+            Self::Outcome => &[
+                "ok",
+                "client_abort",
+                "timeout_first_token",
+                "timeout_idle",
+                "timeout_total",
+                "rate_limited",
+                "shed",
+                "upstream_error",
+                "engine_error",
+                "invalid_request",
+                "unauthorized",
+                "not_found",
+                "unavailable",
+            ],
+            Self::Reason => &[
+                "connect",
+                "timeout",
+                "rate_limited",
+                "server_error",
+                "conflict",
+                "idle",
+                "memory",
+                "queue_full",
+                "write_failed",
+            ],
+            Self::Resource => &["requests", "tokens"],
+            Self::Level => &["error", "warn", "info", "debug", "trace"],
+            Self::Signal => &["traces", "metrics", "logs"],
+            Self::Engine => &["mlx", "none"],
+            Self::Method => &["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "_OTHER"],
+            Self::Phase => &["decode", "route", "record"],
+            Self::DbSystem => &["sqlite", "postgresql"],
+            Self::DbOperation => &["INSERT", "DELETE"],
+            Self::DbCollection => &["requests"],
+            Self::GenAiOperation => &["chat"],
+            Self::GenAiTokenType => &["input", "output"],
+            Self::GenAiTokenModality => &["unknown"],
+            _ => return None,
+        })
     }
 }

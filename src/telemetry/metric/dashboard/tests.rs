@@ -1,19 +1,52 @@
-//! Holds the dashboards and the enum of names together.
+//! Dashboards, alerts and the enum of names say the same.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
 use serde_json::Value;
 
-use super::name::{self, Definition, Kind};
+use super::{DASHBOARDS, Dashboard, panel::SPAN_ATTRIBUTES, written};
+use crate::telemetry::metric::name::{self, Definition, Kind};
 
 /// Metrics that no dashboard shows, each with the reason.
-const NOT_SHOWN: [(&str, &str); 0] = [];
+const NOT_SHOWN: [(&str, &str); 5] = [
+    ("gen_ai_client_inference_duration_seconds", "the newer name of gen_ai_client_operation_duration_seconds"),
+    (
+        "gen_ai_client_inference_time_to_first_chunk_seconds",
+        "the newer name of gen_ai_client_operation_time_to_first_chunk_seconds, of streamed answers only",
+    ),
+    (
+        "gen_ai_client_inference_time_per_output_chunk_seconds",
+        "the newer name of gen_ai_client_operation_time_per_output_chunk_seconds",
+    ),
+    ("gen_ai_client_inference_operation_input_tokens", "the newer name of gen_ai_client_token_usage"),
+    ("gen_ai_client_inference_operation_output_tokens", "the newer name of gen_ai_client_token_usage"),
+];
+
+/// Metrics that Prometheus makes itself for each target.
+const OF_PROMETHEUS: [&str; 4] = ["up", "scrape_duration_seconds", "scrape_samples_scraped", "scrape_series_added"];
 
 /// Labels that Prometheus adds, and a histogram's own.
 const ADDED_LABELS: [&str; 3] = ["job", "instance", "le"];
 
 /// Words of PromQL that stand where a metric may.
 const WORDS: [&str; 5] = ["or", "and", "unless", "offset", "bool"];
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test is asked by its environment to write, not to compare")]
+fn dashboards_are_written() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (path, text) in written() {
+        if std::env::var_os("UPDATE_DASHBOARDS").is_some() {
+            std::fs::write(root.join(&path), &text).unwrap();
+        }
+        let committed = std::fs::read_to_string(root.join(&path)).unwrap();
+        assert!(
+            committed == text,
+            "{path} is out of date: UPDATE_DASHBOARDS=1 cargo test --lib dashboards_are_written"
+        );
+    }
+    assert_eq!(dashboards().len(), DASHBOARDS.len(), "a file that nothing writes");
+}
 
 fn dashboards() -> Vec<(String, Value)> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/dashboards");
@@ -63,7 +96,9 @@ fn names_in(expression: &str) -> Named {
             '{' | '}' => (in_braces, rest) = (character == '{', tail),
             ')' => (in_grouping, rest) = (false, tail),
             _ if character.is_ascii_alphabetic() || character == '_' => {
-                let length = rest.find(|next: char| !next.is_ascii_alphanumeric() && next != '_').unwrap_or(rest.len());
+                let length = rest
+                    .find(|next: char| !next.is_ascii_alphanumeric() && next != '_' && next != ':')
+                    .unwrap_or(rest.len());
                 let (word, after) = rest.split_at(length);
                 rest = after;
                 let is_call = after.trim_start().starts_with('(');
@@ -119,6 +154,7 @@ fn every_query_names_what_exists() {
             let definitions: Vec<_> = named
                 .metrics
                 .iter()
+                .filter(|metric| !OF_PROMETHEUS.contains(&metric.as_str()))
                 .map(|metric| definition(metric).unwrap_or_else(|| panic!("{file}: no metric {metric}: {expression}")))
                 .collect();
             for label in &named.labels {
@@ -152,7 +188,7 @@ fn every_panel_explains_itself() {
     for (file, dashboard) in dashboards() {
         assert!(dashboard["schemaVersion"].as_u64().unwrap() >= 41, "{file}");
         let variables = dashboard["templating"]["list"].as_array().unwrap();
-        for wanted in ["datasource", "job", "instance"] {
+        for wanted in ["datasource", "traces", "job", "instance"] {
             assert!(variables.iter().any(|variable| variable["name"] == wanted), "{file}: {wanted}");
         }
         let mut ids = BTreeSet::new();
@@ -164,6 +200,8 @@ fn every_panel_explains_itself() {
             }
             assert!(panel["description"].as_str().is_some_and(|text| !text.is_empty()), "{file}: {title}");
             assert!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{file}: {title}");
+            let link = panel["fieldConfig"]["defaults"]["links"][0]["url"].as_str().unwrap();
+            assert!(link.starts_with("/explore?") && link.contains("${traces}"), "{file}: {title}: {link}");
             assert_eq!(panel["datasource"]["uid"], "${datasource}", "{file}: {title}");
             assert!(!panel["targets"].as_array().unwrap().is_empty(), "{file}: {title}");
             for target in panel["targets"].as_array().unwrap() {
@@ -173,4 +211,51 @@ fn every_panel_explains_itself() {
             }
         }
     }
+}
+
+/// The values of a key in the alerts' YAML, which are written on one line each.
+fn values_in_alerts(key: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/dashboards/alerts.yml")).unwrap();
+    let values =
+        text.lines().filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix(key)?.strip_prefix(": "));
+    values.map(str::to_owned).collect()
+}
+
+#[test]
+fn alerts_name_what_exists() {
+    let records = values_in_alerts("record");
+    let expressions = values_in_alerts("expr");
+    assert_eq!(expressions.len(), records.len() + values_in_alerts("alert").len());
+    assert!(records.len() > 3 && expressions.len() > 15, "{expressions:?}");
+    for expression in expressions {
+        let named = names_in(&expression);
+        assert!(!named.metrics.is_empty(), "{expression}");
+        let mut definitions = Vec::new();
+        for metric in named.metrics {
+            if !(OF_PROMETHEUS.contains(&metric.as_str()) || records.contains(&metric)) {
+                definitions.push(definition(&metric).unwrap_or_else(|| panic!("no metric {metric}: {expression}")));
+            }
+        }
+        for label in named.labels {
+            let exists =
+                definitions.iter().flat_map(|definition| definition.labels).any(|known| known.as_str() == label);
+            let is_recorded = definitions.is_empty() && name::Label::ALL.iter().any(|known| known.as_str() == label);
+            assert!(exists || is_recorded || ADDED_LABELS.contains(&label.as_str()), "no label {label}: {expression}");
+        }
+    }
+}
+
+#[test]
+fn links_ask_for_attributes_that_spans_have() {
+    let spans = concat!(include_str!("../../trace/span.rs"), include_str!("../../genai.rs"));
+    let of_panels = DASHBOARDS.iter().flat_map(Dashboard::panels).map(|panel| panel.spans);
+    let mut found = 0;
+    for condition in of_panels.chain(SPAN_ATTRIBUTES.map(|(_, attribute)| attribute)) {
+        for attribute in condition.split_whitespace().filter_map(|word| word.strip_prefix("span.")) {
+            let attribute = attribute.split(['=', '!', '<', '>']).next().unwrap();
+            assert!(spans.contains(&format!("\"{attribute}\"")), "no span has {attribute}");
+            found += 1;
+        }
+    }
+    assert!(found > 10, "{found}");
 }

@@ -1,0 +1,198 @@
+//! Local models: queue, prefill, decode, caches, memory.
+
+use super::panel::{Dashboard, Panel, Row, quantile, query};
+
+pub(super) const ENGINE: Dashboard = Dashboard {
+    name: "local-engine",
+    title: "mlx-manager: local engine",
+    description: "Queue, prefill, decode, caches and memory of the models on this machine.",
+    rows: &[GLANCE, REQUESTS, STAGES, MEMORY],
+};
+
+const GLANCE: Row = Row {
+    title: "At a glance",
+    panels: &[
+        Panel {
+            title: "Waiting",
+            description: "Requests that wait for the engine right now.",
+            queries: &[query("", "sum(mlx_manager_queue_depth{$daemon})")],
+            ..Panel::STAT
+        },
+        Panel {
+            title: "Local requests",
+            description: "Requests that local models answered, per second.",
+            unit: "reqps",
+            spans: r#"span.gen_ai.provider.name="mlx""#,
+            queries: &[query("", r#"sum(rate(mlx_manager_requests_total{$daemon,provider="mlx"}[$rate]))"#)],
+            ..Panel::STAT
+        },
+        Panel {
+            title: "Generated",
+            description: "Output tokens of all local models per second.",
+            unit: "suffix: tok/s",
+            spans: r#"name="decode""#,
+            queries: &[query(
+                "",
+                r#"sum(rate(mlx_manager_tokens_total{$daemon,provider="mlx",type="output"}[$rate]))"#,
+            )],
+            ..Panel::STAT
+        },
+        Panel {
+            title: "Models in memory",
+            description: "Local models that are loaded.",
+            queries: &[query("", "sum(mlx_manager_model_loaded{$daemon})")],
+            ..Panel::STAT
+        },
+        Panel {
+            title: "Weights",
+            description: "Memory that the weights of all loaded models take.",
+            unit: "bytes",
+            queries: &[query("", "sum(mlx_manager_model_memory_bytes{$daemon})")],
+            ..Panel::STAT
+        },
+        Panel {
+            title: "Key-value caches",
+            description: "Memory that the caches of all open sequences take.",
+            unit: "bytes",
+            queries: &[query("", "sum(mlx_manager_kv_cache_bytes{$daemon})")],
+            ..Panel::STAT
+        },
+    ],
+};
+
+const REQUESTS: Row = Row {
+    title: "Requests to local models",
+    panels: &[
+        Panel {
+            title: "Local requests by outcome",
+            description: "How requests to local models ended.",
+            unit: "reqps",
+            spans: r#"span.gen_ai.provider.name="mlx""#,
+            queries: &[query(
+                "{{model}} {{outcome}}",
+                r#"sum by (model, outcome) (rate(mlx_manager_requests_total{$daemon,provider="mlx"}[$rate])) > 0"#,
+            )],
+            ..Panel::AREAS
+        },
+        Panel {
+            title: "Duration, local",
+            description: "From arrival to the last token.",
+            unit: "s",
+            queries: &[
+                quantile(0.5, "gen_ai_server_request_duration_seconds", "gen_ai_request_model"),
+                quantile(0.95, "gen_ai_server_request_duration_seconds", "gen_ai_request_model"),
+                quantile(0.99, "gen_ai_server_request_duration_seconds", "gen_ai_request_model"),
+            ],
+            ..Panel::LINES
+        },
+        Panel {
+            title: "Time to first token, local",
+            description: "From arrival to the first token: waiting and prefill.",
+            unit: "s",
+            queries: &[
+                quantile(0.5, "gen_ai_server_time_to_first_token_seconds", "gen_ai_request_model"),
+                quantile(0.95, "gen_ai_server_time_to_first_token_seconds", "gen_ai_request_model"),
+                quantile(0.99, "gen_ai_server_time_to_first_token_seconds", "gen_ai_request_model"),
+            ],
+            ..Panel::LINES
+        },
+    ],
+};
+
+const STAGES: Row = Row {
+    title: "Queue, prefill, decode",
+    panels: &[
+        Panel {
+            title: "Queue",
+            description: "Requests that wait for the engine.",
+            spans: r#"name="queue""#,
+            queries: &[query("waiting", "sum(mlx_manager_queue_depth{$daemon})")],
+            ..Panel::LINES
+        },
+        Panel {
+            title: "Queue wait",
+            description: "How long requests waited for their turn. When it grows, the machine has too much to do.",
+            unit: "s",
+            spans: r#"name="queue""#,
+            queries: &[
+                quantile(0.5, "mlx_manager_queue_wait_seconds", ""),
+                quantile(0.95, "mlx_manager_queue_wait_seconds", ""),
+                quantile(0.99, "mlx_manager_queue_wait_seconds", ""),
+            ],
+            ..Panel::LINES
+        },
+        Panel {
+            title: "Prefill",
+            description: "Time to compute a prompt.",
+            unit: "s",
+            spans: r#"name="prefill""#,
+            queries: &[
+                quantile(0.5, "mlx_manager_prefill_seconds", "model"),
+                quantile(0.95, "mlx_manager_prefill_seconds", "model"),
+            ],
+            ..Panel::LINES
+        },
+        Panel {
+            title: "Decode speed",
+            description: "Tokens per second of one sequence after its first token: the median, and what the slowest twentieth gets.",
+            unit: "suffix: tok/s",
+            spans: r#"name="decode""#,
+            queries: &[
+                quantile(0.05, "mlx_manager_decode_tokens_per_second", "model"),
+                quantile(0.5, "mlx_manager_decode_tokens_per_second", "model"),
+            ],
+            ..Panel::LINES
+        },
+        Panel {
+            title: "Time per token, local",
+            description: "Mean time of a token after the first, as a caller sees it.",
+            unit: "s",
+            queries: &[
+                quantile(0.5, "gen_ai_server_time_per_output_token_seconds", "gen_ai_request_model"),
+                quantile(0.95, "gen_ai_server_time_per_output_token_seconds", "gen_ai_request_model"),
+            ],
+            ..Panel::LINES
+        },
+        Panel {
+            title: "Local tokens",
+            description: "Tokens per second by type.",
+            unit: "suffix: tok/s",
+            queries: &[query(
+                "{{type}}",
+                r#"sum by (type) (rate(mlx_manager_tokens_total{$daemon,provider="mlx",type=~"input|output|reasoning"}[$rate]))"#,
+            )],
+            ..Panel::LINES
+        },
+    ],
+};
+
+const MEMORY: Row = Row {
+    title: "Caches and memory",
+    panels: &[
+        Panel {
+            title: "Memory",
+            description: "What the weights of loaded models and the key-value caches of open sequences take.",
+            unit: "bytes",
+            queries: &[
+                query("{{model}} weights", "sum by (model) (mlx_manager_model_memory_bytes{$daemon})"),
+                query("{{model}} key-value caches", "sum by (model) (mlx_manager_kv_cache_bytes{$daemon})"),
+            ],
+            ..Panel::AREAS
+        },
+        Panel {
+            title: "Loaded",
+            description: "Which local models are in memory.",
+            max: Some(1.0),
+            words: &[("0", "on disk"), ("1", "in memory")],
+            queries: &[query("{{model}}", "max by (model) (mlx_manager_model_loaded{$daemon})")],
+            ..Panel::LINES
+        },
+        Panel {
+            title: "Evictions",
+            description: "Models unloaded because they were idle, or to make room.",
+            unit: "cps",
+            queries: &[query("{{reason}}", "sum by (reason) (rate(mlx_manager_evictions_total{$daemon}[$rate]))")],
+            ..Panel::LINES
+        },
+    ],
+};
