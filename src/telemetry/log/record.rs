@@ -47,56 +47,6 @@ pub struct LogRecord<'a> {
     pub spans: &'a [&'static str],
 }
 
-/// A record that outlives its event.
-#[derive(Debug)]
-pub struct OwnedRecord {
-    /// When.
-    pub timestamp: Timestamp,
-    /// How bad.
-    pub level: Level,
-    /// The component that speaks.
-    pub target: &'static str,
-    /// The source line.
-    pub line: Option<u32>,
-    /// The sentence.
-    pub message: String,
-    /// The event's own fields.
-    pub fields: Fields,
-    /// Fields of the enclosing spans, as in [`LogRecord::context`].
-    pub context: Fields,
-    /// The request it belongs to.
-    pub request_id: Option<Arc<str>>,
-    /// The trace and the span it belongs to.
-    pub trace: Option<TraceIds>,
-    /// Names of the enclosing spans from the outermost in; only of errors.
-    pub spans: Vec<&'static str>,
-    /// Targets of the enclosing spans, where these have a say in who takes the record.
-    pub span_targets: Vec<&'static str>,
-}
-
-impl OwnedRecord {
-    /// The record as sinks see it.
-    pub fn borrow(&self) -> LogRecord<'_> {
-        LogRecord {
-            timestamp: self.timestamp,
-            level: self.level,
-            target: self.target,
-            line: self.line,
-            message: &self.message,
-            fields: &self.fields,
-            context: &self.context,
-            request_id: self.request_id.as_deref(),
-            trace: self.trace,
-            spans: &self.spans,
-        }
-    }
-
-    /// Bytes of memory that it takes, near enough to bound many of them.
-    pub fn bytes(&self) -> usize {
-        size_of::<Self>() + self.message.len() + self.fields.bytes() + self.context.bytes()
-    }
-}
-
 /// Where a record lies in a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceIds {
@@ -173,16 +123,6 @@ impl Fields {
         for (key, value) in other.0 {
             self.set(key, value);
         }
-    }
-
-    /// Bytes of memory that they take.
-    fn bytes(&self) -> usize {
-        let value = |value: &Value| match value {
-            Value::Text(text) => text.len(),
-            Value::Error(chain) => chain.iter().map(|cause| size_of::<String>() + cause.len()).sum(),
-            Value::Signed(_) | Value::Unsigned(_) | Value::Float(_) | Value::Bool(_) => 0,
-        };
-        self.0.iter().map(|pair| size_of_val(pair) + value(&pair.1)).sum()
     }
 
     /// Adds the fields of an outer span that no inner one has.

@@ -25,10 +25,10 @@ use tracing_subscriber::{
 
 use super::{
     Core,
-    filter::{Mask, OBSERVED, SPAN},
+    filter::{Mask, OBSERVED, SPAN, Taken},
     plan::Plan,
-    record::{Collector, Fields, LogRecord, OwnedRecord, TraceIds, Value},
-    story::{OPENED_BY, Story},
+    record::{Collector, Fields, LogRecord, TraceIds, Value},
+    story::{KeptRecord, OPENED_BY, Story},
 };
 
 /// The trace layer, which the router takes in.
@@ -94,8 +94,14 @@ impl Router {
         Some(trace)
     }
 
-    /// `follows`: the spans have a say in who takes it.
-    fn record(&self, event: &Event<'_>, follows: bool, context: &Context<'_, Registry>) -> OwnedRecord {
+    /// Puts an event's record together, and hands it to who takes it or to the story of its request.
+    fn record(
+        &self,
+        event: &Event<'_>,
+        context: &Context<'_, Registry>,
+        plan: &Plan,
+        (taken, story): (Taken, Option<Arc<Story>>),
+    ) {
         let metadata = event.metadata();
         let mut collected = Collector::event();
         event.record(&mut collected);
@@ -111,7 +117,7 @@ impl Router {
             if *metadata.level() == tracing::Level::ERROR {
                 spans.insert(0, span.name());
             }
-            if follows {
+            if taken.follows {
                 span_targets.push(span.metadata().target());
             }
         }
@@ -120,34 +126,45 @@ impl Router {
         for (key, _) in fields.iter() {
             inherited.remove(key);
         }
-        OwnedRecord {
+        let record = LogRecord {
             timestamp: self.core.now(),
             level: *metadata.level(),
             target: metadata.target(),
             line: metadata.line(),
-            message: collected.message,
-            fields,
-            context: inherited,
-            request_id,
+            message: &collected.message,
+            fields: &fields,
+            context: &inherited,
+            request_id: request_id.as_deref(),
             trace,
-            spans,
-            span_targets,
+            spans: &spans,
+        };
+        let mask = match taken.follows {
+            true => plan.filter.select(record.target, record.level, &span_targets),
+            false => taken.mask,
+        };
+        match story {
+            None => self.deliver(plan, &record, mask),
+            Some(story) if mask != 0 => {
+                let kept = KeptRecord::of(&record, metadata, span_targets);
+                story.add(kept, |kept| self.write_story(plan, kept));
+            }
+            Some(_) => {}
         }
     }
 
-    fn deliver(&self, plan: &Plan, record: &OwnedRecord, mask: Mask) {
-        let record = record.borrow();
-        plan.deliver(&record, mask);
+    fn deliver(&self, plan: &Plan, record: &LogRecord<'_>, mask: Mask) {
+        plan.deliver(record, mask);
         if mask & OBSERVED != 0
             && let Some(observer) = &self.core.observer
         {
-            observer.observe(&record);
+            observer.observe(record);
         }
     }
 
     /// Who takes it is asked anew, since the sinks may be others than when the record was made.
-    fn write_story(&self, plan: &Plan, record: &OwnedRecord) {
-        self.deliver(plan, record, plan.filter.select(record.target, record.level, &record.span_targets));
+    fn write_story(&self, plan: &Plan, kept: &KeptRecord) {
+        let record = kept.record();
+        self.deliver(plan, &record, plan.filter.select(record.target, record.level, &kept.span_targets));
     }
 }
 
@@ -256,24 +273,14 @@ impl Layer<Registry> for Router {
         if taken.is_never() {
             return;
         }
-        let story = match taken.story {
-            true => match context.event_span(event).and_then(|span| story_of(&span)) {
-                Some(story) => Some(story),
-                None => return,
-            },
-            false => None,
-        };
-        let record = self.record(event, taken.follows, &context);
-        let plan = &in_effect.plan;
-        let mask = match taken.follows {
-            true => plan.filter.select(record.target, record.level, &record.span_targets),
-            false => taken.mask,
-        };
-        match story {
-            _ if mask == 0 => {}
-            None => self.deliver(plan, &record, mask),
-            Some(story) => story.add(record, |record| self.write_story(plan, record)),
+        let mut story = None;
+        if taken.story {
+            story = context.event_span(event).and_then(|span| story_of(&span));
+            if story.is_none() {
+                return;
+            }
         }
+        self.record(event, &context, &in_effect.plan, (taken, story));
     }
 
     fn on_follows_from(&self, id: &Id, follows: &Id, context: Context<'_, Registry>) {
