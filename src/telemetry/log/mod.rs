@@ -6,7 +6,7 @@
 
 use std::{
     fmt, io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -23,6 +23,7 @@ mod console;
 mod counter;
 mod filter;
 mod format;
+mod line;
 mod loss;
 mod panic;
 mod record;
@@ -320,8 +321,10 @@ impl Opening {
                     clock: self.clock.clone(),
                 };
                 self.shelves.push((shelf.clone(), Arc::clone(&counters)));
-                let file = self.file(sink, plan, shelf, &counters)?;
-                let first = first_sequence(sink, path, &self.shelves)?;
+                let file = self.file(sink, plan, shelf.clone(), &counters)?;
+                let first = sequence::next(path, &shelf, complain)
+                    .and_then(|next| Ok(next.max(file.noted_sequence()?.unwrap_or_default())))
+                    .map_err(|source| LogError::Open { sink: sink.name.clone(), path: path.clone(), source })?;
                 let queue = Arc::new(FileSink::new(Bounds::default(), first, Arc::clone(&counters)));
                 self.workers.push(Worker {
                     sink: Arc::clone(&queue),
@@ -367,17 +370,6 @@ impl Opening {
             _ => LogError::Open { sink: sink.name.clone(), path, source: error },
         })
     }
-}
-
-/// Sequence numbers go on where the active file, or else the newest readable archive, left off.
-fn first_sequence(sink: &Sink, path: &Path, shelves: &[(Shelf, Arc<SinkCounters>)]) -> Result<u64, LogError> {
-    let open_error = |source| LogError::Open { sink: sink.name.clone(), path: path.to_owned(), source };
-    let archives = match shelves.last() {
-        Some((shelf, _)) => shelf.list().map_err(open_error)?,
-        None => Vec::new(),
-    };
-    let readable = archives.iter().rev().filter(|archive| !archive.compressed).map(|archive| archive.path.as_path());
-    sequence::next([path].into_iter().chain(readable.take(1)), sink.format).map_err(open_error)
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, LogError> {

@@ -194,7 +194,7 @@ fn only_an_error_is_urgent() {
 
 #[test]
 fn pieces_are_whole_records_within_the_room() {
-    let entry = |length| Entry { length, level: Level::INFO, timestamp: Timestamp::UNIX_EPOCH };
+    let entry = |length| Entry { length, sequence: 0, level: Level::INFO, timestamp: Timestamp::UNIX_EPOCH };
     let mut pending = Pending { entries: [10, 20, 70_000, 5].map(entry).into(), ..Pending::default() };
     assert_eq!(pending.piece(u64::MAX), 30);
     assert_eq!(pending.piece(29), 10);
