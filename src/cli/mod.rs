@@ -3,6 +3,7 @@
 //! Exit codes: 0 well, 1 failed, 2 wrong usage or configuration.
 
 pub mod check;
+mod logs;
 mod models;
 mod serve;
 mod usage;
@@ -49,6 +50,11 @@ enum Command {
         #[command(subcommand)]
         command: models::Command,
     },
+    /// Examine log files and where records go
+    Logs {
+        #[command(subcommand)]
+        command: logs::Command,
+    },
     /// Show what was used, from the audit database
     Usage(usage::Arguments),
 }
@@ -81,12 +87,17 @@ pub fn main() -> ExitCode {
             let options = check::CheckOptions { show, color };
             check::run(&loaded, options, &mut std::io::stdout(), &mut std::io::stderr()).map_err(Failure::from)
         }
+        // Files from anywhere can be verified, also beside a configuration that is broken.
+        (_, Command::Logs { command: logs::Command::Verify { files } }) => logs::verify_files(&files),
         (Err(problems), _) => {
             let shown = std::io::stderr().write_all(problems.render(color).as_bytes());
             shown.map(|()| ExitCode::from(2)).map_err(Failure::from)
         }
         (Ok(loaded), Command::Serve) => serve::run(loaded, terminal).map(|()| ExitCode::SUCCESS),
         (Ok(loaded), Command::Models { command }) => models::run(&loaded.config, &command).map(|()| ExitCode::SUCCESS),
+        (Ok(loaded), Command::Logs { command: logs::Command::Explain { target, level } }) => {
+            logs::explain_event(&loaded, &target, level).map(|()| ExitCode::SUCCESS)
+        }
         (Ok(loaded), Command::Usage(arguments)) => usage::run(&loaded.config, &arguments).map(|()| ExitCode::SUCCESS),
     };
     match result {

@@ -6,5 +6,6 @@ mod config;
 mod demo;
 mod floors;
 mod gateway;
+mod logs;
 mod peer;
 mod serve;

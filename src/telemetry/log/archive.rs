@@ -160,13 +160,26 @@ impl Shelf {
     /// Time, counter and what follows the extension.
     fn parse<'a>(&self, name: &'a str) -> Option<(Timestamp, u32, &'a str)> {
         let rest = name.strip_prefix(self.stem.as_str())?.strip_prefix('.')?;
-        let (time, rest) = rest.split_once('.')?;
-        let (counter, rest) = rest.split_once('.')?;
-        let suffix = rest.strip_prefix(self.extension.as_str())?;
-        let digits = counter.len() >= 4 && counter.bytes().all(|byte| byte.is_ascii_digit());
-        let time = DateTime::strptime(TIME_FORMAT, time).ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp();
-        digits.then_some((time, counter.parse().ok()?, suffix))
+        let (time, counter, rest) = parse_stamp(rest)?;
+        Some((time, counter, rest.strip_prefix(self.extension.as_str())?))
     }
+}
+
+/// Time, counter and what follows the dot behind them.
+fn parse_stamp(text: &str) -> Option<(Timestamp, u32, &str)> {
+    let (time, rest) = text.split_once('.')?;
+    let (counter, rest) = rest.split_once('.')?;
+    let digits = counter.len() >= 4 && counter.bytes().all(|byte| byte.is_ascii_digit());
+    let time = DateTime::strptime(TIME_FORMAT, time).ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp();
+    digits.then_some((time, counter.parse().ok()?, rest))
+}
+
+/// The name of the active file that an uncompressed archive comes from, if its name is that of an archive.
+pub fn active_name(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    let (stem, (_, _, extension)) =
+        name.match_indices('.').find_map(|(at, _)| Some((&name[..at], parse_stamp(&name[at + 1..])?)))?;
+    Some(format!("{stem}.{extension}"))
 }
 
 #[cfg(test)]
@@ -190,6 +203,9 @@ mod tests {
         ] {
             assert_eq!(shelf.parse(foreign), None, "{foreign}");
         }
+        let active = |name: &str| active_name(Path::new(name));
+        assert_eq!(active("a/my.app.2026-11-20T23-11-34Z.0001.log").as_deref(), Some("my.app.log"));
+        assert_eq!(active("a/app.2026-11-20.0001.log"), None);
     }
 
     #[test]

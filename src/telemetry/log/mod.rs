@@ -21,6 +21,7 @@ mod archive;
 mod clock;
 mod console;
 mod counter;
+pub mod explain;
 mod filter;
 mod format;
 mod line;
@@ -32,6 +33,7 @@ mod rolling;
 mod router;
 mod sequence;
 mod sink;
+pub mod verify;
 
 pub use counter::{LEVELS, SinkCounters};
 pub use panic::panic_hook;
