@@ -227,7 +227,7 @@ impl Core {
         }
         if !shelves.is_empty() {
             // Not joined: it ends when the workers do, and may be compressing for a while.
-            drop(spawn("log-keeper", move || Keeper { shelves, clock, rotations }.run())?);
+            drop(spawn("log-keeper", move || Keeper { shelves, clock, rotations, every: retention::EVERY }.run())?);
         }
         *core.workers.lock().unwrap_or_else(PoisonError::into_inner) = threads;
         Ok(core)

@@ -34,6 +34,8 @@ const IDLE_AFTER: Duration = Duration::from_millis(10);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a failed write waits before the next attempt.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
+/// How often an operator is told of a disk that fails, whether it fails all the time or now and then.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// Bounds of a queue.
 #[derive(Debug, Clone, Copy)]
@@ -390,8 +392,9 @@ impl Worker {
 
     fn fail(&self, pending: &mut Pending, error: &io::Error) {
         self.sink.counters.count_io_error();
-        if !pending.failing {
-            pending.failing = true;
+        pending.failing = true;
+        if pending.complained.is_none_or(|when| when.elapsed() > COMPLAIN_EVERY) {
+            pending.complained = Some(Instant::now());
             (self.complain)(&format!(
                 "cannot write log file {}: {error}; keeping the newest records in memory",
                 self.file.path().display()
@@ -416,6 +419,8 @@ struct Pending {
     /// The file in which it was begun, or that was written last.
     generation: u64,
     failing: bool,
+    /// When an operator was last told.
+    complained: Option<Instant>,
 }
 
 impl Pending {
