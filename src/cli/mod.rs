@@ -18,7 +18,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     config::{self, Environment, LoadOptions},
-    telemetry::log::Terminal,
+    telemetry::log::{Terminal, is_journal},
 };
 
 /// Serves language models through the OpenAI and Anthropic APIs, and shows everything it does.
@@ -79,7 +79,7 @@ pub fn main() -> ExitCode {
     let terminal = Terminal {
         is_terminal: std::io::stderr().is_terminal(),
         no_color: options.environment.set("NO_COLOR").is_some(),
-        journald: options.environment.set("JOURNAL_STREAM").is_some(),
+        journald: options.environment.set("JOURNAL_STREAM").is_some_and(|name| is_journal(name, std::io::stderr())),
     };
     let color = terminal.is_terminal && !terminal.no_color;
     let result = match (config::load(&options), arguments.command) {

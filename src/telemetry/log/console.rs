@@ -3,7 +3,9 @@
 //! Knows nothing of files. Enter at [`ConsoleSink::push`].
 
 use std::{
+    fs::File,
     io::{self, Write},
+    os::{fd::AsFd, unix::fs::MetadataExt},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -16,14 +18,33 @@ use tracing::Level;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
 use super::{
+    Terminal,
     clock::Clock,
     counter::SinkCounters,
     format::{Rendered, Style},
     loss::Loss,
 };
+use crate::config::Color;
 
 /// The most records that wait for the terminal.
 pub const QUEUE_RECORDS: usize = 8_192;
+
+/// Whether text is coloured, and whether it speaks journald's priorities, on this standard error.
+pub fn dress(color: Color, terminal: Terminal) -> (bool, bool) {
+    let color = match color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => terminal.is_terminal && !terminal.no_color,
+    };
+    (color, terminal.journald)
+}
+
+/// Whether a stream is the journal that `JOURNAL_STREAM` names by device and inode. The variable alone says nothing: what
+/// a service starts inherits it, also where its output goes to a terminal or a file.
+pub fn is_journal(journal_stream: &str, stream: impl AsFd) -> bool {
+    let stat = stream.as_fd().try_clone_to_owned().and_then(|stream| File::from(stream).metadata());
+    stat.is_ok_and(|stat| journal_stream == format!("{}:{}", stat.dev(), stat.ino()))
+}
 
 /// The callers' end of the console.
 pub struct ConsoleSink {
@@ -178,6 +199,30 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    #[test]
+    fn colours_only_on_a_terminal_that_wants_them() {
+        let on = |is_terminal, no_color| Terminal { is_terminal, no_color, journald: false };
+        for (color, terminal, expected) in [
+            (Color::Auto, on(true, false), true),
+            (Color::Auto, on(true, true), false),
+            (Color::Auto, on(false, false), false),
+            (Color::Always, on(false, true), true),
+            (Color::Never, on(true, false), false),
+        ] {
+            assert_eq!(dress(color, terminal), (expected, false), "{color:?} {terminal:?}");
+        }
+    }
+
+    #[test]
+    fn journal_is_known_by_its_stream() {
+        let (file, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let name = |file: &File| format!("{}:{}", file.metadata().unwrap().dev(), file.metadata().unwrap().ino());
+        assert!(is_journal(&name(&file), &file));
+        for wrong in [name(&other), String::new(), "1".into(), format!("{} ", name(&file))] {
+            assert!(!is_journal(&wrong, &file), "{wrong}");
         }
     }
 

@@ -15,7 +15,7 @@ use std::{
 use jiff::{Timestamp, tz::TimeZone};
 use thiserror::Error;
 
-use crate::config::{Color, LogConfig, Sink, SinkKind, Timezone};
+use crate::config::{LogConfig, Sink, SinkKind, Timezone};
 
 mod archive;
 mod clock;
@@ -35,6 +35,7 @@ mod sequence;
 mod sink;
 pub mod verify;
 
+pub use console::is_journal;
 pub use counter::{LEVELS, SinkCounters};
 pub use panic::panic_hook;
 pub use record::{Fields, LogRecord, TraceIds, Value};
@@ -302,12 +303,7 @@ impl Opening {
         let counters = Arc::new(SinkCounters::default());
         let (style, output) = match &sink.kind {
             SinkKind::Console { color } => {
-                let color = match color {
-                    Color::Always => true,
-                    Color::Never => false,
-                    Color::Auto => self.terminal.is_terminal && !self.terminal.no_color,
-                };
-                let journald = self.terminal.journald;
+                let (color, journald) = console::dress(*color, self.terminal);
                 let style = Style { format: sink.format, color, journald, timezone: self.timezone.clone() };
                 let output = ConsoleSink::new(io::stderr(), style.clone(), self.clock.clone(), Arc::clone(&counters));
                 (style, Output::Console(Box::new(output)))
