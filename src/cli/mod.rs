@@ -17,7 +17,7 @@ use std::{
 use clap::{Parser, Subcommand};
 
 use crate::{
-    config::{self, Environment, LoadOptions},
+    config::{self, Environment, LoadOptions, Loaded},
     telemetry::log::{Terminal, is_journal},
 };
 
@@ -82,7 +82,11 @@ pub fn main() -> ExitCode {
         journald: options.environment.set("JOURNAL_STREAM").is_some_and(|name| is_journal(name, std::io::stderr())),
     };
     let color = terminal.is_terminal && !terminal.no_color;
-    let result = match (config::load(&options), arguments.command) {
+    let mut loaded = config::load(&options);
+    if matches!(arguments.command, Command::Serve | Command::Check { .. }) {
+        loaded = loaded.and_then(Loaded::startable);
+    }
+    let result = match (loaded, arguments.command) {
         (loaded, Command::Check { show }) => {
             let options = check::CheckOptions { show, color };
             check::run(&loaded, options, &mut std::io::stdout(), &mut std::io::stderr()).map_err(Failure::from)

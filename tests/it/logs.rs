@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Output,
     thread,
@@ -16,7 +17,10 @@ use tempfile::TempDir;
 use tracing::subscriber::with_default;
 use tracing_subscriber::{Registry, layer::SubscriberExt};
 
-use crate::peer::daemon::PATIENCE;
+use crate::{
+    peer::daemon::{Daemon, PATIENCE},
+    serve::question,
+};
 
 /// Runs the binary in a folder and waits for its end.
 fn run(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String, String) {
@@ -91,9 +95,11 @@ fn rotations_restarts_and_compression_leave_no_gap() {
 
         let (code, out, talk) = verify(folder.path(), &["logs/archive/*", "logs/app.log"]);
         assert_eq!((code, talk.as_str()), (0, ""), "{out}");
-        let files = archives(&folder).len() + 1;
-        assert_eq!(out, format!("logs/app.log: 610 records in {files} files, seq 0 to 609: none is missing\n"));
+        let (records, verdict) = ("logs/app.log: 610 records in ", " files, seq 0 to 609: none is missing\n");
+        assert!(out.starts_with(records) && out.ends_with(verdict) && out.lines().count() == 1, "{out}");
 
+        let finished = |path: &PathBuf| path.extension().unwrap() == "gz" || path.extension().unwrap() == "zst";
+        eventually("nothing left to compress", || archives(&folder).iter().all(finished));
         // Without one archive it says which numbers are not there, and between which lines.
         let gone = &archives(&folder)[1];
         fs::remove_file(gone).unwrap();
@@ -232,5 +238,85 @@ fn explain_names_the_keys_and_where_they_stand() {
         let (code, out, talk) = explain(target, level, &[]);
         assert_eq!((code, out.as_str()), (2, ""));
         assert!(talk.contains(expected), "{talk}");
+    }
+}
+
+#[test]
+fn check_and_serve_refuse_log_files_that_cannot_be_written() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("logs"), "").unwrap();
+    fs::write(folder.path().join("config.toml"), "server.listen = \"127.0.0.1:0\"\nlog.dir = \"logs\"\n").unwrap();
+    for command in ["check", "serve"] {
+        let (code, out, talk) = run(folder.path(), &[command], &[]);
+        assert_eq!((code, out.as_str()), (2, ""), "{talk}");
+        for part in
+            ["`log.dir` can't hold log files: ", "/logs isn't a folder", "config.toml:2:11", "help: name a folder"]
+        {
+            assert!(talk.contains(part), "{part}\n{talk}");
+        }
+    }
+    // Who only asks needs no log files.
+    assert_eq!(run(folder.path(), &["logs", "explain", "a", "info"], &[]).0, 0);
+}
+
+#[tokio::test]
+async fn sink_that_breaks_at_run_time_is_reported_once_and_recovers() {
+    let sinks = format!("{}[[log.sinks]]\nname = \"console\"\nkind = \"console\"\n", one_sink("json", ""));
+    let mut daemon = Daemon::start(&sinks).await;
+    let (logs, away) = (daemon.folder.path().join("logs"), daemon.folder.path().join("away"));
+    fs::rename(&logs, &away).unwrap();
+    fs::write(&logs, "").unwrap();
+    let failures = async |least: f64| {
+        let errors = || daemon.metric("mlx_manager_log_io_errors_total", &[("sink", "app")]);
+        let deadline = Instant::now() + PATIENCE;
+        while errors().await < least {
+            assert!(Instant::now() < deadline, "no more than {} failures", errors().await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    failures(1.0).await;
+    assert_eq!(daemon.post("/v1/chat/completions", &question(false)).await.status(), 200);
+    assert_eq!(daemon.get("/health").await.status(), 200);
+    failures(4.0).await;
+    fs::remove_file(&logs).unwrap();
+    fs::rename(&away, &logs).unwrap();
+    assert!(daemon.stop().await.success());
+    let said = daemon.stderr();
+    assert_eq!(said.iter().filter(|line| line.contains("cannot write log file")).count(), 1, "{said:#?}");
+    let text = daemon.read("logs/app.log");
+    assert!(
+        text.contains("mlx-manager is serving") && text.contains("request finished") && text.contains("has stopped"),
+        "{text}"
+    );
+    let (code, out, _) = verify(daemon.folder.path(), &["logs/app.log"]);
+    assert!(code == 0 && out.contains(": none is missing"), "{out}");
+}
+
+#[test]
+fn console_speaks_to_journald_only_where_it_listens() {
+    let folder = TempDir::new().unwrap();
+    let config = "[server]\nlisten = \"127.0.0.1:0\"\n[metrics.prometheus]\nenabled = false\n\
+        [[log.sinks]]\nname = \"console\"\nkind = \"console\"\n";
+    fs::write(folder.path().join("config.toml"), config).unwrap();
+    for (offset, prefix) in [(0, "<6>2"), (1, "2")] {
+        let path = folder.path().join("stderr");
+        let stderr = fs::File::create(&path).unwrap();
+        let stat = stderr.metadata().unwrap();
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_mlx-manager"))
+            .arg("serve")
+            .current_dir(&folder)
+            .env_clear()
+            .env("HOME", folder.path())
+            .env("XDG_CACHE_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"))
+            .env("JOURNAL_STREAM", format!("{}:{}", stat.dev(), stat.ino() + offset))
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
+        eventually("a line", || fs::read_to_string(&path).unwrap().contains("mlx-manager is serving"));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let whole = &text[..=text.rfind('\n').unwrap()];
+        assert!(whole.lines().all(|line| line.starts_with(prefix) && !line.contains('\x1b')), "{text}");
     }
 }

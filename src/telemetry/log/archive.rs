@@ -3,7 +3,7 @@
 //! Names are parsed, never matched by a prefix: whatever else lies in the folder is left alone.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Read},
     path::{Path, PathBuf},
 };
@@ -36,6 +36,11 @@ pub struct Archive {
 /// Whether a file's name says that it is compressed.
 pub fn is_compressed(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "gz" || extension == "zst")
+}
+
+/// Whether a file's name says that it is being compressed, so that the plain archive is still there.
+pub fn is_unfinished(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "tmp") && is_compressed(&path.with_extension(""))
 }
 
 /// Opens a log file for reading, whether it is compressed or not.
@@ -127,7 +132,7 @@ impl Shelf {
         Ok(archives)
     }
 
-    /// Deletes what a compression left behind when the daemon was killed.
+    /// Deletes what a compression left behind when the daemon was killed, and nothing that still grows.
     ///
     /// # Errors
     /// What the file system says; a missing folder has no leftovers.
@@ -139,7 +144,10 @@ impl Shelf {
         for entry in entries {
             let entry = entry?;
             if let Some((_, _, ".gz.tmp" | ".zst.tmp")) = entry.file_name().to_str().and_then(|name| self.parse(name)) {
-                fs::remove_file(entry.path())?;
+                let leftover = File::open(entry.path())?;
+                if !matches!(leftover.try_lock(), Err(TryLockError::WouldBlock)) {
+                    fs::remove_file(entry.path())?;
+                }
             }
         }
         Ok(())

@@ -4,7 +4,7 @@
 //! the lowest priority where a thread can have one of its own, and with pauses for the disk's sake.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Read, Write},
     path::Path,
     sync::{
@@ -133,7 +133,14 @@ fn compress(path: &Path, compression: Compression) -> io::Result<()> {
     };
     let temporary = with_suffix(&format!("{suffix}.tmp"));
     let mut source = File::open(path)?;
-    let target = File::create(&temporary)?;
+    // Locked as long as it grows: another keeper, of a daemon that is just ending, must neither share nor remove it.
+    let target = match File::create_new(&temporary) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        target => target?,
+    };
+    if let Err(TryLockError::WouldBlock) = target.try_lock() {
+        return Ok(());
+    }
     target.set_permissions(source.metadata()?.permissions())?;
     let copied = match compression {
         Compression::Gzip => {
@@ -299,7 +306,13 @@ mod tests {
                 shelf.shelve(&active, Timestamp::from_second(second).unwrap()).unwrap();
             }
             let leftover = folder.path().join(format!("archive/app.1970-01-01T00-00-01Z.0001.log.{suffix}.tmp"));
-            fs::write(&leftover, "torn").unwrap();
+            // Another keeper is at it.
+            let busy = File::create(&leftover).unwrap();
+            busy.lock().unwrap();
+            shelf.remove_leftovers().unwrap();
+            tidy(&shelf, Timestamp::from_second(9).unwrap()).unwrap();
+            assert!(leftover.exists() && shelf.list().unwrap().iter().all(|archive| !archive.compressed));
+            drop(busy);
             shelf.remove_leftovers().unwrap();
             assert!(!leftover.exists());
             tidy(&shelf, Timestamp::from_second(9).unwrap()).unwrap();

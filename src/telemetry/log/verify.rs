@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, BufRead, BufReader},
+    io::{self, BufRead, BufReader, Read},
     ops::RangeInclusive,
     path::{Path, PathBuf},
 };
@@ -136,14 +136,17 @@ struct Reading {
     losses: Vec<(Lost, u64, Spot)>,
 }
 
-/// Reads files, each once, and judges each family.
+/// Reads files, each once, and judges each family. A daemon may be writing them: active files are opened first, so that
+/// one which becomes an archive meanwhile is read to its end, and archives may be compressed meanwhile.
 pub fn verify(paths: &[PathBuf]) -> Vec<Family> {
     let mut families: BTreeMap<PathBuf, (Family, Reading)> = BTreeMap::new();
-    for path in once_each(paths) {
+    let mut paths = once_each(paths);
+    paths.sort_by_key(|path| archive::is_compressed(path) || archive::active_name(path).is_some());
+    for path in paths {
         let name = family_of(path);
         let (family, reading) = families.entry(name).or_default();
         family.files += 1;
-        if let Err(error) = archive::open(path).and_then(|file| read(path, BufReader::new(file), family, reading)) {
+        if let Err(error) = open(path).and_then(|file| read(path, BufReader::new(file), family, reading)) {
             family.faults.push(Fault::Unreadable { path: path.to_owned(), reason: error.to_string() });
         }
     }
@@ -155,11 +158,26 @@ pub fn verify(paths: &[PathBuf]) -> Vec<Family> {
     families.into_iter().map(judge).collect()
 }
 
+/// Opens a file, or what it was compressed to since it was named.
+fn open(path: &Path) -> io::Result<Box<dyn Read>> {
+    let compressed = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        archive::open(Path::new(&name))
+    };
+    match archive::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            compressed(".gz").or_else(|_| compressed(".zst")).map_err(|_| error)
+        }
+        file => file,
+    }
+}
+
 /// The paths without those that lead to a file that was named before, or to its compressed twin: between its last byte
 /// and the end of the plain file, an archive is there in both forms.
 fn once_each(paths: &[PathBuf]) -> Vec<&PathBuf> {
     let mut chosen: BTreeMap<PathBuf, &PathBuf> = BTreeMap::new();
-    for path in paths {
+    for path in paths.iter().filter(|path| !archive::is_unfinished(path)) {
         let real = path.canonicalize().unwrap_or_else(|_| path.clone());
         let plain = if archive::is_compressed(&real) { real.with_extension("") } else { real.clone() };
         let slot = chosen.entry(plain).or_insert(path);

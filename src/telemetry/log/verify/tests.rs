@@ -63,6 +63,8 @@ fn family_is_whole_in_any_order_and_form() {
         stage.write("logs/archive/app.2026-01-01T00-00-01Z.0001.log.gz", gzip(&lines(5..10))),
         // Compressed already, and not yet deleted.
         stage.write("logs/archive/app.2026-01-01T00-00-01Z.0001.log", lines(5..10)),
+        // In the middle of it.
+        stage.write("logs/archive/app.2026-01-01T00-00-03Z.0001.log.gz.tmp", "garbage"),
         // The same file by another name.
         stage.0.path().join("logs/archive/../app.log"),
         stage.write("logs/other.log.1", lines([1])),
@@ -73,6 +75,16 @@ fn family_is_whole_in_any_order_and_form() {
         families.iter().map(|family| (family.files, family.records, family.numbers, family.is_whole())).collect();
     assert_eq!(judged, [(4, 35, Some((5, 39)), true), (2, 2, Some((0, 1)), true)]);
     assert!(families[0].name.ends_with("logs/app.log") && families[1].name.ends_with("logs/other.log"));
+}
+
+#[test]
+fn archive_may_be_compressed_after_it_was_named() {
+    let stage = Stage::new();
+    let name = "archive/app.2026-01-01T00-00-02Z.0001.log";
+    stage.write(&format!("{name}.zst"), zstd::encode_all(lines(1..5).as_bytes(), 0).unwrap());
+    let families = verify(&[stage.0.path().join(name), stage.write("app.log", lines([5]))]);
+    assert_eq!((families[0].records, families[0].is_whole()), (5, true));
+    assert!(!verify(&[stage.0.path().join("gone.log")])[0].is_whole());
 }
 
 #[test]
