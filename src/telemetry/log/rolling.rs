@@ -57,7 +57,7 @@ pub struct RollingFile {
     lock: File,
     /// What happens instead of a write.
     #[cfg(test)]
-    pub(super) fault: Option<Box<dyn FnMut(&[u8]) -> Option<io::Result<usize>> + Send>>,
+    pub(super) fault: Option<Box<dyn FnMut() -> Option<io::Error> + Send>>,
 }
 
 impl RollingFile {
@@ -216,8 +216,8 @@ impl RollingFile {
     /// What the file system says.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         #[cfg(test)]
-        if let Some(result) = self.fault.as_mut().and_then(|fault| fault(bytes)) {
-            return result;
+        if let Some(error) = self.fault.as_mut().and_then(|fault| fault()) {
+            return Err(error);
         }
         let written = match self.file.write(bytes) {
             Ok(0) if !bytes.is_empty() => return Err(io::ErrorKind::WriteZero.into()),

@@ -248,9 +248,9 @@ fn broken_disk_is_reported_once_and_costs_only_what_is_counted() {
     let broken = Arc::new(AtomicBool::new(true));
     let fault = Arc::clone(&broken);
     let mut first = true;
-    worker.file.fault = Some(Box::new(move |_| {
+    worker.file.fault = Some(Box::new(move || {
         let fails = fault.load(Ordering::Relaxed) && !mem::take(&mut first);
-        fails.then(|| Err(io::Error::from_raw_os_error(5)))
+        fails.then(|| io::Error::from_raw_os_error(5))
     }));
     let worker = thread::spawn(|| worker.run());
     stage.push("first", Level::INFO);
@@ -286,9 +286,9 @@ fn full_disk_gives_up_old_archives_where_some_are_deleted_anyway() {
         let mut worker = stage.worker(&stage.path(), None);
         let attempts = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&attempts);
-        worker.file.fault = Some(Box::new(move |_| {
+        worker.file.fault = Some(Box::new(move || {
             let full = count.fetch_add(1, Ordering::Relaxed) < 6;
-            full.then(|| Err(io::ErrorKind::StorageFull.into()))
+            full.then(|| io::ErrorKind::StorageFull.into())
         }));
         let worker = thread::spawn(|| worker.run());
         stage.push("x", Level::ERROR);
@@ -304,9 +304,9 @@ fn outages_that_follow_each_other_are_reported_once() {
     let stage = Stage::new(Bounds::default());
     let mut worker = stage.worker(&stage.path(), None);
     let mut attempts = 0;
-    worker.file.fault = Some(Box::new(move |_| {
+    worker.file.fault = Some(Box::new(move || {
         attempts += 1;
-        (attempts % 2 == 1).then(|| Err(io::Error::from_raw_os_error(5)))
+        (attempts % 2 == 1).then(|| io::Error::from_raw_os_error(5))
     }));
     let worker = thread::spawn(|| worker.run());
     for _ in 0..3 {
