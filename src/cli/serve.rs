@@ -83,7 +83,7 @@ fn reload(options: &LoadOptions, running: &Loaded, logs: &LogHandle) {
     logs.reopen();
     tracing::info!("log files reopened");
     const REFUSED: &str = "the configuration was not reloaded, the one in effect stays";
-    let loaded = match config::load(options) {
+    let loaded = match config::load(options).and_then(Loaded::startable) {
         Ok(loaded) => loaded,
         Err(problems) => {
             let lines = problems.lines();

@@ -43,6 +43,8 @@ pub struct Loaded {
     pub shown: Vec<Shown>,
     /// What is worth knowing and stops nothing.
     pub warnings: Vec<Problem>,
+    /// What keeps the daemon from starting, though the configuration is sound: log files that can't be written.
+    pub obstacles: Vec<Problem>,
     source: Redacted,
 }
 
@@ -74,6 +76,18 @@ impl Loaded {
             _ => shown.key.clone(),
         };
         changed.chain(added).filter(ours).map(key).collect()
+    }
+
+    /// Itself, if nothing keeps the daemon from starting.
+    ///
+    /// # Errors
+    ///
+    /// What does, all of it at once.
+    pub fn startable(self) -> Result<Self, Problems> {
+        match self.obstacles.is_empty() {
+            true => Ok(self),
+            false => Err(Problems { file: self.file_name(), source: self.source, problems: self.obstacles }),
+        }
     }
 
     /// The warnings as text, with escape sequences for colour if asked; empty when there are none.
@@ -170,6 +184,7 @@ pub fn load_text(text: &str, file: Option<&Path>, options: &LoadOptions) -> Resu
             file: file.map(|_| PathBuf::from(&name)),
             shown: decoder.shown,
             warnings: decoder.warnings,
+            obstacles: decoder.obstacles,
             source,
         }),
         _ if problems.is_empty() => Err(Problems::bare(

@@ -337,7 +337,8 @@ impl Setting for Filter {
     }
 }
 
-fn is_target(text: &str) -> bool {
+/// Whether a text is a module path such as `mlx_manager::server`.
+pub fn is_target(text: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty() && part.chars().all(|character| character.is_alphanumeric() || "_-.".contains(character))
     };

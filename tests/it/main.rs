@@ -6,6 +6,7 @@ mod config;
 mod demo;
 mod floors;
 mod gateway;
+mod logs;
 mod peer;
 mod reload;
 mod serve;

@@ -3,7 +3,9 @@
 //! Knows nothing of files. Enter at [`ConsoleSink::push`].
 
 use std::{
+    fs::File,
     io::{self, Write},
+    os::{fd::AsFd, unix::fs::MetadataExt},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -16,14 +18,33 @@ use tracing::Level;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
 use super::{
+    Terminal,
     clock::Clock,
     counter::SinkCounters,
     format::{Rendered, Style},
     loss::Loss,
 };
+use crate::config::Color;
 
 /// The most records that wait for the terminal.
 pub const QUEUE_RECORDS: usize = 8_192;
+
+/// Whether text is coloured, and whether it speaks journald's priorities, on this standard error.
+pub fn dress(color: Color, terminal: Terminal) -> (bool, bool) {
+    let color = match color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => terminal.is_terminal && !terminal.no_color,
+    };
+    (color, terminal.journald)
+}
+
+/// Whether a stream is the journal that `JOURNAL_STREAM` names by device and inode. The variable alone says nothing: what
+/// a service starts inherits it, also where its output goes to a terminal or a file.
+pub fn is_journal(journal_stream: &str, stream: impl AsFd) -> bool {
+    let stat = stream.as_fd().try_clone_to_owned().and_then(|stream| File::from(stream).metadata());
+    stat.is_ok_and(|stat| journal_stream == format!("{}:{}", stat.dev(), stat.ino()))
+}
 
 /// The callers' end of the console.
 pub struct ConsoleSink {
@@ -80,19 +101,22 @@ impl ConsoleSink {
     /// Hands a record to the writer, or counts it as lost. Never waits for the terminal.
     pub fn push(&self, rendered: &Rendered, level: Level, timestamp: Timestamp) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !state.loss.is_empty()
-            && let Some(report) = state.loss.render(&state.style, self.clock.now())
+        if let Some(report) = state.loss.render(&state.style, self.clock.now())
             && state.submit(&report)
         {
+            state.next_sequence += 1;
             state.loss = Loss::default();
             self.counters.count_written(Level::WARN);
         }
         if state.submit(rendered) {
             self.counters.count_written(level);
         } else {
-            state.loss.add(timestamp);
+            let sequence = state.next_sequence;
+            state.loss.add(sequence, level, timestamp);
             self.counters.count_dropped(level);
         }
+        // Lost or not, the record had the number. A report that was lost had none: it is written later.
+        state.next_sequence += 1;
     }
 
     /// Writes about its own losses like this from now on.
@@ -119,7 +143,6 @@ impl State {
     fn submit(&mut self, rendered: &Rendered) -> bool {
         self.line.clear();
         rendered.append_to(&mut self.line, self.next_sequence);
-        self.next_sequence += 1;
         let before = self.drops.dropped_lines();
         // The writer says nothing about a line that it drops but in its counter. We are alone with it: the state is locked.
         let taken = self.writer.write_all(&self.line).is_ok() && self.drops.dropped_lines() == before;
@@ -162,7 +185,10 @@ mod tests {
     use jiff::tz::TimeZone;
 
     use super::*;
-    use crate::config::Format;
+    use crate::{
+        config::Format,
+        telemetry::log::line::{self, Line},
+    };
 
     /// An output that waits for a permit before each line and keeps what it got.
     struct Gated {
@@ -180,6 +206,30 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    #[test]
+    fn colours_only_on_a_terminal_that_wants_them() {
+        let on = |is_terminal, no_color| Terminal { is_terminal, no_color, journald: false };
+        for (color, terminal, expected) in [
+            (Color::Auto, on(true, false), true),
+            (Color::Auto, on(true, true), false),
+            (Color::Auto, on(false, false), false),
+            (Color::Always, on(false, true), true),
+            (Color::Never, on(true, false), false),
+        ] {
+            assert_eq!(dress(color, terminal), (expected, false), "{color:?} {terminal:?}");
+        }
+    }
+
+    #[test]
+    fn journal_is_known_by_its_stream() {
+        let (file, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let name = |file: &File| format!("{}:{}", file.metadata().unwrap().dev(), file.metadata().unwrap().ino());
+        assert!(is_journal(&name(&file), &file));
+        for wrong in [name(&other), String::new(), "1".into(), format!("{} ", name(&file))] {
+            assert!(!is_journal(&wrong, &file), "{wrong}");
         }
     }
 
@@ -204,16 +254,18 @@ mod tests {
         }
         assert!(sink.flush(Instant::now() + Duration::from_secs(20)));
         let dropped = counters.dropped(Level::INFO);
-        assert!((99..=100).contains(&dropped), "{dropped}");
+        assert!((99..=pushed).contains(&dropped), "{dropped}");
         assert_eq!(counters.written(Level::INFO), pushed + 2 - dropped);
         let text = String::from_utf8(text.lock().unwrap().clone()).unwrap();
-        // The writer may take its first line only after records were lost already; then that loss has a report of its own.
-        let (reports, lines): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.contains(" lost between "));
-        let lost = reports.iter().map(|report| {
-            let (count, _) = report.split_once(" record").unwrap();
-            count.rsplit_once('"').unwrap().1.parse::<u64>().unwrap()
-        });
-        assert_eq!(lost.sum::<u64>(), dropped);
-        assert_eq!(lines.len() as u64, pushed + 2 - dropped);
+        // The writer may take a line, and so a report its place, while others are still being lost.
+        let (mut lost, mut reports) = (0, 0);
+        for line in text.lines() {
+            let Line::Record { lost: Some(report), .. } = line::read(line.as_bytes()) else { continue };
+            assert!(line.contains(&format!("{} record", report.count)) && line.contains(" lost between "), "{line}");
+            lost += report.count;
+            reports += 1;
+        }
+        assert_eq!(lost, dropped);
+        assert_eq!(text.lines().count() as u64, pushed + 2 - dropped + reports);
     }
 }

@@ -169,13 +169,13 @@ impl SinkFilter {
     }
 }
 
-fn most_specific<'a>(directives: &'a [Directive], target: &str) -> Option<&'a Directive> {
+pub(super) fn most_specific<'a>(directives: &'a [Directive], target: &str) -> Option<&'a Directive> {
     let matching = directives.iter().filter(|directive| is_below(target, &directive.target));
     matching.max_by_key(|directive| directive.target.len())
 }
 
 /// Whether a target is a module path prefix or lies below it, by whole segments.
-fn is_below(target: &str, prefix: &str) -> bool {
+pub(super) fn is_below(target: &str, prefix: &str) -> bool {
     target.strip_prefix(prefix).is_some_and(|rest| prefix.is_empty() || rest.is_empty() || rest.starts_with("::"))
 }
 
@@ -188,7 +188,7 @@ fn is_export_path(target: &str) -> bool {
     target.starts_with("opentelemetry") || EXPORT_PATH.iter().any(|prefix| is_below(target, prefix))
 }
 
-fn allows(limit: Level, level: TracingLevel) -> bool {
+pub(super) fn allows(limit: Level, level: TracingLevel) -> bool {
     let needed = match level {
         TracingLevel::ERROR => Level::Error,
         TracingLevel::WARN => Level::Warn,

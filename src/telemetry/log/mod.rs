@@ -17,14 +17,16 @@ use arc_swap::ArcSwap;
 use jiff::{Timestamp, tz::TimeZone};
 use thiserror::Error;
 
-use crate::config::{Color, LogConfig, Sink, SinkKind};
+use crate::config::{LogConfig, Sink, SinkKind};
 
 mod archive;
 mod clock;
 mod console;
 mod counter;
+pub mod explain;
 mod filter;
 mod format;
+mod line;
 mod loss;
 mod panic;
 mod plan;
@@ -36,7 +38,9 @@ mod router;
 mod sequence;
 mod sink;
 mod story;
+pub mod verify;
 
+pub use console::is_journal;
 pub use counter::{LEVELS, SinkCounters};
 pub use panic::panic_hook;
 pub use record::{Fields, LogRecord, TraceIds, Value};
@@ -265,14 +269,9 @@ impl<'a> Opening<'a> {
         let clock = self.core.clock.clone();
         let (style, output) = match &sink.kind {
             SinkKind::Console { color } => {
-                let terminal = self.core.terminal;
-                let color = match color {
-                    Color::Always => true,
-                    Color::Never => false,
-                    Color::Auto => terminal.is_terminal && !terminal.no_color,
-                };
+                let (color, journald) = console::dress(*color, self.core.terminal);
                 let timezone = self.timezone.clone();
-                let style = Style { format: sink.format, color, journald: terminal.journald, timezone };
+                let style = Style { format: sink.format, color, journald, timezone };
                 let output = match self.before.console(&sink.name) {
                     Some(console) => {
                         let (console, style) = (Arc::clone(console), style.clone());
@@ -305,9 +304,12 @@ impl<'a> Opening<'a> {
                         file
                     }
                     None => {
+                        let kept = shelf.clone();
                         let file = RollingFile::open(plan, shelf, after_rotation);
                         let file = file.map_err(|error| open_error(sink, path, error))?;
-                        let first = first_sequence(sink, path, &self.shelves)?;
+                        let first = sequence::next(path, &kept, complain)
+                            .and_then(|next| Ok(next.max(file.noted_sequence()?.unwrap_or_default())))
+                            .map_err(|error| open_error(sink, path, error))?;
                         let queue = Arc::new(FileSink::new(Bounds::default(), first, counters));
                         let (sink, style) = (Arc::clone(&queue), style.clone());
                         let output = FileOutput { path: path.clone(), sink: queue, thread: Mutex::default() };
@@ -355,17 +357,6 @@ fn open_error(sink: &Sink, path: &Path, error: io::Error) -> LogError {
         io::ErrorKind::WouldBlock => LogError::InUse { sink, path },
         _ => LogError::Open { sink, path, source: error },
     }
-}
-
-/// Sequence numbers go on where the active file, or else the newest readable archive, left off.
-fn first_sequence(sink: &Sink, path: &Path, shelves: &[(Shelf, Arc<SinkCounters>)]) -> Result<u64, LogError> {
-    let open_error = |error| open_error(sink, path, error);
-    let archives = match shelves.last() {
-        Some((shelf, _)) => shelf.list().map_err(open_error)?,
-        None => Vec::new(),
-    };
-    let readable = archives.iter().rev().filter(|archive| !archive.compressed).map(|archive| archive.path.as_path());
-    sequence::next([path].into_iter().chain(readable.take(1)), sink.format).map_err(open_error)
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, LogError> {

@@ -16,7 +16,7 @@ use super::{
     Core, LogError, LogHandle, Opening, filter,
     filter::Filter,
     plan::{FileOutput, Plan},
-    retention::Keeper,
+    retention::{EVERY, Keeper},
     spawn,
 };
 use crate::config::{LogConfig, Timezone};
@@ -66,7 +66,7 @@ impl Core {
             *keeper = Some(spawn("log-keeper", move || {
                 // It ends with the last worker that tells it of rotations. Two at once would compress the same archive.
                 drop(previous.map(JoinHandle::join));
-                Keeper { shelves, clock, rotations }.run();
+                Keeper { shelves, clock, rotations, every: EVERY }.run();
             })?);
         }
         // Nothing can fail from here on.
