@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, symlink},
     path::{Path, PathBuf},
     process::Output,
     thread,
@@ -58,6 +58,14 @@ fn eventually(what: &str, condition: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "{what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Lets `logs` lead elsewhere from one moment to the next: to the folder `real`, or to a file, where nothing can be written.
+fn lead_logs_to(folder: &Path, target: &str) {
+    fs::create_dir_all(folder.join("real")).unwrap();
+    fs::write(folder.join("file"), "").unwrap();
+    symlink(target, folder.join("next")).unwrap();
+    fs::rename(folder.join("next"), folder.join("logs")).unwrap();
 }
 
 fn archives(folder: &TempDir) -> Vec<PathBuf> {
@@ -117,28 +125,27 @@ fn rotations_restarts_and_compression_leave_no_gap() {
 #[test]
 fn loss_is_explained_by_the_record_about_it() {
     let folder = TempDir::new().unwrap();
+    lead_logs_to(folder.path(), "real");
     let (router, handle) = sinks(folder.path(), &one_sink("json", "rotation = \"never\""));
-    let (logs, away) = (folder.path().join("logs"), folder.path().join("away"));
+    let logs = folder.path().join("logs");
     let filler = "x".repeat(60_000);
     with_default(Registry::default().with(router), || {
         tracing::info!("before");
         assert!(handle.flush(PATIENCE));
-        // The folder is gone, and a file stands in its place: nothing can be written.
-        fs::rename(&logs, &away).unwrap();
-        fs::write(&logs, "").unwrap();
+        lead_logs_to(folder.path(), "file");
         let counters = handle.counters().remove(0).1;
-        eventually("a failure", || counters.io_errors() > 0);
-        // More than the queue holds.
-        (0..600).for_each(|index| tracing::info!(index, filler, "record"));
+        // The keeper of archives fails at most twice at its start; what follows is the worker.
+        eventually("failures", || counters.io_errors() > 2);
+        // More than the queue holds, and what the worker took before it.
+        (0..700).for_each(|index| tracing::info!(index, filler, "record"));
         let dropped = counters.dropped(tracing::Level::INFO);
-        assert!(dropped > 200, "{dropped}");
-        fs::remove_file(&logs).unwrap();
-        fs::rename(&away, &logs).unwrap();
+        assert!(dropped > 0);
+        lead_logs_to(folder.path(), "real");
         assert!(handle.flush(PATIENCE));
         tracing::info!("after");
         assert!(handle.flush(PATIENCE));
         let text = fs::read_to_string(logs.join("app.log")).unwrap();
-        assert!(text.lines().last().unwrap().contains("\"after\"") && text.contains("\"index\":599"));
+        assert!(text.lines().last().unwrap().contains("\"after\"") && text.contains("\"index\":699"));
         assert!(text.contains(&format!("\"lost\":{dropped},")), "one record about all of them");
     });
     let (code, out, _) = verify(folder.path(), &["logs/app.log"]);
@@ -262,10 +269,10 @@ fn check_and_serve_refuse_log_files_that_cannot_be_written() {
 #[tokio::test]
 async fn sink_that_breaks_at_run_time_is_reported_once_and_recovers() {
     let sinks = format!("{}[[log.sinks]]\nname = \"console\"\nkind = \"console\"\n", one_sink("json", ""));
-    let mut daemon = Daemon::start(&sinks).await;
-    let (logs, away) = (daemon.folder.path().join("logs"), daemon.folder.path().join("away"));
-    fs::rename(&logs, &away).unwrap();
-    fs::write(&logs, "").unwrap();
+    let folder = TempDir::new().unwrap();
+    lead_logs_to(folder.path(), "real");
+    let mut daemon = Daemon::start_in(folder, &sinks, |_| {}).await;
+    lead_logs_to(daemon.folder.path(), "file");
     let failures = async |least: f64| {
         let errors = || daemon.metric("mlx_manager_log_io_errors_total", &[("sink", "app")]);
         let deadline = Instant::now() + PATIENCE;
@@ -278,8 +285,7 @@ async fn sink_that_breaks_at_run_time_is_reported_once_and_recovers() {
     assert_eq!(daemon.post("/v1/chat/completions", &question(false)).await.status(), 200);
     assert_eq!(daemon.get("/health").await.status(), 200);
     failures(4.0).await;
-    fs::remove_file(&logs).unwrap();
-    fs::rename(&away, &logs).unwrap();
+    lead_logs_to(daemon.folder.path(), "real");
     assert!(daemon.stop().await.success());
     let said = daemon.stderr();
     assert_eq!(said.iter().filter(|line| line.contains("cannot write log file")).count(), 1, "{said:#?}");

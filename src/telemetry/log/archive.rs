@@ -90,7 +90,9 @@ impl Shelf {
         let newest = self.list()?.pop();
         // The order of names is the order of writing, also when the clock steps back.
         let (time, counter) = match newest {
-            Some(newest) if newest.time.as_second() >= now.as_second() && newest.time <= now + MOST_STEP => {
+            Some(newest)
+                if newest.time.as_second() >= now.as_second() && newest.time.duration_since(now) <= MOST_STEP =>
+            {
                 (newest.time, newest.counter + 1)
             }
             _ => (now, 1),

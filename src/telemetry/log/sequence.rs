@@ -45,7 +45,7 @@ fn after_last(path: &Path) -> io::Result<Option<u64>> {
         tail => tail?,
     };
     Ok(tail.split(|byte| *byte == b'\n').rev().find_map(|line| match line::read(line) {
-        Line::Record { sequence, .. } => Some(sequence + 1),
+        Line::Record { sequence, .. } => Some(sequence.saturating_add(1)),
         _ => None,
     }))
 }

@@ -143,19 +143,36 @@ pub fn verify(paths: &[PathBuf]) -> Vec<Family> {
     let mut paths = once_each(paths);
     paths.sort_by_key(|path| archive::is_compressed(path) || archive::active_name(path).is_some());
     for path in paths {
-        let name = family_of(path);
-        let (family, reading) = families.entry(name).or_default();
+        let mut name = family_of(path);
+        // A file without an extension has archives with one.
+        let bare = name.with_extension("");
+        if name != *path
+            && name.extension().is_some_and(|extension| extension == "log")
+            && !name.exists()
+            && bare.exists()
+        {
+            name = bare;
+        }
+        let (family, reading) = families.entry(key(&name)).or_default();
+        if family.files == 0 {
+            family.name = name;
+        }
         family.files += 1;
         if let Err(error) = open(path).and_then(|file| read(path, BufReader::new(file), family, reading)) {
             family.faults.push(Fault::Unreadable { path: path.to_owned(), reason: error.to_string() });
         }
     }
-    let judge = |(name, (mut family, reading)): (PathBuf, (Family, Reading))| {
-        family.name = name;
+    let judge = |(mut family, reading): (Family, Reading)| {
         gaps::judge(&mut family, reading);
         family
     };
-    families.into_iter().map(judge).collect()
+    families.into_values().map(judge).collect()
+}
+
+/// What is the same for all spellings of an active file's path, whether or not it exists.
+fn key(name: &Path) -> PathBuf {
+    let folder = name.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    folder.canonicalize().unwrap_or_else(|_| folder.to_owned()).join(name.file_name().unwrap_or_default())
 }
 
 /// Opens a file, or what it was compressed to since it was named.

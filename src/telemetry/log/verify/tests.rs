@@ -78,6 +78,19 @@ fn family_is_whole_in_any_order_and_form() {
 }
 
 #[test]
+fn family_is_one_however_its_files_are_spelled() {
+    let stage = Stage::new();
+    stage.write("logs/archive/app.2026-01-01T00-00-01Z.0001.log", lines([1]));
+    let archive = stage.0.path().join("logs/../logs/archive/app.2026-01-01T00-00-01Z.0001.log");
+    for name in ["logs/app", "logs/app.log"] {
+        let path = stage.write(name, lines([3]));
+        let families = verify(&[archive.clone(), path.clone()]);
+        assert_eq!(families.len(), 1, "{families:?}");
+        assert!(families[0].name == path && ranges(&families[0]) == [(2, 2, false)], "{families:?}");
+    }
+}
+
+#[test]
 fn archive_may_be_compressed_after_it_was_named() {
     let stage = Stage::new();
     let name = "archive/app.2026-01-01T00-00-02Z.0001.log";
