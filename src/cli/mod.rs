@@ -3,6 +3,7 @@
 //! Exit codes: 0 well, 1 failed, 2 wrong usage or configuration.
 
 pub mod check;
+mod logs;
 mod metrics;
 mod models;
 mod serve;
@@ -17,8 +18,8 @@ use std::{
 use clap::{Parser, Subcommand};
 
 use crate::{
-    config::{self, Environment, LoadOptions},
-    telemetry::log::Terminal,
+    config::{self, Environment, LoadOptions, Loaded},
+    telemetry::log::{Terminal, is_journal},
 };
 
 /// Serves language models through the OpenAI and Anthropic APIs, and shows everything it does.
@@ -50,6 +51,11 @@ enum Command {
         #[command(subcommand)]
         command: models::Command,
     },
+    /// Examine log files and where records go
+    Logs {
+        #[command(subcommand)]
+        command: logs::Command,
+    },
     /// Show what was used, from the audit database
     Usage(usage::Arguments),
     /// List every metric: its type, unit, labels and meaning
@@ -76,10 +82,14 @@ pub fn main() -> ExitCode {
     let terminal = Terminal {
         is_terminal: std::io::stderr().is_terminal(),
         no_color: options.environment.set("NO_COLOR").is_some(),
-        journald: options.environment.set("JOURNAL_STREAM").is_some(),
+        journald: options.environment.set("JOURNAL_STREAM").is_some_and(|name| is_journal(name, std::io::stderr())),
     };
     let color = terminal.is_terminal && !terminal.no_color;
-    let result = match (config::load(&options), arguments.command) {
+    let mut loaded = config::load(&options);
+    if matches!(arguments.command, Command::Serve | Command::Check { .. }) {
+        loaded = loaded.and_then(Loaded::startable);
+    }
+    let result = match (loaded, arguments.command) {
         (loaded, Command::Check { show }) => {
             let options = check::CheckOptions { show, color };
             check::run(&loaded, options, &mut std::io::stdout(), &mut std::io::stderr()).map_err(Failure::from)
@@ -88,12 +98,17 @@ pub fn main() -> ExitCode {
         (_, Command::Metrics(arguments)) => {
             metrics::run(&arguments, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS).map_err(Failure::from)
         }
+        // Files from anywhere can be verified, also beside a configuration that is broken.
+        (_, Command::Logs { command: logs::Command::Verify { files } }) => logs::verify_files(&files),
         (Err(problems), _) => {
             let shown = std::io::stderr().write_all(problems.render(color).as_bytes());
             shown.map(|()| ExitCode::from(2)).map_err(Failure::from)
         }
-        (Ok(loaded), Command::Serve) => serve::run(loaded, terminal).map(|()| ExitCode::SUCCESS),
+        (Ok(loaded), Command::Serve) => serve::run(options, loaded, terminal).map(|()| ExitCode::SUCCESS),
         (Ok(loaded), Command::Models { command }) => models::run(&loaded.config, &command).map(|()| ExitCode::SUCCESS),
+        (Ok(loaded), Command::Logs { command: logs::Command::Explain { target, level } }) => {
+            logs::explain_event(&loaded, &target, level).map(|()| ExitCode::SUCCESS)
+        }
         (Ok(loaded), Command::Usage(arguments)) => usage::run(&loaded.config, &arguments).map(|()| ExitCode::SUCCESS),
     };
     match result {

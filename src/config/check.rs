@@ -1,11 +1,15 @@
 //! What only shows when sections are seen together, or when the disk is looked at.
 
 use std::{
+    io,
     net::SocketAddr,
+    os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
 };
 
-use super::{Config, ModelPath, SinkKind, database::sqlite_file, decode::Decoder};
+use rustix::fs::Access;
+
+use super::{Config, ModelPath, Rotation, SinkKind, database::sqlite_file, decode::Decoder};
 
 /// Contradictions between keys.
 pub(super) fn relations(decoder: &mut Decoder<'_>, config: &Config) {
@@ -15,19 +19,18 @@ pub(super) fn relations(decoder: &mut Decoder<'_>, config: &Config) {
         let message = format!("is {}, which `server.listen` takes", config.prometheus.listen);
         decoder.report_relation(key, place, &message, "give it a port of its own, or 0");
     }
-    let mut files: Vec<(PathBuf, &str)> = Vec::new();
+    let mut files: Vec<(&Path, &str)> = Vec::new();
     for (index, sink) in config.log.sinks.iter().enumerate() {
         let SinkKind::File { path, .. } = &sink.kind else { continue };
-        let path = normalize(path);
-        match files.iter().find(|(known, _)| *known == path) {
-            Some((_, other)) => {
-                let key = format!("log.sinks[{index}].file");
-                let place = decoder.place_of(&key);
-                let message = format!("is the file of the sink \"{other}\" too: {}", path.display());
-                decoder.report_relation(&key, place, &message, "give each sink a file of its own");
-            }
-            None => files.push((path, &sink.name)),
+        let key = format!("log.sinks[{index}].file");
+        if let Some((_, other)) = files.iter().find(|(known, _)| is_same_file(known, path)) {
+            let message = format!("is the file of the sink \"{other}\" too: {}", normalize(path).display());
+            decoder.report_relation(&key, decoder.place_of(&key), &message, "give each sink a file of its own");
+        } else if let Some((_, other)) = files.iter().find(|(known, _)| archived_as(known) == archived_as(path)) {
+            let message = format!("has archives with the names of those of the sink \"{other}\"");
+            decoder.report_relation(&key, decoder.place_of(&key), &message, "give it another name");
         }
+        files.push((path, &sink.name));
     }
     if let Some(name) = &config.local.default_model {
         let known = config.local.models.iter().any(|model| model.name == *name);
@@ -42,6 +45,30 @@ pub(super) fn relations(decoder: &mut Decoder<'_>, config: &Config) {
 fn collide(left: SocketAddr, right: SocketAddr) -> bool {
     let same = left.ip() == right.ip() || left.ip().is_unspecified() || right.ip().is_unspecified();
     left.port() != 0 && left.port() == right.port() && same
+}
+
+/// Whether two paths lead to one file: by their text, by links, or because the file system ignores case.
+fn is_same_file(left: &Path, right: &Path) -> bool {
+    let inode = |path: &Path| path.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
+    real_path(left) == real_path(right) || inode(left).is_some_and(|left| inode(right) == Some(left))
+}
+
+/// What the names of a file's archives begin and end with; without an extension they get `.log`.
+fn archived_as(path: &Path) -> PathBuf {
+    let path = real_path(path);
+    if path.extension().is_none() { path.with_extension("log") } else { path }
+}
+
+/// A path with its links resolved as far as it exists.
+fn real_path(path: &Path) -> PathBuf {
+    // A link to a file that is yet to be made.
+    let target = path.read_link().ok().and_then(|target| Some(path.parent()?.join(target)));
+    let path = target.filter(|_| !path.exists()).unwrap_or_else(|| path.to_owned());
+    let resolved = path.ancestors().find_map(|existing| {
+        let rest = path.strip_prefix(existing).ok()?;
+        existing.canonicalize().ok().map(|existing| existing.join(rest))
+    });
+    normalize(&resolved.unwrap_or(path))
 }
 
 /// A path without `.` and, as far as the text shows, without `..`.
@@ -59,13 +86,10 @@ fn normalize(path: &Path) -> PathBuf {
     result
 }
 
-/// Folders and files that the daemon will need. Nothing is made here, and nothing found here stops the daemon.
+/// Folders and files that the daemon will need. Nothing is made here. Log files that can't be written are obstacles: the
+/// daemon says so and doesn't start. Nothing else that is found here stops it.
 pub(super) fn places(decoder: &mut Decoder<'_>, config: &Config) {
-    let logs = config.log.sinks.iter().any(|sink| matches!(sink.kind, SinkKind::File { .. }));
-    if logs && let Some(reason) = cannot_hold(&config.log.dir) {
-        let hint = "the file sinks will lose their records until it can be written";
-        decoder.warn("log.dir", &format!("can't be used: {reason}"), hint);
-    }
+    log_files(decoder, config);
     for (index, model) in config.local.models.iter().enumerate() {
         if let ModelPath::Folder(folder) = &model.path
             && !folder.join("config.json").is_file()
@@ -92,13 +116,49 @@ pub(super) fn places(decoder: &mut Decoder<'_>, config: &Config) {
     }
 }
 
+fn log_files(decoder: &mut Decoder<'_>, config: &Config) {
+    let dir = &config.log.dir;
+    let mut dir_reported = false;
+    for (index, sink) in config.log.sinks.iter().enumerate() {
+        let SinkKind::File { path, rotation, .. } = &sink.kind else { continue };
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        if let Some(reason) = cannot_hold(dir).filter(|_| path.starts_with(dir)) {
+            if !dir_reported {
+                let hint = "name a folder that the daemon may write to, or change this one's owner or mode";
+                decoder.obstacle("log.dir", &format!("can't hold log files: {reason}"), hint);
+            }
+            dir_reported = true;
+            continue;
+        }
+        let archive = folder.join("archive");
+        let archives = || cannot_hold(&archive).filter(|_| *rotation != Rotation::default());
+        if let Some(reason) = cannot_hold(folder).or_else(|| cannot_append(path)).or_else(archives) {
+            let hint = "name another file, or change the owner or mode of what is there";
+            decoder.obstacle(&format!("log.sinks[{index}].file"), &format!("can't be written: {reason}"), hint);
+        }
+    }
+}
+
+/// Why a file that is there can't be continued.
+fn cannot_append(path: &Path) -> Option<String> {
+    match path.metadata() {
+        Ok(metadata) if metadata.is_dir() => Some(format!("{} is a folder", path.display())),
+        Ok(_) => denied(path, Access::READ_OK | Access::WRITE_OK),
+        Err(_) => None,
+    }
+}
+
 /// Why no file could be made below a folder, as far as can be told without making one.
 fn cannot_hold(folder: &Path) -> Option<String> {
     let existing = folder.ancestors().find(|ancestor| ancestor.symlink_metadata().is_ok())?;
     match existing.metadata() {
         Err(error) => Some(format!("{}: {error}", existing.display())),
         Ok(metadata) if !metadata.is_dir() => Some(format!("{} isn't a folder", existing.display())),
-        Ok(metadata) if metadata.permissions().readonly() => Some(format!("{} is read-only", existing.display())),
-        Ok(_) => None,
+        Ok(_) => denied(existing, Access::WRITE_OK | Access::EXEC_OK),
     }
+}
+
+fn denied(path: &Path, access: Access) -> Option<String> {
+    let error = io::Error::from(rustix::fs::access(path, access).err()?);
+    Some(format!("{}: {error}", path.display()))
 }

@@ -12,7 +12,7 @@ use toml::{
 };
 
 use super::{
-    Environment,
+    Environment, Secret,
     overrides::{Overlay, unused},
     problem::{Place, Problem, line_and_column},
     redaction::{collect_unknown, is_secret_name},
@@ -86,6 +86,8 @@ pub(super) struct Decoder<'a> {
     pub(super) overlays: BTreeMap<String, Overlay<'a>>,
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<Problem>,
+    /// What stands in the way of the daemon, and of no other command.
+    pub(super) obstacles: Vec<Problem>,
     pub(super) shown: Vec<Shown>,
     /// Where tables in braces stand.
     pub(super) places: BTreeMap<String, Place>,
@@ -118,6 +120,7 @@ impl<'a> Decoder<'a> {
             overlays,
             problems: Vec::new(),
             warnings: Vec::new(),
+            obstacles: Vec::new(),
             shown: Vec::new(),
             places: BTreeMap::new(),
             asked: BTreeSet::new(),
@@ -473,6 +476,7 @@ impl<'a> Decoder<'a> {
             value,
             place: found.place.clone(),
             variables: found.variables.clone(),
+            said: Secret::new(found.raw.toml()),
         });
     }
 
@@ -543,6 +547,12 @@ impl<'a> Decoder<'a> {
     pub(super) fn warn(&mut self, key: &str, message: &str, hint: &str) {
         let place = self.place_of(key);
         self.warnings.push(relation(key, place, message, hint));
+    }
+
+    /// Records something that keeps the daemon from starting.
+    pub(super) fn obstacle(&mut self, key: &str, message: &str, hint: &str) {
+        let place = self.place_of(key);
+        self.obstacles.push(relation(key, place, message, hint));
     }
 
     fn place(&self, span: Range<usize>) -> Place {

@@ -43,6 +43,8 @@ pub struct Loaded {
     pub shown: Vec<Shown>,
     /// What is worth knowing and stops nothing.
     pub warnings: Vec<Problem>,
+    /// What keeps the daemon from starting, though the configuration is sound: log files that can't be written.
+    pub obstacles: Vec<Problem>,
     source: Redacted,
 }
 
@@ -58,6 +60,34 @@ impl Loaded {
         let file = self.file_name();
         let shown = self.shown.iter().rev().find(|shown| shown.key == warning.key);
         shown.map_or_else(|| warning.place.describe(&file), |shown| shown.source(&file))
+    }
+
+    /// The keys outside of a section that have another value in `other`, or are in one of the two only; those of a plain
+    /// section as `[server].listen`.
+    pub fn differences(&self, other: &Self, section: &str) -> Vec<String> {
+        let ours = |shown: &&Shown| shown.key.strip_prefix(section).is_none_or(|rest| !rest.starts_with(['.', '[']));
+        let has = |shown: &Shown, all: &[Shown]| {
+            all.iter().any(|other| (&other.key, &other.value, &other.said) == (&shown.key, &shown.value, &shown.said))
+        };
+        let changed = self.shown.iter().filter(|shown| !has(shown, &other.shown));
+        let added = other.shown.iter().filter(|shown| self.shown.iter().all(|ours| ours.key != shown.key));
+        let key = |shown: &Shown| match shown.key.rsplit_once('.') {
+            Some((table, name)) if !table.contains('[') => format!("[{table}].{name}"),
+            _ => shown.key.clone(),
+        };
+        changed.chain(added).filter(ours).map(key).collect()
+    }
+
+    /// Itself, if nothing keeps the daemon from starting.
+    ///
+    /// # Errors
+    ///
+    /// What does, all of it at once.
+    pub fn startable(self) -> Result<Self, Problems> {
+        match self.obstacles.is_empty() {
+            true => Ok(self),
+            false => Err(Problems { file: self.file_name(), source: self.source, problems: self.obstacles }),
+        }
     }
 
     /// The warnings as text, with escape sequences for colour if asked; empty when there are none.
@@ -154,6 +184,7 @@ pub fn load_text(text: &str, file: Option<&Path>, options: &LoadOptions) -> Resu
             file: file.map(|_| PathBuf::from(&name)),
             shown: decoder.shown,
             warnings: decoder.warnings,
+            obstacles: decoder.obstacles,
             source,
         }),
         _ if problems.is_empty() => Err(Problems::bare(

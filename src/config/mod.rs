@@ -40,6 +40,7 @@ pub use load::{LoadOptions, Loaded, load, load_text};
 pub use local::{IdleUnload, LocalConfig, LocalModel, MemoryLimit, ModelPath};
 pub use log::{
     Color, Compression, Directive, Format, Level, LogConfig, Period, Retention, Rotation, Sink, SinkKind, Timezone,
+    is_target,
 };
 pub use metrics::PrometheusConfig;
 pub use otlp::{OtlpConfig, OtlpKind, Send, Signal, Spool};

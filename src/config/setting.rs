@@ -354,7 +354,9 @@ impl Setting for BaseUrl {
         let uri: http::Uri = text.parse().map_err(|_| None)?;
         let scheme = matches!(uri.scheme_str(), Some("http" | "https"));
         let authority = uri.authority().is_some_and(|authority| {
-            !authority.as_str().contains('@') && !authority.host().is_empty() && authority.port_u16() != Some(0)
+            let port = authority.as_str().strip_prefix(authority.host());
+            let sound = port == Some("") || authority.port_u16().is_some_and(|port| port > 0);
+            !authority.as_str().contains('@') && !authority.host().is_empty() && sound
         });
         let clean = scheme && authority && uri.query().is_none() && !text.contains('#');
         if clean { Ok(Self(text.to_owned())) } else { Err(None) }

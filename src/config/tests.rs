@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 mod guidance;
+mod places;
 
 fn options() -> LoadOptions {
     LoadOptions { environment: Environment::new("/work-dir"), ..LoadOptions::default() }
@@ -408,7 +409,6 @@ fn warnings_stop_nothing() {
         "holds no model: /etc/mlx/nowhere/config.json is missing",
     );
     warn("[[log.sinks]]\nname = \"a\"\nkind = \"console\"\nlevel = \"off\"", "takes nothing");
-    warn("log.dir = \"/proc/version/logs\"", "/proc/version isn't a folder");
     warn("database.url = \"sqlite:/proc/version/a.db\"", "/proc/version isn't a folder");
     warn("local.default_model = \"other\"", "neither in [[local.models]] nor in");
     warn("[[otlp]]\nname = \"l\"\nkind = \"logfire\"\nsend = \"always\"", "there is no token");

@@ -3,16 +3,20 @@
 //! Names are parsed, never matched by a prefix: whatever else lies in the folder is left alone.
 
 use std::{
-    fs, io,
+    fs::{self, File, TryLockError},
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
-use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
+use jiff::{SignedDuration, Timestamp, civil::DateTime, tz::TimeZone};
 
 use crate::config::{Compression, Retention};
 
 /// The time in an archive's name, UTC, without colons for the sake of other file systems.
 const TIME_FORMAT: &str = "%Y-%m-%dT%H-%M-%SZ";
+
+/// A clock that steps back by more than this was plainly wrong before, and its archives are not waited for.
+const MOST_STEP: SignedDuration = SignedDuration::from_hours(24);
 
 /// An archive in the folder, older ones ordered first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,6 +31,29 @@ pub struct Archive {
     pub path: PathBuf,
     /// Its size in bytes.
     pub bytes: u64,
+}
+
+/// Whether a file's name says that it is compressed.
+pub fn is_compressed(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "gz" || extension == "zst")
+}
+
+/// Whether a file's name says that it is being compressed, so that the plain archive is still there.
+pub fn is_unfinished(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "tmp") && is_compressed(&path.with_extension(""))
+}
+
+/// Opens a log file for reading, whether it is compressed or not.
+///
+/// # Errors
+/// What the file system says.
+pub fn open(path: &Path) -> io::Result<Box<dyn Read>> {
+    let file = File::open(path)?;
+    Ok(match path.extension().and_then(|extension| extension.to_str()) {
+        Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(io::BufReader::new(file))),
+        Some("zst") => Box::new(zstd::Decoder::new(file)?),
+        _ => Box::new(file),
+    })
 }
 
 /// The archives of one active file, in the folder `archive` beside it.
@@ -60,11 +87,17 @@ impl Shelf {
     /// What the file system says; the active file then stays where it is.
     pub fn shelve(&self, active: &Path, now: Timestamp) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
-        let taken = self.list()?;
-        let second = now.as_second();
-        let used = taken.iter().filter(|archive| archive.time.as_second() == second).map(|archive| archive.counter);
-        let counter = used.max().unwrap_or(0) + 1;
-        let time = now.strftime(TIME_FORMAT);
+        let newest = self.list()?.pop();
+        // The order of names is the order of writing, also when the clock steps back.
+        let (time, counter) = match newest {
+            Some(newest)
+                if newest.time.as_second() >= now.as_second() && newest.time.duration_since(now) <= MOST_STEP =>
+            {
+                (newest.time, newest.counter + 1)
+            }
+            _ => (now, 1),
+        };
+        let time = time.strftime(TIME_FORMAT);
         let name = format!("{}.{time}.{counter:04}.{}", self.stem, self.extension);
         fs::rename(active, self.folder.join(name))
     }
@@ -101,7 +134,7 @@ impl Shelf {
         Ok(archives)
     }
 
-    /// Deletes what a compression left behind when the daemon was killed.
+    /// Deletes what a compression left behind when the daemon was killed, and nothing that still grows.
     ///
     /// # Errors
     /// What the file system says; a missing folder has no leftovers.
@@ -113,32 +146,50 @@ impl Shelf {
         for entry in entries {
             let entry = entry?;
             if let Some((_, _, ".gz.tmp" | ".zst.tmp")) = entry.file_name().to_str().and_then(|name| self.parse(name)) {
-                fs::remove_file(entry.path())?;
+                let leftover = File::open(entry.path())?;
+                if !matches!(leftover.try_lock(), Err(TryLockError::WouldBlock)) {
+                    fs::remove_file(entry.path())?;
+                }
             }
         }
         Ok(())
     }
 
-    /// Deletes the oldest archive, provided that archives are deleted at all. Best effort: the disk is full already,
-    /// and the failed write is what gets reported.
+    /// Deletes the oldest archive, provided that archives are deleted at all; the newest, which tells what came before
+    /// the disk was full, is kept. Best effort: the failed write is what gets reported.
     pub fn give_up_oldest(&self) {
         if self.retention == Retention::default() {
             return;
         }
-        let oldest = self.list().ok().and_then(|archives| archives.into_iter().next());
-        drop(oldest.map(|archive| fs::remove_file(archive.path)));
+        let archives = self.list().unwrap_or_default();
+        if let [oldest, _, ..] = &archives[..] {
+            drop(fs::remove_file(&oldest.path));
+        }
     }
 
     /// Time, counter and what follows the extension.
     fn parse<'a>(&self, name: &'a str) -> Option<(Timestamp, u32, &'a str)> {
         let rest = name.strip_prefix(self.stem.as_str())?.strip_prefix('.')?;
-        let (time, rest) = rest.split_once('.')?;
-        let (counter, rest) = rest.split_once('.')?;
-        let suffix = rest.strip_prefix(self.extension.as_str())?;
-        let digits = counter.len() >= 4 && counter.bytes().all(|byte| byte.is_ascii_digit());
-        let time = DateTime::strptime(TIME_FORMAT, time).ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp();
-        digits.then_some((time, counter.parse().ok()?, suffix))
+        let (time, counter, rest) = parse_stamp(rest)?;
+        Some((time, counter, rest.strip_prefix(self.extension.as_str())?))
     }
+}
+
+/// Time, counter and what follows the dot behind them.
+fn parse_stamp(text: &str) -> Option<(Timestamp, u32, &str)> {
+    let (time, rest) = text.split_once('.')?;
+    let (counter, rest) = rest.split_once('.')?;
+    let digits = counter.len() >= 4 && counter.bytes().all(|byte| byte.is_ascii_digit());
+    let time = DateTime::strptime(TIME_FORMAT, time).ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp();
+    digits.then_some((time, counter.parse().ok()?, rest))
+}
+
+/// The name of the active file that an uncompressed archive comes from, if its name is that of an archive.
+pub fn active_name(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    let (stem, (_, _, extension)) =
+        name.match_indices('.').find_map(|(at, _)| Some((&name[..at], parse_stamp(&name[at + 1..])?)))?;
+    Some(format!("{stem}.{extension}"))
 }
 
 #[cfg(test)]
@@ -162,6 +213,9 @@ mod tests {
         ] {
             assert_eq!(shelf.parse(foreign), None, "{foreign}");
         }
+        let active = |name: &str| active_name(Path::new(name));
+        assert_eq!(active("a/my.app.2026-11-20T23-11-34Z.0001.log").as_deref(), Some("my.app.log"));
+        assert_eq!(active("a/app.2026-11-20.0001.log"), None);
     }
 
     #[test]
@@ -169,13 +223,34 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let active = folder.path().join("app.log");
         let shelf = Shelf::new(&active, Retention::default(), Compression::None);
-        for (text, time) in [("b", 20), ("c", 20), ("a", 10)] {
+        // The last two: the clock steps back by ten seconds, and then by years.
+        for (text, time) in [("a", 10), ("b", 20), ("c", 20), ("d", 10), ("e", -100_000_000)] {
             fs::write(&active, text).unwrap();
             shelf.shelve(&active, Timestamp::from_second(time).unwrap()).unwrap();
         }
         let archives = shelf.list().unwrap();
         let found = archives.iter().map(|archive| (archive.counter, fs::read_to_string(&archive.path).unwrap()));
-        assert_eq!(found.collect::<Vec<_>>(), [(1, "a".into()), (1, "b".into()), (2, "c".into())]);
-        assert!(archives[0].path.ends_with("archive/app.1970-01-01T00-00-10Z.0001.log"));
+        let expected = [(1, "e"), (1, "a"), (1, "b"), (2, "c"), (3, "d")];
+        assert!(found.eq(expected.map(|(counter, text)| (counter, text.to_owned()))), "{archives:?}");
+        assert!(archives[1].path.ends_with("archive/app.1970-01-01T00-00-10Z.0001.log"));
+    }
+
+    #[test]
+    fn full_disk_takes_the_oldest_but_never_the_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let active = folder.path().join("app.log");
+        let kept = Shelf::new(&active, Retention::default(), Compression::None);
+        for second in [1, 2, 3] {
+            fs::write(&active, "x").unwrap();
+            kept.shelve(&active, Timestamp::from_second(second).unwrap()).unwrap();
+        }
+        let left = || kept.list().unwrap().iter().map(|archive| archive.time.as_second()).collect::<Vec<_>>();
+        kept.give_up_oldest();
+        assert_eq!(left(), [1, 2, 3]);
+        let deleted = Shelf { retention: Retention { files: Some(9), ..Retention::default() }, ..kept.clone() };
+        for expected in [&[2, 3][..], &[3], &[3]] {
+            deleted.give_up_oldest();
+            assert_eq!(left(), expected);
+        }
     }
 }

@@ -3,7 +3,9 @@
 //! Knows nothing of files. Enter at [`ConsoleSink::push`].
 
 use std::{
+    fs::File,
     io::{self, Write},
+    os::{fd::AsFd, unix::fs::MetadataExt},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -16,21 +18,39 @@ use tracing::Level;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
 use super::{
+    Terminal,
     clock::Clock,
     counter::SinkCounters,
     format::{Rendered, Style},
     loss::Loss,
 };
+use crate::config::Color;
 
 /// The most records that wait for the terminal.
 pub const QUEUE_RECORDS: usize = 8_192;
+
+/// Whether text is coloured, and whether it speaks journald's priorities, on this standard error.
+pub fn dress(color: Color, terminal: Terminal) -> (bool, bool) {
+    let color = match color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => terminal.is_terminal && !terminal.no_color,
+    };
+    (color, terminal.journald)
+}
+
+/// Whether a stream is the journal that `JOURNAL_STREAM` names by device and inode. The variable alone says nothing: what
+/// a service starts inherits it, also where its output goes to a terminal or a file.
+pub fn is_journal(journal_stream: &str, stream: impl AsFd) -> bool {
+    let stat = stream.as_fd().try_clone_to_owned().and_then(|stream| File::from(stream).metadata());
+    stat.is_ok_and(|stat| journal_stream == format!("{}:{}", stat.dev(), stat.ino()))
+}
 
 /// The callers' end of the console.
 pub struct ConsoleSink {
     state: Mutex<State>,
     progress: Arc<Progress>,
     counters: Arc<SinkCounters>,
-    style: Style,
     clock: Clock,
     /// Ends the writer when the sink is dropped.
     _guard: WorkerGuard,
@@ -40,6 +60,8 @@ struct State {
     writer: NonBlocking,
     drops: ErrorCounter,
     line: Vec<u8>,
+    /// How it writes about its own losses.
+    style: Style,
     next_sequence: u64,
     /// Lines that the writer took.
     submitted: u64,
@@ -68,29 +90,38 @@ impl ConsoleSink {
             drops: writer.error_counter(),
             writer,
             line: Vec::new(),
+            style,
             next_sequence: 0,
             submitted: 0,
             loss: Loss::default(),
         };
-        Self { state: Mutex::new(state), progress, counters, style, clock, _guard: guard }
+        Self { state: Mutex::new(state), progress, counters, clock, _guard: guard }
     }
 
     /// Hands a record to the writer, or counts it as lost. Never waits for the terminal.
     pub fn push(&self, rendered: &Rendered, level: Level, timestamp: Timestamp) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !state.loss.is_empty()
-            && let Some(report) = state.loss.render(&self.style, self.clock.now())
+        if let Some(report) = state.loss.render(&state.style, self.clock.now())
             && state.submit(&report)
         {
+            state.next_sequence += 1;
             state.loss = Loss::default();
             self.counters.count_written(Level::WARN);
         }
         if state.submit(rendered) {
             self.counters.count_written(level);
         } else {
-            state.loss.add(timestamp);
+            let sequence = state.next_sequence;
+            state.loss.add(sequence, level, timestamp);
             self.counters.count_dropped(level);
         }
+        // Lost or not, the record had the number. A report that was lost had none: it is written later.
+        state.next_sequence += 1;
+    }
+
+    /// Writes about its own losses like this from now on.
+    pub fn restyle(&self, style: Style) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).style = style;
     }
 
     /// Waits until everything that was pushed before is written, or until the deadline.
@@ -112,7 +143,6 @@ impl State {
     fn submit(&mut self, rendered: &Rendered) -> bool {
         self.line.clear();
         rendered.append_to(&mut self.line, self.next_sequence);
-        self.next_sequence += 1;
         let before = self.drops.dropped_lines();
         // The writer says nothing about a line that it drops but in its counter. We are alone with it: the state is locked.
         let taken = self.writer.write_all(&self.line).is_ok() && self.drops.dropped_lines() == before;
@@ -155,7 +185,10 @@ mod tests {
     use jiff::tz::TimeZone;
 
     use super::*;
-    use crate::config::Format;
+    use crate::{
+        config::Format,
+        telemetry::log::verify::{Gap, verify},
+    };
 
     /// An output that waits for a permit before each line and keeps what it got.
     struct Gated {
@@ -177,6 +210,30 @@ mod tests {
     }
 
     #[test]
+    fn colours_only_on_a_terminal_that_wants_them() {
+        let on = |is_terminal, no_color| Terminal { is_terminal, no_color, journald: false };
+        for (color, terminal, expected) in [
+            (Color::Auto, on(true, false), true),
+            (Color::Auto, on(true, true), false),
+            (Color::Auto, on(false, false), false),
+            (Color::Always, on(false, true), true),
+            (Color::Never, on(true, false), false),
+        ] {
+            assert_eq!(dress(color, terminal), (expected, false), "{color:?} {terminal:?}");
+        }
+    }
+
+    #[test]
+    fn journal_is_known_by_its_stream() {
+        let (file, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let name = |file: &File| format!("{}:{}", file.metadata().unwrap().dev(), file.metadata().unwrap().ino());
+        assert!(is_journal(&name(&file), &file));
+        for wrong in [name(&other), String::new(), "1".into(), format!("{} ", name(&file))] {
+            assert!(!is_journal(&wrong, &file), "{wrong}");
+        }
+    }
+
+    #[test]
     fn terminal_that_stands_still_loses_records_and_says_so() {
         let (gate, permits) = mpsc::channel();
         let text = Arc::new(Mutex::new(Vec::new()));
@@ -184,7 +241,7 @@ mod tests {
         let counters = Arc::new(SinkCounters::default());
         let output = Gated { permits, text: Arc::clone(&text) };
         let sink = ConsoleSink::new(output, style, Clock::system(), Arc::clone(&counters));
-        let line = Rendered { text: "line seq=\n".into(), sequence_at: Some(9) };
+        let line = Rendered { text: "message=line seq=\n".into(), sequence_at: Some(17) };
         let pushed = QUEUE_RECORDS as u64 + 100;
         for _ in 0..pushed {
             sink.push(&line, Level::INFO, Timestamp::now());
@@ -197,15 +254,16 @@ mod tests {
         }
         assert!(sink.flush(Instant::now() + Duration::from_secs(20)));
         let dropped = counters.dropped(Level::INFO);
-        assert!(dropped > 0);
+        assert!((99..=pushed).contains(&dropped), "{dropped}");
         assert_eq!(counters.written(Level::INFO), pushed + 2 - dropped);
         let text = String::from_utf8(text.lock().unwrap().clone()).unwrap();
-        // One report as a rule; two when the writer's thread came by for its first line only after the queue had overflowed.
-        let reports: Vec<u64> = text
-            .lines()
-            .filter_map(|line| line.split_once("message=\"")?.1.split_once(" record")?.0.parse().ok())
-            .collect();
-        assert_eq!(reports.iter().sum::<u64>(), dropped, "{reports:?}");
-        assert_eq!(text.lines().count(), (pushed + 2 - dropped) as usize + reports.len());
+        // The writer may take a line, and so a report its place, while others are still being lost.
+        let reports: Vec<&str> = text.lines().filter(|line| line.contains(" lost between ")).collect();
+        assert_eq!(text.lines().count() as u64, pushed + 2 - dropped + reports.len() as u64);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &text).unwrap();
+        let family = verify(&[file.path().to_owned()]).remove(0);
+        assert!(family.is_whole(), "{family:?}");
+        assert_eq!(family.gaps.iter().map(Gap::count).sum::<u64>(), dropped);
     }
 }

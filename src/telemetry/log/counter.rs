@@ -44,7 +44,8 @@ impl SinkCounters {
     }
 }
 
-fn index(level: Level) -> usize {
+/// Where a level's counter is in [`LEVELS`].
+pub(super) fn index(level: Level) -> usize {
     match level {
         Level::ERROR => 0,
         Level::WARN => 1,

@@ -1,9 +1,10 @@
 //! Which archives go, which are compressed, and the one thread that does both.
 //!
-//! It works at the start, after each rotation and every hour, beside the writing threads and never in their way.
+//! It works at the start, after each rotation and every hour, beside the writing threads and never in their way: with
+//! the lowest priority where a thread can have one of its own, and with pauses for the disk's sake.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Read, Write},
     path::Path,
     sync::{
@@ -23,7 +24,8 @@ use super::{
 };
 use crate::config::{Compression, Retention};
 
-const EVERY: Duration = Duration::from_secs(60 * 60);
+/// How often the shelves are looked at when nothing rotates.
+pub const EVERY: Duration = Duration::from_secs(60 * 60);
 /// Compression reads this much and then lets others run.
 const PIECE_BYTES: usize = 64 * 1024;
 const PAUSE: Duration = Duration::from_millis(2);
@@ -36,11 +38,15 @@ pub struct Keeper {
     pub clock: Clock,
     /// A message for every rotation; the thread ends when nobody can send any more.
     pub rotations: Receiver<()>,
+    /// How often the shelves are looked at when nothing rotates.
+    pub every: Duration,
 }
 
 impl Keeper {
     /// Works until all senders are gone.
     pub fn run(self) {
+        // Best effort: where it is refused, the pauses remain.
+        drop(lower_priority());
         for (shelf, counters) in &self.shelves {
             if shelf.remove_leftovers().is_err() {
                 counters.count_io_error();
@@ -52,11 +58,22 @@ impl Keeper {
                     counters.count_io_error();
                 }
             }
-            if self.rotations.recv_timeout(EVERY) == Err(RecvTimeoutError::Disconnected) {
+            if self.rotations.recv_timeout(self.every) == Err(RecvTimeoutError::Disconnected) {
                 return;
             }
         }
     }
+}
+
+/// Gives the calling thread the least share of the processor. Linux only: elsewhere the same call is about the process.
+#[cfg(target_os = "linux")]
+fn lower_priority() -> io::Result<()> {
+    Ok(rustix::process::setpriority_process(None, 19)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn lower_priority() -> io::Result<()> {
+    Ok(())
 }
 
 /// Deletes what is past its time and compresses what may be compressed.
@@ -116,7 +133,14 @@ fn compress(path: &Path, compression: Compression) -> io::Result<()> {
     };
     let temporary = with_suffix(&format!("{suffix}.tmp"));
     let mut source = File::open(path)?;
-    let target = File::create(&temporary)?;
+    // Locked as long as it grows: another keeper, of a daemon that is just ending, must neither share nor remove it.
+    let target = match File::create_new(&temporary) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        target => target?,
+    };
+    if let Err(TryLockError::WouldBlock) = target.try_lock() {
+        return Ok(());
+    }
     target.set_permissions(source.metadata()?.permissions())?;
     let copied = match compression {
         Compression::Gzip => {
@@ -134,7 +158,7 @@ fn compress(path: &Path, compression: Compression) -> io::Result<()> {
     remove(path)
 }
 
-/// Copies with pauses: thread priorities need more than the standard library, and this does as much for the disk.
+/// Copies with pauses: a thread's priority says nothing about the disk.
 fn copy_slowly(source: &mut impl Read, target: &mut impl Write) -> io::Result<()> {
     let mut piece = vec![0; PIECE_BYTES];
     loop {
@@ -149,7 +173,13 @@ fn copy_slowly(source: &mut impl Read, target: &mut impl Write) -> io::Result<()
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::{
+        path::PathBuf,
+        sync::{
+            atomic::{AtomicI64, Ordering},
+            mpsc,
+        },
+    };
 
     use super::*;
 
@@ -205,6 +235,66 @@ mod tests {
     }
 
     #[test]
+    fn keeper_works_at_the_start_after_a_rotation_and_when_idle() {
+        let folder = tempfile::tempdir().unwrap();
+        let active = folder.path().join("app.log");
+        let retention = Retention { age: Some(Duration::from_secs(100)), ..Retention::default() };
+        let shelf = Shelf::new(&active, retention, Compression::Zstd);
+        let add = |second: i64| {
+            fs::write(&active, "x").unwrap();
+            shelf.shelve(&active, Timestamp::from_second(second).unwrap()).unwrap();
+        };
+        let left = || {
+            let archives = shelf.list().unwrap();
+            archives.iter().map(|archive| (archive.time.as_second(), archive.compressed)).collect::<Vec<_>>()
+        };
+        let eventually = |expected: &[(i64, bool)]| {
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
+            while left() != expected {
+                assert!(std::time::Instant::now() < deadline, "{:?}", left());
+                thread::yield_now();
+            }
+        };
+        let now = Arc::new(AtomicI64::new(200));
+        let shown = Arc::clone(&now);
+        let start = |every: Duration| {
+            let shown = Arc::clone(&shown);
+            let clock = Clock::new(move || Timestamp::from_second(shown.load(Ordering::Relaxed)).unwrap());
+            let (rotated, rotations) = mpsc::channel();
+            let shelves = vec![(shelf.clone(), Arc::default())];
+            (rotated, thread::spawn(move || Keeper { shelves, clock, rotations, every }.run()))
+        };
+        [10, 150, 160].into_iter().for_each(add);
+        let leftover = folder.path().join("archive/app.1970-01-01T00-02-30Z.0001.log.zst.tmp");
+        fs::write(&leftover, "torn").unwrap();
+        let (rotated, keeper) = start(EVERY);
+        eventually(&[(150, true), (160, false)]);
+        assert!(!leftover.exists());
+        add(170);
+        rotated.send(()).unwrap();
+        eventually(&[(150, true), (160, true), (170, false)]);
+        drop(rotated);
+        keeper.join().unwrap();
+        let (rotated, keeper) = start(Duration::from_millis(1));
+        now.store(265, Ordering::Relaxed);
+        eventually(&[(170, false)]);
+        drop(rotated);
+        keeper.join().unwrap();
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn only_the_own_thread_steps_back() {
+        let priority = || rustix::process::getpriority_process(None).unwrap();
+        let before = priority();
+        let lowered = thread::spawn(move || {
+            lower_priority().unwrap();
+            priority()
+        });
+        assert_eq!((lowered.join().unwrap(), priority()), (19, before));
+    }
+
+    #[test]
     fn compresses_one_generation_late_and_cleans_up() {
         for (compression, suffix) in [(Compression::Gzip, "gz"), (Compression::Zstd, "zst")] {
             let folder = tempfile::tempdir().unwrap();
@@ -216,7 +306,13 @@ mod tests {
                 shelf.shelve(&active, Timestamp::from_second(second).unwrap()).unwrap();
             }
             let leftover = folder.path().join(format!("archive/app.1970-01-01T00-00-01Z.0001.log.{suffix}.tmp"));
-            fs::write(&leftover, "torn").unwrap();
+            // Another keeper is at it.
+            let busy = File::create(&leftover).unwrap();
+            busy.lock().unwrap();
+            shelf.remove_leftovers().unwrap();
+            tidy(&shelf, Timestamp::from_second(9).unwrap()).unwrap();
+            assert!(leftover.exists() && shelf.list().unwrap().iter().all(|archive| !archive.compressed));
+            drop(busy);
             shelf.remove_leftovers().unwrap();
             assert!(!leftover.exists());
             tidy(&shelf, Timestamp::from_second(9).unwrap()).unwrap();

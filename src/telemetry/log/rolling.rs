@@ -6,23 +6,25 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use jiff::{Timestamp, ToSpan, Zoned, civil::DateTime, tz::TimeZone};
 
-use super::{archive::Shelf, clock::Clock};
+use super::{archive::Shelf, clock::Clock, line::TORN};
 use crate::config::{Period, Rotation};
 
 /// The group may read logs, others may not.
 const MODE: u32 = 0o640;
 /// How often the file's name is looked at, and a failed rotation tried again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The length of a sequence number in the lock file, newline included.
+const NOTE_BYTES: usize = 21;
 
 /// Hears of rotations.
-type Rotated = Box<dyn Fn(Result<(), &io::Error>) + Send>;
+pub type Rotated = Box<dyn Fn(Result<(), &io::Error>) + Send>;
 
 /// Where and how a file rolls.
 #[derive(Debug, Clone)]
@@ -52,7 +54,10 @@ pub struct RollingFile {
     /// Called after each rotation, and with the error of one that failed.
     rotated: Rotated,
     /// Held as long as the daemon lives. Not the log file itself, because that changes with each rotation.
-    _lock: File,
+    lock: File,
+    /// What happens instead of a write.
+    #[cfg(test)]
+    pub(super) fault: Option<Box<dyn FnMut() -> Option<io::Error> + Send>>,
 }
 
 impl RollingFile {
@@ -87,8 +92,39 @@ impl RollingFile {
             next_look: now + LOOK_EVERY,
             next_rotation: now,
             rotated: Box::new(rotated),
-            _lock: lock,
+            lock,
+            #[cfg(test)]
+            fault: None,
         })
+    }
+
+    /// Goes on by another plan for the same path.
+    pub fn change(&mut self, plan: RollingPlan, shelf: Shelf, rotated: Rotated) {
+        if plan.rotation.every != self.plan.rotation.every || plan.timezone != self.plan.timezone {
+            let now = plan.clock.now();
+            self.period_end = plan.rotation.every.and_then(|period| period_end(period, now, &plan.timezone));
+        }
+        (self.plan, self.shelf, self.rotated) = (plan, shelf, rotated);
+    }
+
+    /// The number that [`Self::note_sequence`] noted last, if any.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn noted_sequence(&self) -> io::Result<Option<u64>> {
+        let mut note = [0; NOTE_BYTES];
+        let length = self.lock.read_at(&mut note, 0)?;
+        Ok(std::str::from_utf8(&note[..length]).ok().and_then(|note| note.trim_end().parse().ok()))
+    }
+
+    /// Notes where a new file begins, in the lock file: until a record is in the new file, and when somebody took the
+    /// old ones away, no log file says how far the numbers were.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn note_sequence(&self, next: u64) -> io::Result<()> {
+        // Of one length, so that it is overwritten whole and needs no space on a full disk.
+        self.lock.write_all_at(format!("{next:020}\n").as_bytes(), 0)
     }
 
     /// The active file.
@@ -114,17 +150,33 @@ impl RollingFile {
         if Instant::now() < self.next_look {
             return Ok(());
         }
-        self.next_look = Instant::now() + LOOK_EVERY;
         let ours = self.file.metadata()?;
         let in_place =
             fs::metadata(&self.plan.path).is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()));
         if in_place {
             // Somebody may have cut the file, as a copying log rotation does.
+            if ours.len() < self.size {
+                self.generation += 1;
+            }
             self.size = ours.len();
         } else {
             self.reopen()?;
         }
+        // Only now: a file that can't be opened is tried again before anything is written into one that was moved away.
+        self.next_look = Instant::now() + LOOK_EVERY;
+        self.follow_clock();
         self.make_room_for(0)
+    }
+
+    /// Where the clock was set back by more than a period, the period's end is that of the corrected time; a step within
+    /// a period changes nothing, or the period would end twice.
+    fn follow_clock(&mut self) {
+        let Some(period) = self.plan.rotation.every else { return };
+        let end_after = |moment| period_end(period, moment, &self.plan.timezone);
+        let end = end_after(self.plan.clock.now());
+        if end.and_then(end_after) < self.period_end {
+            self.period_end = end;
+        }
     }
 
     /// Opens the file anew under its name.
@@ -172,6 +224,10 @@ impl RollingFile {
     /// # Errors
     /// What the file system says.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        #[cfg(test)]
+        if let Some(error) = self.fault.as_mut().and_then(|fault| fault()) {
+            return Err(error);
+        }
         let written = match self.file.write(bytes) {
             Ok(0) if !bytes.is_empty() => return Err(io::ErrorKind::WriteZero.into()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
@@ -201,8 +257,8 @@ impl RollingFile {
 
 fn lock(path: &Path) -> io::Result<File> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let file =
-        OpenOptions::new().create(true).append(true).mode(MODE).open(path.with_file_name(format!(".{name}.lock")))?;
+    let path = path.with_file_name(format!(".{name}.lock"));
+    let file = OpenOptions::new().create(true).read(true).write(true).truncate(false).mode(MODE).open(path)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
@@ -216,13 +272,15 @@ fn open_active(path: &Path) -> io::Result<(File, u64)> {
     let mut file = OpenOptions::new().create(true).append(true).read(true).mode(MODE).open(path)?;
     let mut size = file.metadata()?.len();
     if size > 0 {
-        // A crash may have torn the last record. The next one starts on a line of its own.
+        // A crash may have torn the last record. It says so, because half a number looks like a whole one, and the next
+        // one starts on a line of its own.
         let mut last = [0];
         file.seek(SeekFrom::End(-1))?;
         file.read_exact(&mut last)?;
         if last != *b"\n" {
-            file.write_all(b"\n")?;
-            size += 1;
+            let mended = format!("{TORN}\n");
+            file.write_all(mended.as_bytes())?;
+            size += mended.len() as u64;
         }
     }
     Ok((file, size))

@@ -6,25 +6,29 @@
 
 use std::{
     any::TypeId,
-    collections::HashMap,
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    sync::{Arc, OnceLock},
 };
 
 use opentelemetry::trace::TraceContextExt;
 use tracing::{
-    Dispatch, Event, Metadata,
-    callsite::Identifier,
+    Dispatch, Event, Metadata, Span,
     dispatcher::WeakDispatch,
     level_filters::LevelFilter,
     span::{Attributes, Id, Record},
     subscriber::Interest,
 };
-use tracing_subscriber::{Layer, Registry, layer::Context, registry::SpanRef};
+use tracing_subscriber::{
+    Layer, Registry,
+    layer::Context,
+    registry::{LookupSpan, SpanRef},
+};
 
 use super::{
     Core,
-    filter::{Callsite, Filter, Mask, OBSERVED, SPAN},
+    filter::{Mask, OBSERVED, SPAN, Taken},
+    plan::Plan,
     record::{Collector, Fields, LogRecord, TraceIds, Value},
+    story::{KeptRecord, OPENED_BY, Story},
 };
 
 /// The trace layer, which the router takes in.
@@ -39,10 +43,7 @@ pub trait RecordObserver: Send + Sync {
 /// The one layer; put it on a plain [`Registry`].
 pub struct Router {
     core: Arc<Core>,
-    filter: Filter,
-    masks: RwLock<HashMap<Identifier, Mask>>,
     traces: Option<BoxedLayer>,
-    observer: Option<Arc<dyn RecordObserver>>,
     /// The subscriber that this layer is part of: trace ids are found through it.
     dispatch: OnceLock<WeakDispatch>,
 }
@@ -51,26 +52,31 @@ pub struct Router {
 struct SpanContext {
     fields: Fields,
     trace: Option<TraceIds>,
+    /// The story of the request that it is part of.
+    story: Option<Arc<Story>>,
+}
+
+/// Writes what the request that the current span belongs to said below the level, because the request failed. What it
+/// says from now on is written too.
+pub fn tell_story() {
+    let omitted = Span::current().with_subscriber(|(id, dispatch)| {
+        let (router, registry) = (dispatch.downcast_ref::<Router>()?, dispatch.downcast_ref::<Registry>()?);
+        let story = story_of(&registry.span(id)?)?;
+        let plan = router.core.plan();
+        Some(story.tell(|record| router.write_story(&plan, record)))
+    });
+    if let Some(omitted @ 1..) = omitted.flatten() {
+        tracing::debug!(target: OPENED_BY, omitted, "older records of this request were not kept");
+    }
+}
+
+fn story_of(span: &SpanRef<'_, Registry>) -> Option<Arc<Story>> {
+    span.extensions().get::<SpanContext>()?.story.clone()
 }
 
 impl Router {
-    pub(super) fn new(
-        core: Arc<Core>,
-        filter: Filter,
-        traces: Option<BoxedLayer>,
-        observer: Option<Arc<dyn RecordObserver>>,
-    ) -> Self {
-        Self { core, filter, masks: RwLock::default(), traces, observer, dispatch: OnceLock::new() }
-    }
-
-    fn mask(&self, metadata: &Metadata<'_>) -> Mask {
-        let masks = self.masks.read().unwrap_or_else(PoisonError::into_inner);
-        masks.get(&metadata.callsite()).copied().unwrap_or_else(|| self.compute(metadata))
-    }
-
-    fn compute(&self, metadata: &Metadata<'_>) -> Mask {
-        let callsite = if metadata.is_span() { Callsite::Span } else { Callsite::Event };
-        self.filter.enabled(metadata.target(), *metadata.level(), callsite)
+    pub(super) fn new(core: Arc<Core>, traces: Option<BoxedLayer>) -> Self {
+        Self { core, traces, dispatch: OnceLock::new() }
     }
 
     /// The trace ids of a span. The trace layer starts its span at this point, so that a parent must be set before.
@@ -88,13 +94,21 @@ impl Router {
         Some(trace)
     }
 
-    fn record(&self, event: &Event<'_>, mask: Mask, context: &Context<'_, Registry>) {
+    /// Puts an event's record together, and hands it to who takes it or to the story of its request.
+    fn record(
+        &self,
+        event: &Event<'_>,
+        context: &Context<'_, Registry>,
+        plan: &Plan,
+        (taken, story): (Taken, Option<Arc<Story>>),
+    ) {
         let metadata = event.metadata();
         let mut collected = Collector::event();
         event.record(&mut collected);
         let mut inherited = Fields::default();
         let mut trace = None;
         let mut spans = Vec::new();
+        let mut span_targets = Vec::new();
         for span in context.event_scope(event).into_iter().flatten() {
             trace = trace.or_else(|| self.trace_ids(&span));
             if let Some(context) = span.extensions().get::<SpanContext>() {
@@ -102,6 +116,9 @@ impl Router {
             }
             if *metadata.level() == tracing::Level::ERROR {
                 spans.insert(0, span.name());
+            }
+            if taken.follows {
+                span_targets.push(span.metadata().target());
             }
         }
         let mut fields = collected.fields;
@@ -121,12 +138,33 @@ impl Router {
             trace,
             spans: &spans,
         };
-        self.core.deliver(&record, mask);
-        if mask & OBSERVED != 0
-            && let Some(observer) = &self.observer
-        {
-            observer.observe(&record);
+        let mask = match taken.follows {
+            true => plan.filter.select(record.target, record.level, &span_targets),
+            false => taken.mask,
+        };
+        match story {
+            None => self.deliver(plan, &record, mask),
+            Some(story) if mask != 0 => {
+                let kept = KeptRecord::of(&record, metadata, span_targets);
+                story.add(kept, |kept| self.write_story(plan, kept));
+            }
+            Some(_) => {}
         }
+    }
+
+    fn deliver(&self, plan: &Plan, record: &LogRecord<'_>, mask: Mask) {
+        plan.deliver(record, mask);
+        if mask & OBSERVED != 0
+            && let Some(observer) = &self.core.observer
+        {
+            observer.observe(record);
+        }
+    }
+
+    /// Who takes it is asked anew, since the sinks may be others than when the record was made.
+    fn write_story(&self, plan: &Plan, kept: &KeptRecord) {
+        let record = kept.record();
+        self.deliver(plan, &record, plan.filter.select(record.target, record.level, &kept.span_targets));
     }
 }
 
@@ -162,32 +200,53 @@ impl Layer<Registry> for Router {
     }
 
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
-        let mask = self.compute(metadata);
-        self.masks.write().unwrap_or_else(PoisonError::into_inner).insert(metadata.callsite(), mask);
+        if self.core.in_effect.load().known(metadata).is_none() {
+            self.core.in_effect.rcu(|in_effect| in_effect.with(metadata));
+        }
         if let Some(traces) = &self.traces {
             // Its own wish is moot, the mask decides, but it may keep books of callsites.
             traces.register_callsite(metadata);
         }
-        if mask == 0 { Interest::never() } else { Interest::always() }
+        let taken = self.core.in_effect.load().taken(metadata);
+        match taken.mask {
+            _ if taken.is_never() => Interest::never(),
+            0 => Interest::sometimes(),
+            _ if taken.story => Interest::sometimes(),
+            _ => Interest::always(),
+        }
     }
 
-    fn enabled(&self, metadata: &Metadata<'_>, _context: Context<'_, Registry>) -> bool {
-        self.mask(metadata) != 0
+    fn enabled(&self, metadata: &Metadata<'_>, context: Context<'_, Registry>) -> bool {
+        let taken = self.core.in_effect.load().taken(metadata);
+        if !taken.story && taken.mask != 0 {
+            return true;
+        }
+        // What depends on the spans around it, outside of spans is not for anybody.
+        !taken.is_never() && context.lookup_current().is_some_and(|span| !taken.story || story_of(&span).is_some())
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.filter.max_level())
+        Some(self.core.in_effect.load().plan.filter.max_level())
     }
 
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, Registry>) {
-        if self.mask(attributes.metadata()) & SPAN == 0 {
+        let metadata = attributes.metadata();
+        let in_effect = self.core.in_effect.load();
+        if in_effect.taken(metadata).mask & SPAN == 0 {
             return;
         }
+        let keeps_stories = in_effect.plan.filter.keeps_stories();
+        drop(in_effect);
         // Before the extensions are locked: formatting a value may panic, and the panic is logged in this span.
         let mut collected = Collector::span();
         attributes.record(&mut collected);
         if let Some(span) = context.span(id) {
-            span.extensions_mut().insert(SpanContext { fields: collected.fields, trace: None });
+            let story = keeps_stories.then(|| span.parent().and_then(|parent| story_of(&parent)));
+            let story = story.and_then(|inherited| {
+                let opens = metadata.target() == OPENED_BY;
+                inherited.or_else(|| opens.then(|| Arc::new(Story::new(Arc::clone(&self.core.stories)))))
+            });
+            span.extensions_mut().insert(SpanContext { fields: collected.fields, trace: None, story });
         }
         if let Some(traces) = &self.traces {
             traces.on_new_span(attributes, id, context);
@@ -208,10 +267,20 @@ impl Layer<Registry> for Router {
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, Registry>) {
-        let mask = self.mask(event.metadata());
-        if mask != 0 {
-            self.record(event, mask, &context);
+        let metadata = event.metadata();
+        let in_effect = self.core.in_effect.load();
+        let taken = in_effect.taken(metadata);
+        if taken.is_never() {
+            return;
         }
+        let mut story = None;
+        if taken.story {
+            story = context.event_span(event).and_then(|span| story_of(&span));
+            if story.is_none() {
+                return;
+            }
+        }
+        self.record(event, &context, &in_effect.plan, (taken, story));
     }
 
     fn on_follows_from(&self, id: &Id, follows: &Id, context: Context<'_, Registry>) {

@@ -11,15 +11,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tracing::Level;
 
 use super::{
+    archive::Shelf,
     clock::Clock,
     counter::SinkCounters,
     format::{Rendered, Style},
     loss::Loss,
-    rolling::RollingFile,
+    rolling::{RollingFile, RollingPlan, Rotated},
 };
 
 /// The most bytes of one write.
@@ -34,6 +36,8 @@ const IDLE_AFTER: Duration = Duration::from_millis(10);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a failed write waits before the next attempt.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
+/// How often an operator is told of a disk that fails, whether it fails all the time or now and then.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// Bounds of a queue.
 #[derive(Debug, Clone, Copy)]
@@ -50,8 +54,19 @@ impl Default for Bounds {
     }
 }
 
+/// What a reload changes about a sink that stays.
+pub struct Change {
+    /// When its file rolls; the path is the same.
+    pub plan: RollingPlan,
+    /// Where archives go.
+    pub shelf: Shelf,
+    /// Hears of rotations.
+    pub rotated: Rotated,
+    /// How it writes about its own losses.
+    pub style: Style,
+}
+
 /// The callers' end of a file sink.
-#[derive(Debug)]
 pub struct FileSink {
     queue: Mutex<Queue>,
     /// Wakes the worker.
@@ -59,10 +74,10 @@ pub struct FileSink {
     /// Wakes who waits for a flush.
     flushed: Condvar,
     bounds: Bounds,
-    counters: Arc<SinkCounters>,
+    counters: ArcSwap<SinkCounters>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Queue {
     bytes: Vec<u8>,
     entries: VecDeque<Entry>,
@@ -78,6 +93,7 @@ struct Queue {
     flushes_wanted: u64,
     flushes_done: u64,
     reopen: bool,
+    change: Option<Change>,
     stop: bool,
     /// The worker sleeps until it is woken.
     idle: bool,
@@ -86,6 +102,7 @@ struct Queue {
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     length: usize,
+    sequence: u64,
     level: Level,
     timestamp: Timestamp,
 }
@@ -98,7 +115,7 @@ impl FileSink {
             work: Condvar::new(),
             flushed: Condvar::new(),
             bounds,
-            counters,
+            counters: ArcSwap::new(counters),
         }
     }
 
@@ -109,14 +126,14 @@ impl FileSink {
         let sequence = queue.next_sequence;
         queue.next_sequence += 1;
         if self.is_full(&queue, rendered.text.len(), level) && !self.make_room(&mut queue, rendered.text.len(), level) {
-            queue.shed.add(timestamp);
-            self.counters.count_dropped(level);
+            queue.shed.add(sequence, level, timestamp);
+            self.counters.load().count_dropped(level);
             return;
         }
         let before = queue.bytes.len();
         rendered.append_to(&mut queue.bytes, sequence);
         let length = queue.bytes.len() - before;
-        queue.entries.push_back(Entry { length, level, timestamp });
+        queue.entries.push_back(Entry { length, sequence, level, timestamp });
         queue.urgent |= level == Level::ERROR;
         if queue.idle || queue.urgent || queue.bytes.len() >= WRITE_BYTES && before < WRITE_BYTES {
             queue.idle = false;
@@ -139,8 +156,8 @@ impl FileSink {
         let mut freed = 0;
         for entry in queue.entries.drain(..quarter) {
             freed += entry.length;
-            queue.overtaken.add(entry.timestamp);
-            self.counters.count_dropped(entry.level);
+            queue.overtaken.add(entry.sequence, entry.level, entry.timestamp);
+            self.counters.load().count_dropped(entry.level);
         }
         queue.bytes.drain(..freed);
         !self.is_full(queue, length, level)
@@ -173,6 +190,13 @@ impl FileSink {
         self.work.notify_one();
     }
 
+    /// Tells the worker what is new after a reload; it keeps its file. Records count under the new name from now on.
+    pub fn change(&self, change: Change, counters: Arc<SinkCounters>) {
+        self.counters.store(counters);
+        self.lock().change = Some(change);
+        self.work.notify_one();
+    }
+
     /// Asks the worker to write what there is and to end.
     pub fn stop(&self) {
         self.lock().stop = true;
@@ -191,7 +215,7 @@ impl FileSink {
         let mut first_seen = None;
         loop {
             let now = Instant::now();
-            if queue.reopen || queue.stop || now >= until {
+            if queue.reopen || queue.change.is_some() || queue.stop || now >= until {
                 break;
             }
             if failing {
@@ -220,6 +244,7 @@ impl FileSink {
             // While older bytes are unwritten the queue keeps the newer ones, within its bounds.
             batch: pending.is_empty().then(|| take_batch(&mut queue, pending.spare())),
             reopen: mem::take(&mut queue.reopen),
+            change: queue.change.take(),
             stop: queue.stop,
             flush: queue.flushes_wanted,
         }
@@ -232,7 +257,11 @@ impl FileSink {
 
 /// Takes what waits, and leaves a spare buffer behind.
 fn take_batch(queue: &mut Queue, spare: Vec<u8>) -> Batch {
+    let after = queue.next_sequence;
+    // Numbered here, between what is taken and what comes next, so that numbers rise in the file.
+    queue.next_sequence += u64::from(queue.shed.last_sequence().is_some());
     Batch {
+        after,
         bytes: mem::replace(&mut queue.bytes, spare),
         entries: mem::take(&mut queue.entries),
         overtaken: mem::take(&mut queue.overtaken),
@@ -243,6 +272,7 @@ fn take_batch(queue: &mut Queue, spare: Vec<u8>) -> Batch {
 struct Job {
     batch: Option<Batch>,
     reopen: bool,
+    change: Option<Change>,
     stop: bool,
     flush: u64,
 }
@@ -252,6 +282,8 @@ struct Batch {
     entries: VecDeque<Entry>,
     overtaken: Loss,
     shed: Loss,
+    /// The number of the record about `shed`.
+    after: u64,
 }
 
 /// The worker's end of a file sink.
@@ -274,6 +306,10 @@ impl Worker {
         let mut pending = Pending::default();
         loop {
             let job = self.sink.next_job(&mut pending);
+            if let Some(Change { plan, shelf, rotated, style }) = job.change {
+                self.file.change(plan, shelf, rotated);
+                self.style = style;
+            }
             if job.reopen
                 && let Err(error) = self.file.reopen()
             {
@@ -294,6 +330,8 @@ impl Worker {
                 Err(error) => self.fail(&mut pending, &error),
             }
             if job.stop {
+                let next = self.sink.lock().next_sequence;
+                self.note(next);
                 return;
             }
         }
@@ -307,7 +345,9 @@ impl Worker {
 
     /// Lines up a batch, with the records about losses where the losses were.
     fn accept(&self, pending: &mut Pending, batch: Batch) {
-        self.report(pending, batch.overtaken);
+        // Everything that waits was numbered after these were lost. So the record about them takes the last of their
+        // numbers, which nobody else has.
+        self.report(pending, batch.overtaken, batch.overtaken.last_sequence().unwrap_or_default());
         if pending.is_empty() {
             // The common case: no copy.
             pending.bytes = batch.bytes;
@@ -317,26 +357,27 @@ impl Worker {
             pending.bytes.extend_from_slice(&batch.bytes);
             pending.entries.extend(batch.entries);
         }
-        self.report(pending, batch.shed);
+        self.report(pending, batch.shed, batch.after);
     }
 
-    fn report(&self, pending: &mut Pending, loss: Loss) {
-        let now = self.clock.now();
-        if let Some(rendered) = loss.render(&self.style, now) {
-            let mut queue = self.sink.lock();
-            let sequence = queue.next_sequence;
-            queue.next_sequence += 1;
-            drop(queue);
+    fn report(&self, pending: &mut Pending, loss: Loss, sequence: u64) {
+        let timestamp = self.clock.now();
+        if let Some(rendered) = loss.render(&self.style, timestamp) {
             let before = pending.bytes.len();
             rendered.append_to(&mut pending.bytes, sequence);
             let length = pending.bytes.len() - before;
-            pending.entries.push_back(Entry { length, level: Level::WARN, timestamp: now });
+            pending.entries.push_back(Entry { length, sequence, level: Level::WARN, timestamp });
         }
     }
 
     /// Writes everything that is pending, in pieces of whole records.
     fn write(&mut self, pending: &mut Pending) -> io::Result<()> {
         self.file.look_after()?;
+        if pending.is_empty() && pending.generation != self.file.generation() {
+            pending.generation = self.file.generation();
+            let next = self.sink.lock().next_sequence;
+            self.note(next);
+        }
         while let Some(next) = pending.entries.front().copied() {
             // A record that was begun belongs into the file in which it was begun.
             if pending.begun > 0 && self.file.generation() != pending.generation {
@@ -345,14 +386,24 @@ impl Worker {
             if pending.begun == 0 {
                 self.file.make_room_for(next.length as u64)?;
             }
-            pending.generation = self.file.generation();
+            if pending.generation != self.file.generation() {
+                pending.generation = self.file.generation();
+                self.note(next.sequence);
+            }
             let length = pending.piece(self.file.room());
             let start = pending.offset + pending.begun;
             let written = self.file.write(&pending.bytes[start..pending.offset + length])?;
-            pending.advance(written, &self.sink.counters);
+            pending.advance(written, &self.sink.counters.load());
         }
         pending.clear();
         Ok(())
+    }
+
+    /// Notes the number with which a file begins. Best effort: it is only needed when the old files are taken away.
+    fn note(&self, next_sequence: u64) {
+        if self.file.note_sequence(next_sequence).is_err() {
+            self.sink.counters.load().count_io_error();
+        }
     }
 
     fn finish_flush(&mut self, pending: &mut Pending, flush: u64) {
@@ -367,16 +418,17 @@ impl Worker {
     }
 
     fn fail(&self, pending: &mut Pending, error: &io::Error) {
-        self.sink.counters.count_io_error();
-        if !pending.failing {
-            pending.failing = true;
+        self.sink.counters.load().count_io_error();
+        pending.failing = true;
+        if pending.complained.is_none_or(|when| when.elapsed() > COMPLAIN_EVERY) {
+            pending.complained = Some(Instant::now());
             (self.complain)(&format!(
                 "cannot write log file {}: {error}; keeping the newest records in memory",
                 self.file.path().display()
             ));
         }
         self.sink.lock().failing = true;
-        if error.kind() == io::ErrorKind::StorageFull {
+        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
             self.file.give_up_oldest_archive();
         }
     }
@@ -391,9 +443,11 @@ struct Pending {
     offset: usize,
     /// How much of the first entry is written.
     begun: usize,
-    /// The file in which it was begun.
+    /// The file in which it was begun, or that was written last.
     generation: u64,
     failing: bool,
+    /// When an operator was last told.
+    complained: Option<Instant>,
 }
 
 impl Pending {

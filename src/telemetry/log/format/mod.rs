@@ -129,7 +129,8 @@ fn escape_into(out: &mut String, text: &str) {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            character if is_forgeable(character) => out.extend(character.escape_unicode()),
+            // As JSON does it, which is what readers of logfmt know. All of these lie in the basic plane.
+            character if is_forgeable(character) => display_into(out, format_args!("\\u{:04x}", u32::from(character))),
             character => out.push(character),
         }
     }

@@ -1,3 +1,5 @@
+use std::io::BufRead;
+
 use opentelemetry::trace::{SpanId, TraceFlags, TraceId};
 use proptest::prelude::*;
 use serde_json::Value as Json;
@@ -16,6 +18,36 @@ fn fields(list: Vec<(&'static str, Value)>) -> Fields {
         fields.set(key, value);
     }
     fields
+}
+
+/// What a reader of logfmt sees: keys, and values unescaped as Go's reader does it, by the rules of JSON strings.
+/// Written from its description, without a look at how we write.
+fn read_logfmt(line: &str) -> Vec<(String, String)> {
+    let mut pairs = Vec::new();
+    let mut rest = line.strip_suffix('\n').expect("a newline at the end");
+    while !rest.is_empty() {
+        let equals = rest.find('=').expect("every key has a value");
+        let key = &rest[..equals];
+        assert!(!key.is_empty() && key.bytes().all(|byte| byte > b' ' && byte != b'"'), "{key:?} in {line:?}");
+        rest = &rest[equals + 1..];
+        let value;
+        if rest.starts_with('"') {
+            // A quoted value is a JSON string; the reader says itself where it ends.
+            let mut values = serde_json::Deserializer::from_str(rest).into_iter::<String>();
+            value = values.next().unwrap().unwrap();
+            rest = &rest[values.byte_offset()..];
+        } else {
+            let end = rest.find(' ').unwrap_or(rest.len());
+            value = rest[..end].to_owned();
+            assert!(value.bytes().all(|byte| byte > b' ' && byte != b'"' && byte != b'='), "{value:?} in {line:?}");
+            rest = &rest[end..];
+        }
+        pairs.push((key.to_owned(), value));
+        if !rest.is_empty() {
+            rest = rest.strip_prefix(' ').expect("a space between pairs");
+        }
+    }
+    pairs
 }
 
 fn record<'a>(message: &'a str, fields: &'a Fields) -> LogRecord<'a> {
@@ -101,13 +133,13 @@ fn causes_span_path_and_backtrace_are_an_escaped_block() {
     assert!(line.ends_with(" - failed error=\"top\\n\""), "{line}");
     assert_eq!(
         block,
-        "    in http > inference\n    caused by: middle\n    caused by: root\\u{1b}[31m\n    0: main\n    1: start\\r\n"
+        "    in http > inference\n    caused by: middle\n    caused by: root\\u001b[31m\n    0: main\n    1: start\\r\n"
     );
     let json: Json = serde_json::from_str(&written(&style(Format::Json), &record)).unwrap();
     assert_eq!(json["error"], "top\n");
     assert_eq!(json["error.causes"], serde_json::json!(["middle", "root\x1b[31m"]));
     assert_eq!(json["spans"], serde_json::json!(["http", "inference"]));
-    assert!(written(&style(Format::Logfmt), &record).contains("error=\"top\\n: middle: root\\u{1b}[31m\""));
+    assert!(written(&style(Format::Logfmt), &record).contains("error=\"top\\n: middle: root\\u001b[31m\""));
 }
 
 #[test]
@@ -117,6 +149,12 @@ fn journald_gets_a_priority_per_line() {
     style.journald = true;
     let text = written(&style, &LogRecord { level: Level::ERROR, ..record("failed", &fields) });
     assert_eq!(text.lines().filter(|line| line.starts_with("<3>")).count(), 2);
+    let levels = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
+    for (level, priority) in levels.into_iter().zip([3, 4, 6, 7, 7]) {
+        // No text can bring a priority of its own: journald looks at the start of a line only.
+        let text = written(&style, &LogRecord { level, ..record("a\n<0>panic", Fields::NONE) });
+        assert!(text.starts_with(&format!("<{priority}>2026-")) && text.lines().count() == 1, "{text}");
+    }
     style.format = Format::Json;
     let text = written(&style, &record("message", Fields::NONE));
     let json: Json = serde_json::from_str(text.strip_prefix("<6>").unwrap()).unwrap();
@@ -174,5 +212,50 @@ proptest! {
         prop_assert_eq!(json["value"].as_str(), Some(value.as_str()));
         prop_assert_eq!(json["request_id"].as_str(), Some(value.as_str()));
         prop_assert_eq!(json["error"].as_str(), Some(cause.as_str()));
+        let logfmt = read_logfmt(&written(&style(Format::Logfmt), &record));
+        let value_of = |key: &str| logfmt.iter().find(|(found, _)| found == key).map(|(_, value)| value.as_str());
+        prop_assert_eq!(value_of("message"), Some(message.as_str()));
+        prop_assert_eq!(value_of("value"), Some(value.as_str()));
+        prop_assert_eq!(value_of("request_id"), Some(value.as_str()));
+        prop_assert_eq!(value_of("error").map(str::to_owned), Some(format!("{cause}: root")));
+        prop_assert_eq!(value_of("seq"), Some("7"));
+    }
+
+    #[test]
+    fn shippers_see_one_record_per_line(
+        records in prop::collection::vec((nasty(), nasty(), any::<i64>(), any::<u64>(), any::<f64>(), any::<bool>()), 1..8)
+    ) {
+        let mut bytes = Vec::new();
+        let mut logfmt = Vec::new();
+        for (sequence, (message, value, signed, unsigned, float, bool)) in records.iter().enumerate() {
+            let fields = fields(vec![
+                ("value", Value::Text(value.as_str().into())),
+                ("signed", Value::Signed(*signed)),
+                ("unsigned", Value::Unsigned(*unsigned)),
+                ("float", Value::Float(*float)),
+                ("bool", Value::Bool(*bool)),
+            ]);
+            let record = LogRecord { target: message, ..record(message, &fields) };
+            render(&style(Format::Json), &record).append_to(&mut bytes, sequence as u64);
+            render(&style(Format::Logfmt), &record).append_to(&mut logfmt, sequence as u64);
+        }
+        // Some shippers cut at newlines and parse each piece, others parse one value after the other.
+        let pieces: Vec<Json> = bytes.lines().map(|line| serde_json::from_slice(line.unwrap().as_bytes()).unwrap()).collect();
+        let stream: Result<Vec<Json>, _> = serde_json::Deserializer::from_slice(&bytes).into_iter().collect();
+        prop_assert_eq!(&pieces, &stream.unwrap());
+        prop_assert_eq!(pieces.len(), records.len());
+        let logfmt = String::from_utf8(logfmt).unwrap();
+        prop_assert_eq!(logfmt.lines().count(), records.len());
+        for (((message, value, signed, unsigned, float, bool), json), line) in records.iter().zip(&pieces).zip(logfmt.split_inclusive('\n')) {
+            prop_assert_eq!((json["target"].as_str(), json["message"].as_str()), (Some(message.as_str()), Some(message.as_str())));
+            prop_assert_eq!((json["signed"].as_i64(), json["unsigned"].as_u64()), (Some(*signed), Some(*unsigned)));
+            prop_assert_eq!((json["value"].as_str(), json["bool"].as_bool()), (Some(value.as_str()), Some(*bool)));
+            prop_assert_eq!(json["float"].is_number(), float.is_finite());
+            let pairs = read_logfmt(line);
+            let value_of = |key: &str| pairs.iter().find(|(found, _)| found == key).map(|(_, value)| value.as_str()).unwrap();
+            prop_assert_eq!((value_of("target"), value_of("value")), (message.as_str(), value.as_str()));
+            let read: f64 = value_of("float").parse().unwrap();
+            prop_assert!(read == *float || read.is_nan() && float.is_nan());
+        }
     }
 }

@@ -12,6 +12,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::{Compression, Retention};
 
+mod clock;
+
 struct Stage {
     folder: TempDir,
     seconds: Arc<AtomicI64>,
@@ -37,10 +39,10 @@ impl Stage {
         Shelf::new(&self.path(), Retention::default(), Compression::None)
     }
 
-    fn try_open(&self, rotation: Rotation) -> io::Result<RollingFile> {
+    fn try_open(&self, rotation: Rotation, timezone: TimeZone) -> io::Result<RollingFile> {
         let seconds = Arc::clone(&self.seconds);
         let clock = Clock::new(move || Timestamp::from_second(seconds.load(Ordering::Relaxed)).unwrap());
-        let plan = RollingPlan { path: self.path(), rotation, timezone: TimeZone::UTC, clock };
+        let plan = RollingPlan { path: self.path(), rotation, timezone, clock };
         let (rotations, failures) = (Arc::clone(&self.rotations), Arc::clone(&self.failures));
         RollingFile::open(plan, self.shelf(), move |result| {
             let counter = if result.is_ok() { &rotations } else { &failures };
@@ -49,7 +51,11 @@ impl Stage {
     }
 
     fn open(&self, rotation: Rotation) -> RollingFile {
-        self.try_open(rotation).unwrap()
+        self.open_in(rotation, TimeZone::UTC)
+    }
+
+    fn open_in(&self, rotation: Rotation, timezone: TimeZone) -> RollingFile {
+        self.try_open(rotation, timezone).unwrap()
     }
 
     fn archives(&self) -> Vec<String> {
@@ -91,12 +97,12 @@ fn restart_continues_size_and_mends_torn_line() {
     let stage = Stage::new();
     put(&mut stage.open(size(10)), "1234\n");
     fs::write(stage.path(), "1234\n12").unwrap();
-    let mut file = stage.open(size(10));
-    assert_eq!(stage.active(), "1234\n12\n");
+    let mut file = stage.open(size(21));
+    assert_eq!(stage.active(), "1234\n12… (torn)\n");
     put(&mut file, "x\n");
-    assert_eq!(stage.active(), "1234\n12\nx\n");
+    assert_eq!(stage.active(), "1234\n12… (torn)\nx\n");
     put(&mut file, "y\n");
-    assert_eq!(stage.archives(), ["1234\n12\nx\n"]);
+    assert_eq!(stage.archives(), ["1234\n12… (torn)\nx\n"]);
 }
 
 #[test]
@@ -160,14 +166,46 @@ fn renamed_or_deleted_file_is_opened_anew() {
     fs::write(stage.path(), "").unwrap();
     file.next_look = Instant::now();
     file.look_after().unwrap();
-    assert_eq!((file.room(), file.generation()), (100, 2));
+    assert_eq!((file.room(), file.generation()), (100, 3));
+}
+
+#[test]
+fn file_that_cannot_be_opened_anew_is_tried_again_before_the_next_write() {
+    let stage = Stage::new();
+    let mut file = stage.open(size(100));
+    let folder = stage.folder.path().to_owned();
+    let moved = folder.with_extension("moved");
+    fs::rename(&folder, &moved).unwrap();
+    fs::write(&folder, "a file where the folder was").unwrap();
+    file.next_look = Instant::now();
+    for _ in 0..3 {
+        assert!(file.look_after().is_err());
+    }
+    fs::remove_file(&folder).unwrap();
+    fs::rename(&moved, &folder).unwrap();
+    file.look_after().unwrap();
+    put(&mut file, "a\n");
+    assert_eq!(stage.active(), "a\n");
+}
+
+#[test]
+fn lock_file_keeps_the_number_with_which_a_file_begins() {
+    let stage = Stage::new();
+    let file = stage.open(size(100));
+    assert_eq!(file.noted_sequence().unwrap(), None);
+    for number in [u64::MAX, 7] {
+        file.note_sequence(number).unwrap();
+        assert_eq!(file.noted_sequence().unwrap(), Some(number));
+    }
+    drop(file);
+    assert_eq!(stage.open(size(100)).noted_sequence().unwrap(), Some(7));
 }
 
 #[test]
 fn second_writer_is_refused_also_after_rotation() {
     let stage = Stage::new();
     let mut file = stage.open(size(3));
-    let refused = || stage.try_open(size(3)).err().map(|error| error.kind());
+    let refused = || stage.try_open(size(3), TimeZone::UTC).err().map(|error| error.kind());
     assert_eq!(refused(), Some(io::ErrorKind::WouldBlock));
     put(&mut file, "a\n");
     put(&mut file, "b\n");

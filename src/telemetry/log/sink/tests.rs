@@ -1,4 +1,9 @@
-use std::{fs, path::Path, thread};
+use std::{
+    fs,
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+};
 
 use jiff::tz::TimeZone;
 use tempfile::TempDir;
@@ -6,13 +11,26 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     config::{Compression, Format, Retention, Rotation},
-    telemetry::log::{archive::Shelf, rolling::RollingPlan},
+    telemetry::log::{
+        archive::Shelf,
+        rolling::RollingPlan,
+        verify::{Family, verify},
+    },
 };
 
 const SOON: Duration = Duration::from_secs(20);
 
+fn eventually(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !condition() {
+        assert!(Instant::now() < deadline);
+        thread::yield_now();
+    }
+}
+
 struct Stage {
     folder: TempDir,
+    retention: Retention,
     counters: Arc<SinkCounters>,
     sink: Arc<FileSink>,
     complaints: Arc<Mutex<Vec<String>>>,
@@ -22,11 +40,16 @@ impl Stage {
     fn new(bounds: Bounds) -> Self {
         let counters = Arc::new(SinkCounters::default());
         let sink = Arc::new(FileSink::new(bounds, 1, Arc::clone(&counters)));
-        Self { folder: tempfile::tempdir().unwrap(), counters, sink, complaints: Arc::default() }
+        let folder = tempfile::tempdir().unwrap();
+        Self { folder, retention: Retention::default(), counters, sink, complaints: Arc::default() }
     }
 
     fn path(&self) -> std::path::PathBuf {
         self.folder.path().join("app.log")
+    }
+
+    fn shelf(&self) -> Shelf {
+        Shelf::new(&self.path(), self.retention.clone(), Compression::None)
     }
 
     fn worker(&self, path: &Path, size: Option<u64>) -> Worker {
@@ -36,7 +59,7 @@ impl Stage {
             timezone: TimeZone::UTC,
             clock: Clock::system(),
         };
-        let shelf = Shelf::new(path, Retention::default(), Compression::None);
+        let shelf = Shelf::new(path, self.retention.clone(), Compression::None);
         let complaints = Arc::clone(&self.complaints);
         Worker {
             sink: Arc::clone(&self.sink),
@@ -83,7 +106,7 @@ fn flush_leaves_everything_on_disk_in_order_across_rotations() {
         }
     });
     assert!(stage.flush());
-    let archives = Shelf::new(&stage.path(), Retention::default(), Compression::None).list().unwrap();
+    let archives = stage.shelf().list().unwrap();
     assert!(archives.len() > 20);
     assert!(archives.iter().all(|archive| archive.bytes <= 10_000 && archive.bytes > 9_900));
     let paths = archives.into_iter().map(|archive| archive.path).chain([stage.path()]);
@@ -132,6 +155,8 @@ fn overload_sheds_info_before_warnings_and_says_so_in_the_file() {
     assert_eq!(text.matches("20 records lost between ").count(), 1);
     let expected = (1..=75).chain(91..=115).chain([121, 122]);
     assert!(sequences(&text).into_iter().eq(expected), "{:?}", sequences(&text));
+    let family = verified(&stage);
+    assert!(family.is_whole() && family.gaps.len() == 2, "{family:?}");
     stage.finish(worker);
 }
 
@@ -194,7 +219,7 @@ fn only_an_error_is_urgent() {
 
 #[test]
 fn pieces_are_whole_records_within_the_room() {
-    let entry = |length| Entry { length, level: Level::INFO, timestamp: Timestamp::UNIX_EPOCH };
+    let entry = |length| Entry { length, sequence: 0, level: Level::INFO, timestamp: Timestamp::UNIX_EPOCH };
     let mut pending = Pending { entries: [10, 20, 70_000, 5].map(entry).into(), ..Pending::default() };
     assert_eq!(pending.piece(u64::MAX), 30);
     assert_eq!(pending.piece(29), 10);
@@ -206,4 +231,88 @@ fn pieces_are_whole_records_within_the_room() {
     pending.advance(15, &counters);
     assert_eq!((pending.offset, pending.begun), (30, 0));
     assert_eq!(pending.piece(u64::MAX), 70_000);
+}
+
+/// What a reader makes of the stage's files.
+fn verified(stage: &Stage) -> Family {
+    let archives = stage.shelf().list().unwrap().into_iter().map(|archive| archive.path);
+    let mut families = verify(&archives.chain([stage.path()]).collect::<Vec<_>>());
+    assert_eq!(families.len(), 1);
+    families.remove(0)
+}
+
+#[test]
+fn broken_disk_is_reported_once_and_costs_only_what_is_counted() {
+    let stage = Stage::new(Bounds { records: 40, bytes: 1_000_000 });
+    let mut worker = stage.worker(&stage.path(), None);
+    let broken = Arc::new(AtomicBool::new(true));
+    let fault = Arc::clone(&broken);
+    let mut first = true;
+    worker.file.fault = Some(Box::new(move || {
+        let fails = fault.load(Ordering::Relaxed) && !mem::take(&mut first);
+        fails.then(|| io::Error::from_raw_os_error(5))
+    }));
+    let worker = thread::spawn(|| worker.run());
+    stage.push("first", Level::INFO);
+    eventually(|| stage.counters.written(Level::INFO) == 1);
+    stage.push("second", Level::ERROR);
+    eventually(|| stage.counters.io_errors() > 2);
+    (0..100).for_each(|_| stage.push("later", Level::INFO));
+    (0..10).for_each(|_| stage.push("warning", Level::WARN));
+    let dropped = stage.counters.dropped(Level::INFO) + stage.counters.dropped(Level::WARN);
+    assert!(dropped >= 70, "{dropped}");
+    assert!(!stage.sink.await_flush(stage.sink.ask_flush(), Instant::now() + Duration::from_millis(1)));
+    broken.store(false, Ordering::Relaxed);
+    assert!(stage.flush());
+    assert_eq!(stage.complaints.lock().unwrap().len(), 1, "{:?}", stage.complaints);
+    let family = verified(&stage);
+    assert!(family.is_whole() && !family.gaps.is_empty(), "{family:?}");
+    let missing: u64 = family.gaps.iter().map(|gap| gap.count()).sum();
+    // The record about them has one of their numbers.
+    assert_eq!((missing, family.records), (dropped - 1, 112 - dropped + 1));
+    stage.finish(worker);
+}
+
+#[test]
+fn full_disk_gives_up_old_archives_where_some_are_deleted_anyway() {
+    for (retention, expected) in [(Retention::default(), 5), (Retention { files: Some(9), ..Retention::default() }, 1)]
+    {
+        let mut stage = Stage::new(Bounds::default());
+        stage.retention = retention;
+        for second in 1..=5 {
+            fs::write(stage.path(), "x").unwrap();
+            stage.shelf().shelve(&stage.path(), Timestamp::from_second(second).unwrap()).unwrap();
+        }
+        let mut worker = stage.worker(&stage.path(), None);
+        let attempts = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&attempts);
+        worker.file.fault = Some(Box::new(move || {
+            let full = count.fetch_add(1, Ordering::Relaxed) < 6;
+            full.then(|| io::ErrorKind::StorageFull.into())
+        }));
+        let worker = thread::spawn(|| worker.run());
+        stage.push("x", Level::ERROR);
+        assert!(stage.flush());
+        assert_eq!(stage.shelf().list().unwrap().len(), expected);
+        assert_eq!((stage.complaints.lock().unwrap().len(), stage.counters.io_errors()), (1, 6));
+        stage.finish(worker);
+    }
+}
+
+#[test]
+fn outages_that_follow_each_other_are_reported_once() {
+    let stage = Stage::new(Bounds::default());
+    let mut worker = stage.worker(&stage.path(), None);
+    let mut attempts = 0;
+    worker.file.fault = Some(Box::new(move || {
+        attempts += 1;
+        (attempts % 2 == 1).then(|| io::Error::from_raw_os_error(5))
+    }));
+    let worker = thread::spawn(|| worker.run());
+    for _ in 0..3 {
+        stage.push("x", Level::ERROR);
+        assert!(stage.flush());
+    }
+    assert_eq!((stage.complaints.lock().unwrap().len(), stage.counters.io_errors()), (1, 3));
+    stage.finish(worker);
 }

@@ -1,0 +1,123 @@
+//! What the disk has to say about a configuration: log files that can't be written, and files with several names.
+
+use std::{fs, os::unix::fs::symlink};
+
+use tempfile::TempDir;
+
+use super::*;
+
+fn sink(name: &str, file: &str) -> String {
+    format!("[[log.sinks]]\nname = \"{name}\"\nkind = \"file\"\nfile = \"{file}\"\n")
+}
+
+fn load_in(folder: &TempDir, text: &str, variables: &[(&str, &str)]) -> Result<Loaded, Problems> {
+    let environment = Environment::new(folder.path());
+    let environment = variables.iter().fold(environment, |environment, (name, value)| environment.with(name, value));
+    let options = LoadOptions { environment, ..LoadOptions::default() };
+    load_text(text, Some(&folder.path().join("config.toml")), &options)
+}
+
+#[track_caller]
+fn check_in(folder: &TempDir, text: &str, variables: &[(&str, &str)], expected: &[(&str, &str)]) {
+    let found = problems_of(load_in(folder, text, variables).and_then(Loaded::startable));
+    let matches = found.len() == expected.len()
+        && found.iter().zip(expected).all(|(found, (start, rest))| found.starts_with(start) && found.contains(rest));
+    assert!(matches, "{text}\nfound:\n{found:#?}\nexpected:\n{expected:#?}");
+}
+
+#[test]
+fn log_file_that_cannot_be_written_stops_the_daemon_only() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("file"), "").unwrap();
+    fs::create_dir_all(folder.path().join("logs/taken.log")).unwrap();
+    fs::create_dir(folder.path().join("other")).unwrap();
+    fs::write(folder.path().join("other/archive"), "").unwrap();
+    symlink("nowhere", folder.path().join("dangling")).unwrap();
+    let shown = folder.path().display().to_string();
+    let check = |text: &str, expected: &[(&str, &str)]| check_in(&folder, text, &[], expected);
+
+    check(&sink("a", "a.log"), &[]);
+    check(&sink("a", "new/deep/a.log"), &[]);
+    let taken = format!("4:8 `log.sinks[0].file` can't be written: {shown}/logs/taken.log is a folder");
+    check(&sink("a", "taken.log"), &[(&taken, "name another file")]);
+    check(&sink("a", "../file/a.log"), &[("4:8 `log.sinks[0].file` can't be written: ", "/file isn't a folder")]);
+    check(&sink("a", "../dangling/a.log"), &[("4:8 `log.sinks[0].file` can't be written: ", "No such file")]);
+    check(&sink("a", "../other/a.log"), &[("4:8 `log.sinks[0].file` can't be written: ", "/archive isn't a folder")]);
+    check(&(sink("a", "../other/a.log") + "rotation = \"never\""), &[]);
+    // The folder is at fault, once.
+    let text = format!("log.dir = \"file/logs\"\n{}{}", sink("a", "a.log"), sink("b", "b.log"));
+    check(&text, &[("1:11 `log.dir` can't hold log files: ", "/file isn't a folder | ")]);
+    let variables = [("LOG_DIR", "file")];
+    check_in(&folder, "", &variables, &[("$LOG_DIR `log.dir` can't hold log files: ", "name a folder")]);
+    // Other commands need no log files.
+    assert!(load_in(&folder, &text, &[]).is_ok());
+}
+
+#[test]
+fn a_file_is_one_file_by_whatever_name() {
+    let folder = TempDir::new().unwrap();
+    fs::create_dir(folder.path().join("logs")).unwrap();
+    let logs = folder.path().join("logs");
+    symlink(&logs, folder.path().join("link")).unwrap();
+    symlink("a.log", logs.join("alias.log")).unwrap();
+    fs::write(logs.join("hard.log"), "").unwrap();
+    fs::hard_link(logs.join("hard.log"), logs.join("same.log")).unwrap();
+    let whole = logs.join("a.log").display().to_string();
+    let twice = |first: &str, second: &str, variables: &[(&str, &str)]| {
+        let text = sink("one", first) + &sink("two", second);
+        let start = "8:8 `log.sinks[1].file` is the file of the sink \"one\" too: ";
+        check_in(&folder, &text, variables, &[(start, "give each sink a file of its own")]);
+    };
+    twice("a.log", "./a.log", &[]);
+    twice("a.log", "x/../a.log", &[]);
+    twice("a.log", "../link/a.log", &[]);
+    twice("a.log", "alias.log", &[]);
+    twice("hard.log", "same.log", &[]);
+    twice("a.log", &whole, &[]);
+    // Two files by the configuration, one by the environment.
+    let text = format!("log.dir = \"elsewhere\"\n{}{}", sink("one", &whole), sink("two", "a.log"));
+    check_in(&folder, &text, &[], &[]);
+    let link = folder.path().join("link").display().to_string();
+    check_in(
+        &folder,
+        &text,
+        &[("LOG_DIR", &link)],
+        &[("9:8 `log.sinks[1].file` is the file of the sink \"one\" too", "")],
+    );
+    // Two files whose archives can't be told apart.
+    let text = sink("one", "app.log") + &sink("two", "app");
+    check_in(
+        &folder,
+        &text,
+        &[],
+        &[("8:8 `log.sinks[1].file` has archives with the names of those of", "another name")],
+    );
+    check_in(&folder, &(sink("one", "app.log") + &sink("two", "app.txt")), &[], &[]);
+}
+
+#[test]
+fn exporters_are_known_kinds_at_real_urls() {
+    check(
+        "[[otlp]]\nname = \"c\"\nkind = \"jaeger\"\nendpoint = \"http://h:1\"",
+        &[("3:8 `otlp[0].kind` can't be \"jaeger\"", "allowed: \"logfire\", \"otlp\"")],
+    );
+    check("[[otlp]]\nname = \"c\"\nkind = \"oltp\"\nendpoint = \"http://h:1\"", &[("3:8 `otlp[0].kind`", "`otlp`?")]);
+    for kind in ["otlp", "logfire"] {
+        for (endpoint, hint) in [
+            ("collector:4318", "it needs a scheme: \"https://collector:4318\""),
+            ("nonsense", "it needs a scheme"),
+            ("", "it needs a scheme"),
+            ("http://", "an http or https URL"),
+            ("http://:4318", "an http or https URL"),
+            ("http://h:99999", "an http or https URL"),
+            ("http://h:0", "an http or https URL"),
+            ("http://h:port", "an http or https URL"),
+            ("http://two words:1", "an http or https URL"),
+            ("grpc://h:4317", "an http or https URL"),
+            ("http://h:1?a=b", "an http or https URL"),
+        ] {
+            let text = format!("[[otlp]]\nname = \"c\"\nkind = \"{kind}\"\nendpoint = \"{endpoint}\"");
+            check(&text, &[(&format!("4:12 `otlp[0].endpoint` can't be \"{endpoint}\""), hint)]);
+        }
+    }
+}
