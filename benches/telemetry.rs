@@ -144,11 +144,14 @@ fn report(what: &str, arms: &Arms) {
     }
 }
 
+/// A name, and what does a piece of work so many times.
+type Work<'a> = (&'static str, Box<dyn Fn(u32) + 'a>);
+
 /// Names and figures.
 type Arms = Vec<(&'static str, Rounds)>;
 
 /// Measures the arms in turn. Each gets how often to do its work, and says what it cost in nanoseconds for one.
-fn interleaved(count: u32, arms: Vec<(&'static str, Box<dyn Fn(u32) + '_>)>, between: impl Fn()) -> Arms {
+fn interleaved(count: u32, arms: Vec<Work<'_>>, between: impl Fn()) -> Arms {
     let mut rounds: Arms = arms.iter().map(|(name, _)| (*name, Rounds::default())).collect();
     // The first round only warms up.
     for round in 0..=ROUNDS {
@@ -261,7 +264,7 @@ fn spans(daemon: &Daemon) -> Arms {
             span::attempt_finished(&span, Some(200), None);
         }
     };
-    let arms: Vec<(_, Box<dyn Fn(u32)>)> = vec![
+    let arms: Vec<Work<'_>> = vec![
         ("opentelemetry's own API, no tracing span", Box::new(raw)),
         ("tracing-opentelemetry, as it comes", Box::new(layer)),
         ("ours, with log context and queue", Box::new(ours)),
@@ -305,7 +308,7 @@ fn measurements() -> Result<Arms> {
             RouteDecided { rule: "gpt-*", model: "gpt-4o-mini", target: Some("openai") }.emit();
         }
     };
-    let arms: Vec<(_, Box<dyn Fn(u32)>)> = vec![
+    let arms: Vec<Work<'_>> = vec![
         ("histogram: metrics' macro, Prometheus", Box::new(macros)),
         ("histogram: ours, Prometheus and OTLP", Box::new(ours)),
         ("counter: metrics' macro, Prometheus", Box::new(counter_macro)),
@@ -326,8 +329,7 @@ fn tokens(daemon: &Daemon) -> Arms {
         let answer = meter.measure(Answer { headers: Vec::new(), events: events(count), retries: 0 });
         answer.for_each(consumed).now_or_never().unwrap_or_default();
     };
-    let arms: Vec<(_, Box<dyn Fn(u32)>)> =
-        vec![("the events alone", Box::new(bare)), ("through the meter", Box::new(metered))];
+    let arms: Vec<Work<'_>> = vec![("the events alone", Box::new(bare)), ("through the meter", Box::new(metered))];
     interleaved(TOKENS, arms, || ())
 }
 
