@@ -132,10 +132,7 @@ impl End<'_> {
             ("gen_ai.usage.cache_creation.input_tokens", count(usage.cache_write.filter(|_| old))),
             ("gen_ai.usage.cache_write.input_tokens", count(usage.cache_write.filter(|_| new))),
             ("gen_ai.usage.reasoning.output_tokens", count(usage.reasoning)),
-            (
-                "gen_ai.usage.raw",
-                reported_usage(self.reported_usage).map(|usage| Value::Text(Json::Object(usage).to_string())),
-            ),
+            ("gen_ai.usage.raw", reported_usage(self.reported_usage).map(|usage| Value::Text(usage.to_string()))),
             ("operation.cost", self.cost.map(Value::Float)),
             // Logfire's page reads the first one.
             ("gen_ai.client.operation.time_to_first_chunk", seconds(self.time_to_first_chunk)),
@@ -240,18 +237,31 @@ impl Answer<'_> {
 
 /// The provider's report of the usage: of a stream the first one with the fields of the last one, as the official clients
 /// add them up. A report that is no object of a sane size is none.
-fn reported_usage(reports: [Option<&str>; 2]) -> Option<serde_json::Map<String, Json>> {
+fn reported_usage(reports: [Option<&str>; 2]) -> Option<Json> {
     const MAX_BYTES: usize = 4096;
     let objects = reports.into_iter().flatten().filter(|report| report.len() <= MAX_BYTES);
     let mut objects = objects.filter_map(|report| serde_json::from_str::<serde_json::Map<_, _>>(report).ok());
     let mut usage = objects.next()?;
     usage.extend(objects.flatten());
-    usage.retain(|_, value| !value.is_null());
     let mut usage = Json::Object(usage);
+    leave_prose_out(&mut usage);
     redact::json(&mut usage);
-    match usage {
-        Json::Object(usage) => Some(usage),
-        _ => None,
+    Some(usage)
+}
+
+/// Keeps numbers, switches and names. A provider's usage has no prose, and if it had, that might be the prompt.
+fn leave_prose_out(value: &mut Json) {
+    let is_name = |text: &str| {
+        text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
+    };
+    match value {
+        Json::Object(fields) => {
+            fields.values_mut().for_each(leave_prose_out);
+            fields.retain(|name, value| is_name(name) && !value.is_null());
+        }
+        Json::Array(items) => items.iter_mut().for_each(leave_prose_out),
+        Json::String(text) if !is_name(text) => *value = Json::Null,
+        _ => {}
     }
 }
 
@@ -335,12 +345,14 @@ fn raw_part(part: &Json) -> Json {
 /// Replaces the bytes of images, sounds and files, wherever a body holds them.
 fn leave_media_out(value: &mut Json) {
     match value {
-        Json::String(text) if text.starts_with("data:") => "[media]".clone_into(text),
+        Json::String(text) if text.starts_with("data:") && text.contains(";base64,") => "[media]".clone_into(text),
         Json::Array(items) => items.iter_mut().for_each(leave_media_out),
         Json::Object(fields) => {
             for (name, value) in fields {
                 match value {
-                    Json::String(text) if matches!(name.as_str(), "data" | "file_data") => "[media]".clone_into(text),
+                    Json::String(text) if matches!(name.as_str(), "data" | "file_data") && !text.contains(' ') => {
+                        "[media]".clone_into(text);
+                    }
                     other => leave_media_out(other),
                 }
             }
@@ -431,6 +443,52 @@ mod tests {
                 (SYSTEM_INSTRUCTIONS, json!([{"type": "text", "content": "be brief"}])),
                 (TOOL_DEFINITIONS, json!([{"name": "weather"}])),
             ]
+        );
+    }
+
+    #[test]
+    fn reported_usage_is_merged_and_holds_no_prose() {
+        let first =
+            r#"{"input_tokens":5,"output_tokens":1,"service_tier":"standard","prompt":"tell me a story","gone":null}"#;
+        let last =
+            r#"{"output_tokens":9,"details":{"audio_tokens":null,"reasoning_tokens":2,"said":"it is a secret"}}"#;
+        assert_eq!(
+            reported_usage([Some(first), Some(last)]),
+            Some(json!({"input_tokens": 5, "output_tokens": 9, "service_tier": "standard",
+                "details": {"reasoning_tokens": 2}}))
+        );
+        assert_eq!(reported_usage([None, None]), None);
+        assert_eq!(reported_usage([Some("[1]"), None]), None);
+        assert_eq!(reported_usage([Some(&format!(r#"{{"a":"{}"}}"#, "b".repeat(5_000))), None]), None);
+    }
+
+    #[test]
+    fn request_data_is_the_body_without_media_and_only_with_content() {
+        let body = r#"{"model":"m","temperature":0.5,"messages":[{"role":"user","content":[
+            {"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}},
+            {"type":"input_audio","input_audio":{"data":"AAAA","format":"wav"}},
+            {"type":"text","text":"the data: all of it"}]}]}"#;
+        let request = Request {
+            api: Api::ChatCompletions,
+            model: "m".to_owned(),
+            stream: false,
+            include_usage: false,
+            sampling: Sampling::default(),
+            body: serde_json::from_str(body).unwrap(),
+        };
+        let data = |content, version| match request_data(&request, "renamed", content, version) {
+            Value::Text(text) => serde_json::from_str::<Json>(&text).unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let model = json!({"model": "renamed"});
+        assert_eq!(data(false, SemanticConventions::Both), model);
+        assert_eq!(data(true, SemanticConventions::Latest), model);
+        assert_eq!(
+            data(true, SemanticConventions::Both),
+            json!({"model": "renamed", "temperature": 0.5, "messages": [{"role": "user", "content": [
+                {"type": "image_url", "image_url": {"url": "[media]"}},
+                {"type": "input_audio", "input_audio": {"data": "[media]", "format": "wav"}},
+                {"type": "text", "text": "the data: all of it"}]}]})
         );
     }
 }

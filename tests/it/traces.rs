@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::peer::{
     daemon::Daemon,
     otlp::{Otlp, ReceivedSpan, names},
-    upstream::{Reply, Upstream},
+    upstream::{Piece, Reply, Upstream, openai_frames},
 };
 
 fn provider(upstream: &Upstream) -> String {
@@ -142,4 +142,24 @@ async fn log_records_carry_the_request_they_belong_to() {
     let tokens = finished.attributes.iter().find(|attribute| attribute.key == "input_tokens").unwrap();
     assert!(matches!(tokens.value.as_ref().unwrap().value, Some(Attribute::IntValue(_))), "{tokens:?}");
     assert!(said("mlx-manager is serving").trace_id.is_empty());
+}
+
+#[tokio::test]
+async fn capturing_content_counts_nothing_twice() {
+    for capture in [true, false] {
+        let (upstream, otlp) = (Upstream::start().await, Otlp::start().await);
+        let traces = format!("[traces]\ncapture_content = {capture}\n");
+        let mut daemon = Daemon::start(&format!("{}{}{traces}", collector(&otlp), provider(&upstream))).await;
+        // The role, two words, and no end: the tokens are estimated from what came.
+        upstream.script([Reply::Stream(vec![Piece::Text(openai_frames("gpt-x", false)[..3].concat())])]);
+        let mut streamed = question();
+        streamed["stream"] = json!(true);
+        daemon.post("/v1/chat/completions", &streamed).await.text().await.unwrap();
+        assert!(daemon.stop().await.success());
+        let chat = otlp.span(|span| span.span.name == "chat gpt-x").await;
+        assert_eq!(chat.integer("gen_ai.usage.output_tokens"), Some(2), "capture_content = {capture}");
+        assert_eq!(chat.text("gen_ai.output.messages").is_some(), capture);
+        let causes = &chat.span.events[0];
+        assert_eq!(causes.name, "exception");
+    }
 }

@@ -58,7 +58,8 @@ impl SpanProcessor for Router {
     /// Local roots are followed from here, where all that is known of them is set already.
     fn on_start(&self, span: &mut Span, parent: &Context) {
         let Some(pending) = &self.pending else { return };
-        let parent = parent.span().span_context().clone();
+        let parent = parent.span();
+        let parent = parent.span_context();
         if span.span_context().is_sampled()
             && (!parent.is_valid() || parent.is_remote())
             && let Some(span) = span.exported_data()
