@@ -21,6 +21,7 @@ mod archive;
 mod clock;
 mod console;
 mod counter;
+mod draft;
 mod filter;
 mod format;
 mod loss;
@@ -41,7 +42,7 @@ use archive::Shelf;
 use clock::Clock;
 use console::ConsoleSink;
 use filter::{Callsite, Filter, Mask};
-use format::{Style, render};
+use format::{Rendered, Style};
 use retention::Keeper;
 use rolling::{RollingFile, RollingPlan};
 use sink::{Bounds, FileSink, Worker};
@@ -171,7 +172,8 @@ impl LogHandle {
 
     /// Hands a record to its sinks without going through tracing, which is deaf while it handles another event.
     fn deliver_directly(&self, record: &LogRecord<'_>) {
-        self.core.deliver(record, self.filter.enabled(record.target, record.level, Callsite::Event));
+        let mask = self.filter.enabled(record.target, record.level, Callsite::Event);
+        self.core.deliver(record, mask, &mut Rendered::default());
     }
 }
 
@@ -234,15 +236,21 @@ impl Core {
         self.clock.now()
     }
 
-    fn deliver(&self, record: &LogRecord<'_>, mask: Mask) {
+    /// Hands a record to the sinks of a mask; `rendered` is room for its text.
+    fn deliver(&self, record: &LogRecord<'_>, mask: Mask, rendered: &mut Rendered) {
+        let mut style = None;
         for (index, route) in self.routes.iter().enumerate() {
             if mask & (1 << index) == 0 {
                 continue;
             }
-            let rendered = render(&route.style, record);
+            // Most sinks write alike.
+            if style != Some(&route.style) {
+                rendered.render(&route.style, record);
+                style = Some(&route.style);
+            }
             match &route.output {
-                Output::Console(sink) => sink.push(&rendered, record.level, record.timestamp),
-                Output::File(sink) => sink.push(&rendered, record.level, record.timestamp),
+                Output::Console(sink) => sink.push(rendered, record.level, record.timestamp),
+                Output::File(sink) => sink.push(rendered, record.level, record.timestamp),
             }
         }
     }

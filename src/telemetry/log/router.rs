@@ -22,9 +22,9 @@ use tracing::{
 use tracing_subscriber::{Layer, Registry, layer::Context, registry::SpanRef};
 
 use super::{
-    Core,
+    Core, draft,
     filter::{Callsite, Filter, Mask, OBSERVED, SPAN},
-    record::{Collector, Fields, LogRecord, TraceIds, Value},
+    record::{Collector, Fields, LogRecord, TraceIds},
 };
 
 /// The trace layer, which the router takes in.
@@ -90,60 +90,39 @@ impl Router {
 
     fn record(&self, event: &Event<'_>, mask: Mask, context: &Context<'_, Registry>) {
         let metadata = event.metadata();
-        let mut collected = Collector::event();
-        event.record(&mut collected);
-        let mut inherited = Fields::default();
-        let mut trace = None;
-        let mut spans = Vec::new();
-        for span in context.event_scope(event).into_iter().flatten() {
-            trace = trace.or_else(|| self.trace_ids(&span));
-            if let Some(context) = span.extensions().get::<SpanContext>() {
-                inherited.inherit(&context.fields);
+        draft::with(|draft| {
+            event.record(&mut draft.event);
+            let mut trace = None;
+            for span in context.event_scope(event).into_iter().flatten() {
+                trace = trace.or_else(|| self.trace_ids(&span));
+                if let Some(context) = span.extensions().get::<SpanContext>() {
+                    draft.inherit(&context.fields);
+                }
+                if *metadata.level() == tracing::Level::ERROR {
+                    draft.spans.insert(0, span.name());
+                }
             }
-            if *metadata.level() == tracing::Level::ERROR {
-                spans.insert(0, span.name());
+            draft.settle_request();
+            let record = LogRecord {
+                timestamp: self.core.now(),
+                level: *metadata.level(),
+                target: metadata.target(),
+                line: metadata.line(),
+                message: &draft.event.message,
+                fields: &draft.event.fields,
+                context: &draft.context,
+                request_id: Some(draft.request_id.as_str()).filter(|id| !id.is_empty()),
+                trace,
+                spans: &draft.spans,
+            };
+            self.core.deliver(&record, mask, &mut draft.rendered);
+            if mask & OBSERVED != 0
+                && let Some(observer) = &self.observer
+            {
+                observer.observe(&record);
             }
-        }
-        let mut fields = collected.fields;
-        let request_id = take_request_id(&mut fields, &mut inherited);
-        for (key, _) in fields.iter() {
-            inherited.remove(key);
-        }
-        let record = LogRecord {
-            timestamp: self.core.now(),
-            level: *metadata.level(),
-            target: metadata.target(),
-            line: metadata.line(),
-            message: &collected.message,
-            fields: &fields,
-            context: &inherited,
-            request_id: request_id.as_deref(),
-            trace,
-            spans: &spans,
-        };
-        self.core.deliver(&record, mask);
-        if mask & OBSERVED != 0
-            && let Some(observer) = &self.observer
-        {
-            observer.observe(&record);
-        }
+        });
     }
-}
-
-/// The request that a record belongs to: its span says so, or the event itself outside of one.
-fn take_request_id(fields: &mut Fields, inherited: &mut Fields) -> Option<Arc<str>> {
-    const KEY: &str = "request_id";
-    let text = |value: &Value| match value {
-        Value::Text(text) => Some(Arc::clone(text)),
-        _ => None,
-    };
-    let own = fields.get(KEY).and_then(text);
-    let request_id = inherited.remove(KEY).as_ref().and_then(text).or_else(|| own.clone())?;
-    // A different one stays as a field of the event.
-    if own.is_some_and(|own| own == request_id) {
-        fields.remove(KEY);
-    }
-    Some(request_id)
 }
 
 impl Layer<Registry> for Router {
@@ -200,7 +179,7 @@ impl Layer<Registry> for Router {
         if let Some(span) = context.span(id)
             && let Some(context) = span.extensions_mut().get_mut::<SpanContext>()
         {
-            context.fields.merge(collected.fields);
+            context.fields.merge(&collected.fields);
         }
         if let Some(traces) = &self.traces {
             traces.on_record(id, values, context);

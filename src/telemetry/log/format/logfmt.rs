@@ -1,6 +1,6 @@
 //! `key=value` lines: between text and JSON, one record per line.
 
-use super::{RESERVED, display_into, key_into, word_into, write_timestamp};
+use super::{RESERVED, display_into, hex_into, key_into, time::write_timestamp, word_into};
 use crate::telemetry::log::record::{Fields, LogRecord, Value};
 
 /// Appends one line and returns where the sequence number belongs.
@@ -22,13 +22,12 @@ pub fn render(record: &LogRecord<'_>, out: &mut String) -> usize {
         word_into(out, request_id);
     }
     if let Some(trace) = record.trace {
-        display_into(
-            out,
-            format_args!(
-                " trace_id={:032x} span_id={:016x} trace_flags={:02x}",
-                trace.trace_id, trace.span_id, trace.flags
-            ),
-        );
+        out.push_str(" trace_id=");
+        hex_into(out, &trace.trace_id.to_bytes());
+        out.push_str(" span_id=");
+        hex_into(out, &trace.span_id.to_bytes());
+        out.push_str(" trace_flags=");
+        hex_into(out, &[trace.flags.to_u8()]);
     }
     out.push_str(" seq=");
     let sequence_at = out.len();

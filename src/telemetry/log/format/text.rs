@@ -2,7 +2,7 @@
 
 use tracing::Level;
 
-use super::{BACKTRACE, Style, display_into, escape_into, key_into, word_into, write_timestamp};
+use super::{BACKTRACE, Style, display_into, escape_into, hex_into, key_into, time::write_timestamp, word_into};
 use crate::telemetry::log::record::{Fields, LogRecord, Value};
 
 const RESET: &str = "\x1b[0m";
@@ -20,7 +20,7 @@ pub fn render(style: &Style, record: &LogRecord<'_>, out: &mut String) {
     paint(out, RESET);
     out.push_str(" | ");
     paint(out, color(record.level));
-    display_into(out, format_args!("{:<8}", record.level.as_str()));
+    out.push_str(padded(record.level));
     paint(out, RESET);
     out.push_str(" | ");
     paint(out, DIM);
@@ -40,7 +40,8 @@ pub fn render(style: &Style, record: &LogRecord<'_>, out: &mut String) {
         word_into(out, request_id);
     }
     if let Some(trace) = record.trace {
-        display_into(out, format_args!(" trace_id={:032x}", trace.trace_id));
+        out.push_str(" trace_id=");
+        hex_into(out, &trace.trace_id.to_bytes());
     }
     if !record.spans.is_empty() {
         out.push_str("\n    in ");
@@ -77,6 +78,17 @@ fn fields_into<'a>(out: &mut String, fields: &'a Fields, blocks: &mut Vec<(&'sta
                 blocks.extend(causes.map(|cause| ("caused by: ", cause.as_str())));
             }
         }
+    }
+}
+
+/// The level, eight letters wide.
+fn padded(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "ERROR   ",
+        Level::WARN => "WARN    ",
+        Level::INFO => "INFO    ",
+        Level::DEBUG => "DEBUG   ",
+        Level::TRACE => "TRACE   ",
     }
 }
 
