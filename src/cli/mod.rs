@@ -85,7 +85,7 @@ pub fn main() -> ExitCode {
             let shown = std::io::stderr().write_all(problems.render(color).as_bytes());
             shown.map(|()| ExitCode::from(2)).map_err(Failure::from)
         }
-        (Ok(loaded), Command::Serve) => serve::run(loaded, terminal).map(|()| ExitCode::SUCCESS),
+        (Ok(loaded), Command::Serve) => serve::run(options, loaded, terminal).map(|()| ExitCode::SUCCESS),
         (Ok(loaded), Command::Models { command }) => models::run(&loaded.config, &command).map(|()| ExitCode::SUCCESS),
         (Ok(loaded), Command::Usage(arguments)) => usage::run(&loaded.config, &arguments).map(|()| ExitCode::SUCCESS),
     };

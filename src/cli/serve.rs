@@ -1,38 +1,36 @@
 //! `mlx-manager serve`: the daemon.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::spawn_blocking,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use crate::{
     app::App,
-    config::{Config, Loaded},
+    config::{self, LoadOptions, Loaded},
     server::cloud,
-    telemetry::{Telemetry, log::Terminal},
+    telemetry::{
+        Telemetry,
+        log::{LogHandle, Terminal},
+    },
 };
 
 /// How long telemetry may take to reach its destinations at the end.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 
-pub(super) fn run(loaded: Loaded, terminal: Terminal) -> Result<(), Failure> {
+pub(super) fn run(options: LoadOptions, loaded: Loaded, terminal: Terminal) -> Result<(), Failure> {
     cloud::install_tls();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // Ports first: when one is busy, that is all there is to say, and no log or database was touched.
     let app = runtime.block_on(App::bind(&loaded.config))?;
     let telemetry = Telemetry::start(&loaded.config, terminal)?;
-    for warning in &loaded.warnings {
-        tracing::warn!(
-            source = loaded.source_of(warning),
-            key = warning.key,
-            hint = warning.hint,
-            "{}",
-            warning.message
-        );
-    }
-    let result = runtime.block_on(run_until_told(app, loaded.config, &telemetry));
+    log_warnings(&loaded);
+    let result = runtime.block_on(run_until_told(app, options, loaded, &telemetry));
     if let Err(error) = &result {
         tracing::error!(error = &**error as &(dyn std::error::Error + 'static), "the daemon can't run");
     }
@@ -44,8 +42,10 @@ pub(super) fn run(loaded: Loaded, terminal: Terminal) -> Result<(), Failure> {
     Ok(result?)
 }
 
-async fn run_until_told(app: App, config: Config, telemetry: &Telemetry) -> anyhow::Result<()> {
+async fn run_until_told(app: App, options: LoadOptions, loaded: Loaded, telemetry: &Telemetry) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
+    let config = loaded.config.clone();
+    let reloading = Arc::new((options, loaded, telemetry.logs().clone()));
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be handled")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be handled")?;
     let mut hangup = signal(SignalKind::hangup()).context("SIGHUP can't be handled")?;
@@ -56,9 +56,9 @@ async fn run_until_told(app: App, config: Config, telemetry: &Telemetry) -> anyh
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
                 _ = hangup.recv() => {
-                    // What logrotate sends after it moved the files away.
-                    telemetry.reopen_logs();
-                    tracing::info!("log files reopened");
+                    let reloading = Arc::clone(&reloading);
+                    // It waits for the disk. One that panicked has said so through the hook.
+                    drop(spawn_blocking(move || reload(&reloading.0, &reloading.1, &reloading.2)).await);
                     continue;
                 }
             };
@@ -73,5 +73,51 @@ async fn run_until_told(app: App, config: Config, telemetry: &Telemetry) -> anyh
     tokio::select! {
         result = app.run(config, telemetry.metrics(), stop.clone()) => Ok(result?),
         never = told => never,
+    }
+}
+
+/// What SIGHUP asks for: log files are opened anew, and the `[log]` section is read again. `running` is the configuration
+/// that the daemon started with, by which everything else goes on.
+fn reload(options: &LoadOptions, running: &Loaded, logs: &LogHandle) {
+    // First and in any case: it is what logrotate sends after it moved the files away.
+    logs.reopen();
+    tracing::info!("log files reopened");
+    const REFUSED: &str = "the configuration was not reloaded, the one in effect stays";
+    let loaded = match config::load(options) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            let lines = problems.lines();
+            tracing::error!(count = lines.len(), problems = lines.join(" | "), "{REFUSED}");
+            return;
+        }
+    };
+    // A file that is gone for a moment must not bring the defaults back.
+    if loaded.file != running.file {
+        let (found, expected) = (loaded.file_name(), running.file_name());
+        let problems = format!("{found} would take the place of {expected}: put that back, or restart the daemon");
+        tracing::error!(count = 1, problems, "{REFUSED}");
+        return;
+    }
+    if let Err(error) = logs.reload(&loaded.config.log) {
+        tracing::error!(error = &error as &(dyn std::error::Error + 'static), "{REFUSED}");
+        return;
+    }
+    log_warnings(&loaded);
+    let differences = running.differences(&loaded, "log");
+    if !differences.is_empty() {
+        tracing::warn!("needs a restart: {}", differences.join(", "));
+    }
+    tracing::info!("[log] reloaded");
+}
+
+fn log_warnings(loaded: &Loaded) {
+    for warning in &loaded.warnings {
+        tracing::warn!(
+            source = loaded.source_of(warning),
+            key = warning.key,
+            hint = warning.hint,
+            "{}",
+            warning.message
+        );
     }
 }

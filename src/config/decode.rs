@@ -12,7 +12,7 @@ use toml::{
 };
 
 use super::{
-    Environment,
+    Environment, Secret,
     overrides::{Overlay, unused},
     problem::{Place, Problem, line_and_column},
     redaction::{collect_unknown, is_secret_name},
@@ -473,6 +473,7 @@ impl<'a> Decoder<'a> {
             value,
             place: found.place.clone(),
             variables: found.variables.clone(),
+            said: Secret::new(found.raw.toml()),
         });
     }
 

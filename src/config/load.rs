@@ -60,6 +60,22 @@ impl Loaded {
         shown.map_or_else(|| warning.place.describe(&file), |shown| shown.source(&file))
     }
 
+    /// The keys outside of a section that have another value in `other`, or are in one of the two only; those of a plain
+    /// section as `[server].listen`.
+    pub fn differences(&self, other: &Self, section: &str) -> Vec<String> {
+        let ours = |shown: &&Shown| shown.key.strip_prefix(section).is_none_or(|rest| !rest.starts_with(['.', '[']));
+        let has = |shown: &Shown, all: &[Shown]| {
+            all.iter().any(|other| (&other.key, &other.value, &other.said) == (&shown.key, &shown.value, &shown.said))
+        };
+        let changed = self.shown.iter().filter(|shown| !has(shown, &other.shown));
+        let added = other.shown.iter().filter(|shown| self.shown.iter().all(|ours| ours.key != shown.key));
+        let key = |shown: &Shown| match shown.key.rsplit_once('.') {
+            Some((table, name)) if !table.contains('[') => format!("[{table}].{name}"),
+            _ => shown.key.clone(),
+        };
+        changed.chain(added).filter(ours).map(key).collect()
+    }
+
     /// The warnings as text, with escape sequences for colour if asked; empty when there are none.
     pub fn render_warnings(&self, color: bool) -> String {
         draw(&self.warnings, Severity::WARNING, (&self.file_name(), &self.source), color)

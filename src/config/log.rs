@@ -22,14 +22,17 @@ pub struct LogConfig {
     pub dir: PathBuf,
     /// Time zone of rotation periods and of the console.
     pub timezone: Timezone,
+    /// Whether the last DEBUG records of an inference request are kept and written if it fails.
+    pub failure_story: bool,
     /// Where records go.
     pub sinks: Vec<Sink>,
 }
 
 /// A log level, or none at all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Level {
     /// Nothing.
+    #[default]
     Off,
     /// Failures.
     Error,
@@ -182,6 +185,11 @@ pub(super) const TABLE: Table = Table::single(
         ),
         Key::new("dir", "\"logs\"", "LOG_DIR; MLX_MANAGER_LOG_LEVEL and MLX_MANAGER_LOG_DIR beat the short forms"),
         Key::new("timezone", "\"utc\"", "utc | local: of rotation times and of the console"),
+        Key::new(
+            "failure_story",
+            "true",
+            "what a request said at DEBUG is kept in memory, and written after all if the request fails",
+        ),
     ],
 );
 
@@ -435,6 +443,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LogConfig> {
     let filter = decoder.get::<Filter>(&section, "level");
     let dir = decoder.path(&section, "dir");
     let timezone = decoder.get(&section, "timezone");
+    let failure_story = decoder.get(&section, "failure_story");
     let targets = decode_targets(decoder);
     let dir_or_empty = dir.clone().unwrap_or_default();
     let mut names = Vec::new();
@@ -449,6 +458,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LogConfig> {
         targets,
         dir: dir?,
         timezone: timezone?,
+        failure_story: failure_story?,
         sinks: sinks.into_iter().collect::<Option<_>>()?,
     })
 }

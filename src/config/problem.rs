@@ -79,6 +79,20 @@ impl Problems {
         Self { file: String::new(), source: Redacted::default(), problems: vec![problem] }
     }
 
+    /// Each on a line of its own, for a log.
+    pub fn lines(&self) -> Vec<String> {
+        let line = |problem: &Problem| {
+            let notes = [Some(&problem.label).filter(|label| !label.is_empty()), problem.hint.as_ref()];
+            let notes: Vec<_> = notes.into_iter().flatten().map(String::as_str).collect();
+            let place = match &problem.place {
+                Place::Default => String::new(),
+                place => format!("{}: ", place.describe(&self.file)),
+            };
+            format!("{place}{} ({})", problem.message, notes.join("; "))
+        };
+        self.problems.iter().map(line).collect()
+    }
+
     /// All of them as text for people, with escape sequences for colour if asked.
     pub fn render(&self, color: bool) -> String {
         let mut text = draw(&self.problems, Level::ERROR, (&self.file, &self.source), color);

@@ -1,6 +1,6 @@
 //! Every effective value with where it came from, for `check --show`.
 
-use super::problem::Place;
+use super::{Secret, problem::Place};
 
 /// One effective value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub struct Shown {
     pub place: Place,
     /// The variables within it.
     pub variables: Vec<String>,
+    /// As it was said, so that two secrets can be told apart.
+    pub(super) said: Secret,
 }
 
 impl Shown {

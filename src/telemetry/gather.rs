@@ -16,9 +16,10 @@ use crate::config::Level;
 
 /// States the totals of every log sink.
 pub(super) fn sinks(log: &LogHandle) -> impl Fn() + Send + Sync + 'static {
-    let sinks = log.counters();
+    let log = log.clone();
     move || {
-        for (sink, counters) in &sinks {
+        // Asked every time, because a reload may bring new ones.
+        for (sink, counters) in &log.counters() {
             let totals = |read: &dyn Fn(tracing::Level) -> u64| LEVELS.map(|level| (config_level(level), read(level)));
             LogSinkTotals {
                 sink,

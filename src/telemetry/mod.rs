@@ -98,9 +98,9 @@ impl Telemetry {
         Arc::clone(&self.metrics)
     }
 
-    /// Opens the log files anew, after somebody moved them away.
-    pub fn reopen_logs(&self) {
-        self.log.reopen();
+    /// What the logs can be told while the daemon runs.
+    pub fn logs(&self) -> &LogHandle {
+        &self.log
     }
 
     /// Delivers what there is and ends the exporters; not on an async thread. `false`: something was lost, or the deadline

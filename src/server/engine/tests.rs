@@ -310,8 +310,15 @@ fn everything_to(file: PathBuf) -> (tracing::Dispatch, log::LogHandle) {
     let (name, format, level) = ("all".to_owned(), Format::Json, Level::Trace);
     let sink = Sink { name, kind, format, include: vec![], exclude: vec![], level };
     let dir = PathBuf::new();
-    let config =
-        LogConfig { level, directives: vec![], targets: vec![], dir, timezone: Timezone::Utc, sinks: vec![sink] };
+    let config = LogConfig {
+        level,
+        directives: vec![],
+        targets: vec![],
+        dir,
+        timezone: Timezone::Utc,
+        failure_story: false,
+        sinks: vec![sink],
+    };
     let traces = TracesConfig {
         sample_ratio: 1.0,
         capture_content: false,

@@ -4,15 +4,18 @@
 
 use std::cell::Cell;
 
+use jiff::Timestamp;
+use tracing::Metadata;
+
 use super::{
     format::Rendered,
-    record::{Collector, Fields, Value, clear_text},
+    record::{Collector, Fields, LogRecord, TraceIds, Value, clear_text},
 };
 
 /// The field that names the request.
 const REQUEST_ID: &str = "request_id";
 
-/// The parts of a record, and its text.
+/// The parts of a record.
 #[derive(Debug)]
 pub struct Draft {
     /// What the event says.
@@ -23,23 +26,25 @@ pub struct Draft {
     pub request_id: String,
     /// Names of the enclosing spans.
     pub spans: Vec<&'static str>,
-    /// The record as one sink writes it.
-    pub rendered: Rendered,
+    /// Their targets, where these have a say in who takes the record.
+    pub span_targets: Vec<&'static str>,
 }
 
 thread_local! {
-    static KEPT: Cell<Option<Box<Draft>>> = const { Cell::new(None) };
+    static KEPT: Cell<Option<Box<(Draft, Rendered)>>> = const { Cell::new(None) };
 }
 
-/// Runs something with this thread's draft, which is empty.
-pub fn with(run: impl FnOnce(&mut Draft)) {
+/// Runs something with this thread's draft, which is empty, and room for its text.
+pub fn with(run: impl FnOnce(&mut Draft, &mut Rendered)) {
     // Taken out for as long: a value's own formatting may log, and then that event has a draft of its own. So has one that
     // is logged while the thread ends.
     let kept = KEPT.try_with(Cell::take).unwrap_or_default();
-    let mut draft = kept.unwrap_or_default();
-    run(&mut draft);
+    let mut kept = kept.unwrap_or_default();
+    let (draft, rendered) = &mut *kept;
+    run(draft, rendered);
     draft.clear();
-    KEPT.try_with(|kept| kept.set(Some(draft))).unwrap_or_default();
+    clear_text(&mut rendered.text);
+    KEPT.try_with(|place| place.set(Some(kept))).unwrap_or_default();
 }
 
 impl Default for Draft {
@@ -49,7 +54,7 @@ impl Default for Draft {
             context: Fields::default(),
             request_id: String::new(),
             spans: Vec::new(),
-            rendered: Rendered::default(),
+            span_targets: Vec::new(),
         }
     }
 }
@@ -83,12 +88,28 @@ impl Draft {
         }
     }
 
+    /// What became of it.
+    pub fn record(&self, metadata: &Metadata<'static>, timestamp: Timestamp, trace: Option<TraceIds>) -> LogRecord<'_> {
+        LogRecord {
+            timestamp,
+            level: *metadata.level(),
+            target: metadata.target(),
+            line: metadata.line(),
+            message: &self.event.message,
+            fields: &self.event.fields,
+            context: &self.context,
+            request_id: Some(self.request_id.as_str()).filter(|id| !id.is_empty()),
+            trace,
+            spans: &self.spans,
+        }
+    }
+
     fn clear(&mut self) {
         self.event.clear();
         self.context.clear();
         clear_text(&mut self.request_id);
         self.spans.clear();
-        clear_text(&mut self.rendered.text);
+        self.span_targets.clear();
     }
 }
 
@@ -113,20 +134,21 @@ mod tests {
 
     #[test]
     fn each_use_finds_it_empty_even_inside_of_another() {
-        let check_and_fill = |draft: &mut Draft| {
+        let check_and_fill = |draft: &mut Draft, rendered: &mut Rendered| {
             assert!(draft.event.message.is_empty() && draft.context.iter().next().is_none());
-            assert!(draft.event.fields.iter().next().is_none() && draft.rendered.text.is_empty());
-            assert!(draft.request_id.is_empty() && draft.spans.is_empty());
+            assert!(draft.event.fields.iter().next().is_none() && rendered.text.is_empty());
+            assert!(draft.request_id.is_empty() && draft.spans.is_empty() && draft.span_targets.is_empty());
             draft.event.message.push('m');
             draft.event.fields.set("own", Value::Text("a"));
             draft.context.set("model", Value::Text("b"));
             draft.request_id.push('r');
             draft.spans.push("span");
-            draft.rendered.text.push('t');
+            draft.span_targets.push("target");
+            rendered.text.push('t');
         };
         for _ in 0..2 {
-            with(|draft| {
-                check_and_fill(draft);
+            with(|draft, rendered| {
+                check_and_fill(draft, rendered);
                 with(check_and_fill);
                 assert_eq!(draft.request_id, "r");
             });

@@ -1,6 +1,6 @@
 //! Who takes what: the mask of a target and a level, computed once per callsite.
 //!
-//! Pure: it knows the `[log]` section and nothing of files, spans or threads. Enter at [`Filter::enabled`].
+//! Pure: it knows the `[log]` section and nothing of files, spans or threads. Enter at [`Filter::taken`].
 
 use tracing::{Level as TracingLevel, level_filters::LevelFilter};
 
@@ -16,6 +16,9 @@ pub const OBSERVED: Mask = 1 << 62;
 /// How many sinks a mask has room for.
 pub const MAX_SINKS: usize = 62;
 
+/// The level up to which a request's story goes.
+const STORY: Level = Level::Debug;
+
 /// The path that an exporter's own connections log under. Exporting these would make every export cause another one.
 const EXPORT_PATH: [&str; 9] =
     ["hyper", "hyper_util", "h2", "tonic", "tower", "reqwest", "rustls", "opentelemetry", "tracing_opentelemetry"];
@@ -29,8 +32,26 @@ pub enum Callsite {
     Span,
 }
 
-/// The level logic of the `[log]` section.
-#[derive(Debug, Clone)]
+/// Who takes what a callsite says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Taken {
+    /// These, outside of every span.
+    pub mask: Mask,
+    /// Only if the request that it belongs to fails: its level does not pass, and would if the log's were DEBUG.
+    pub story: bool,
+    /// A third party says it, and the spans around it may change who takes it.
+    pub follows: bool,
+}
+
+impl Taken {
+    /// Whether nobody ever takes it.
+    pub fn is_never(self) -> bool {
+        self.mask == 0 && !self.follows
+    }
+}
+
+/// The level logic of the `[log]` section; the default takes no event.
+#[derive(Debug, Clone, Default)]
 pub struct Filter {
     level: Level,
     directives: Vec<Directive>,
@@ -38,6 +59,7 @@ pub struct Filter {
     sinks: Vec<SinkFilter>,
     /// Whether there is a record observer.
     observed: bool,
+    failure_story: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -62,26 +84,38 @@ impl Filter {
             caps: config.targets.clone(),
             sinks: sinks.collect(),
             observed,
+            failure_story: config.failure_story,
         }
     }
 
-    /// Who takes a callsite; 0 means nobody.
-    pub fn enabled(&self, target: &str, level: TracingLevel, callsite: Callsite) -> Mask {
-        let own = is_own(target) && level <= TracingLevel::INFO;
+    /// Whether requests keep what they say at DEBUG.
+    pub fn keeps_stories(&self) -> bool {
+        self.failure_story
+    }
+
+    /// Who takes a callsite.
+    pub fn taken(&self, target: &str, level: TracingLevel, callsite: Callsite) -> Taken {
         if callsite == Callsite::Span {
             // Whatever the log level: traces don't depend on it, and the records that remain need their request id.
-            return if own { SPAN } else { 0 };
+            let own = is_own(target) && level <= TracingLevel::INFO;
+            return Taken { mask: if own { SPAN } else { 0 }, ..Taken::default() };
         }
-        let effective = self.level_of(target);
-        if !allows(effective, level) {
-            return 0;
+        let story = !allows(self.level_of(target, Level::Off), level);
+        if story && !(self.failure_story && allows(self.level_of(target, STORY), level)) {
+            return Taken::default();
         }
+        let follows = !is_own(target) && self.sinks.iter().any(|sink| allows(sink.level, level) && sink.names_own());
+        Taken { mask: self.select(target, level, &[]), story, follows }
+    }
+
+    /// Who takes an event whose level passes, inside spans of these targets.
+    pub fn select(&self, target: &str, level: TracingLevel, spans: &[&str]) -> Mask {
         let mut mask = 0;
         if self.observed && !is_export_path(target) {
             mask |= OBSERVED;
         }
         for (index, sink) in self.sinks.iter().enumerate() {
-            if allows(sink.level, level) && sink.selects(target) {
+            if allows(sink.level, level) && sink.selects(target, spans) {
                 mask |= 1 << index;
             }
         }
@@ -91,7 +125,8 @@ impl Filter {
     /// The most detailed level that any target can pass; never below INFO, the level of spans.
     pub fn max_level(&self) -> LevelFilter {
         let levels = self.directives.iter().map(|directive| directive.level);
-        match levels.fold(self.level, Level::max) {
+        let story = self.failure_story.then_some(STORY);
+        match levels.chain(story).fold(self.level, Level::max) {
             Level::Trace => LevelFilter::TRACE,
             Level::Debug => LevelFilter::DEBUG,
             Level::Off | Level::Error | Level::Warn | Level::Info => LevelFilter::INFO,
@@ -99,10 +134,15 @@ impl Filter {
     }
 
     /// The level of a target: the most specific directive, else the global level; under the most specific cap, unless
-    /// a directive names the capped target or something below it.
-    fn level_of(&self, target: &str) -> Level {
+    /// a directive names the capped target or something below it. With a `floor`, our own targets have at least that
+    /// one; a directive for a third party's target is there to limit it, and `off` is off.
+    fn level_of(&self, target: &str, floor: Level) -> Level {
         let directive = most_specific(&self.directives, target);
-        let level = directive.map_or(self.level, |directive| directive.level);
+        let level = match directive.map_or(self.level, |directive| directive.level) {
+            Level::Off => Level::Off,
+            level if directive.is_some_and(|directive| !is_own(&directive.target)) => level,
+            level => level.max(floor),
+        };
         match most_specific(&self.caps, target) {
             // Both match the same target, so that the longer one lies at or below the other.
             Some(cap) if directive.is_none_or(|directive| directive.target.len() < cap.target.len()) => {
@@ -114,9 +154,18 @@ impl Filter {
 }
 
 impl SinkFilter {
-    fn selects(&self, target: &str) -> bool {
-        let listed = |prefixes: &[String]| prefixes.iter().any(|prefix| is_below(target, prefix));
+    /// Whether the sink wants a target. What a third party says counts as said by every span around it too, so that it
+    /// goes where the rest of a request goes.
+    fn selects(&self, target: &str, spans: &[&str]) -> bool {
+        let listed = |prefixes: &[String]| {
+            prefixes.iter().any(|prefix| is_below(target, prefix) || spans.iter().any(|span| is_below(span, prefix)))
+        };
         (self.include.is_empty() || listed(&self.include)) && !listed(&self.exclude)
+    }
+
+    /// Whether any span makes a difference to it; all spans are our own.
+    fn names_own(&self) -> bool {
+        self.include.iter().chain(&self.exclude).any(|prefix| is_own(prefix))
     }
 }
 
@@ -180,7 +229,16 @@ mod tests {
             targets: directives(caps),
             dir: PathBuf::new(),
             timezone: Timezone::Utc,
+            failure_story: false,
             sinks,
+        }
+    }
+
+    impl Filter {
+        /// Who takes a callsite outside of every span and story.
+        fn enabled(&self, target: &str, level: TracingLevel, callsite: Callsite) -> Mask {
+            let taken = self.taken(target, level, callsite);
+            if taken.story { 0 } else { taken.mask }
         }
     }
 

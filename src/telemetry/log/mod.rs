@@ -2,7 +2,8 @@
 //!
 //! In reading order: [`filter`] says who takes what, [`router`] is the layer, [`record`] what it hands on, [`format`] how
 //! that is written, [`sink`] and [`console`] how it gets there without making anybody wait, [`rolling`], [`archive`] and
-//! [`retention`] what happens to files. Nothing here is installed globally; enter at [`build`].
+//! [`retention`] what happens to files; [`plan`] is all of this as it is in effect, [`reload`] replaces it, and [`story`]
+//! holds what failed requests said below the level. Nothing here is installed globally; enter at [`build`].
 
 use std::{
     fmt, io,
@@ -12,10 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use jiff::{Timestamp, tz::TimeZone};
 use thiserror::Error;
 
-use crate::config::{Color, LogConfig, Sink, SinkKind, Timezone};
+use crate::config::{Color, LogConfig, Sink, SinkKind};
 
 mod archive;
 mod clock;
@@ -26,26 +28,30 @@ mod filter;
 mod format;
 mod loss;
 mod panic;
+mod plan;
 mod record;
+mod reload;
 mod retention;
 mod rolling;
 mod router;
 mod sequence;
 mod sink;
+mod story;
 
 pub use counter::{LEVELS, SinkCounters};
 pub use panic::panic_hook;
 pub use record::{Fields, LogRecord, TraceIds, Value};
-pub use router::{BoxedLayer, RecordObserver, Router};
+pub use router::{BoxedLayer, RecordObserver, Router, tell_story};
 
 use archive::Shelf;
 use clock::Clock;
 use console::ConsoleSink;
-use filter::{Callsite, Filter, Mask};
+use filter::{Callsite, Filter};
 use format::{Rendered, Style};
-use retention::Keeper;
+use plan::{FileOutput, InEffect, Output, Plan, Route};
 use rolling::{RollingFile, RollingPlan};
-use sink::{Bounds, FileSink, Worker};
+use sink::{Bounds, Change, FileSink, Worker};
+use story::Memory;
 
 /// How long the sinks get to write what is left when the last handle and the layer are gone.
 const DROP_DEADLINE: Duration = Duration::from_secs(2);
@@ -121,25 +127,14 @@ pub fn build(
     trace_layer: Option<BoxedLayer>,
     observer: Option<Arc<dyn RecordObserver>>,
 ) -> Result<(Router, LogHandle), LogError> {
-    let core = Arc::new(Core::open(config, terminal, Clock::system())?);
-    Ok(assemble(config, core, trace_layer, observer))
-}
-
-fn assemble(
-    config: &LogConfig,
-    core: Arc<Core>,
-    trace_layer: Option<BoxedLayer>,
-    observer: Option<Arc<dyn RecordObserver>>,
-) -> (Router, LogHandle) {
-    let filter = Filter::new(config, observer.is_some());
-    let handle = LogHandle { core: Arc::clone(&core), filter: filter.clone() };
-    (Router::new(core, filter, trace_layer, observer), handle)
+    let core = Arc::new(Core::open(config, terminal, Clock::system(), observer)?);
+    Ok((Router::new(Arc::clone(&core), trace_layer), LogHandle { core }))
 }
 
 /// The names of the sinks that take an event of this target and level.
 pub fn takers<'a>(config: &'a LogConfig, target: &str, level: tracing::Level) -> Vec<&'a str> {
-    let mask = Filter::new(config, false).enabled(target, level, Callsite::Event);
-    let taking = config.sinks.iter().enumerate().filter(|(index, _)| mask & (1 << index) != 0);
+    let taken = Filter::new(config, false).taken(target, level, Callsite::Event);
+    let taking = config.sinks.iter().enumerate().filter(|(index, _)| !taken.story && taken.mask & (1 << index) != 0);
     taking.map(|(_, sink)| sink.name.as_str()).collect()
 }
 
@@ -147,88 +142,70 @@ pub fn takers<'a>(config: &'a LogConfig, target: &str, level: tracing::Level) ->
 #[derive(Clone)]
 pub struct LogHandle {
     core: Arc<Core>,
-    filter: Filter,
 }
 
 impl LogHandle {
     /// Writes everything that was logged before, to the disk itself; false when it took longer than `deadline`.
     pub fn flush(&self, deadline: Duration) -> bool {
-        self.core.flush(Instant::now() + deadline)
+        self.core.plan().flush(Instant::now() + deadline)
     }
 
     /// Opens all files anew, for who renamed them and sends SIGHUP.
     pub fn reopen(&self) {
-        for route in &self.core.routes {
-            if let Output::File(sink) = &route.output {
-                sink.reopen();
-            }
-        }
+        self.core.plan().files().for_each(|file| file.sink.reopen());
     }
 
-    /// What became of the records, by sink name.
+    /// What became of the records of every sink that there was, by its name.
     pub fn counters(&self) -> Vec<(String, Arc<SinkCounters>)> {
-        self.core.routes.iter().map(|route| (route.name.clone(), Arc::clone(&route.counters))).collect()
+        self.core.counters.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Hands a record to its sinks without going through tracing, which is deaf while it handles another event.
     fn deliver_directly(&self, record: &LogRecord<'_>) {
-        let mask = self.filter.enabled(record.target, record.level, Callsite::Event);
-        self.core.deliver(record, mask, &mut Rendered::default());
+        let plan = self.core.plan();
+        let taken = plan.filter.taken(record.target, record.level, Callsite::Event);
+        if !taken.story {
+            plan.deliver(record, taken.mask, &mut Rendered::default());
+        }
     }
 }
 
 impl fmt::Debug for LogHandle {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_list().entries(self.core.routes.iter().map(|route| &route.name)).finish()
+        formatter.debug_list().entries(self.core.plan().routes.iter().map(|route| &route.name)).finish()
     }
 }
 
 /// The sinks and their threads; ends with the last of layer and handles.
 struct Core {
-    routes: Vec<Route>,
+    in_effect: ArcSwap<InEffect>,
     clock: Clock,
-    workers: Mutex<Vec<JoinHandle<()>>>,
-}
-
-struct Route {
-    name: String,
-    style: Style,
-    counters: Arc<SinkCounters>,
-    output: Output,
-}
-
-enum Output {
-    Console(Box<ConsoleSink>),
-    File(Arc<FileSink>),
+    terminal: Terminal,
+    observer: Option<Arc<dyn RecordObserver>>,
+    stories: Arc<Memory>,
+    /// By name, of all sinks that there ever were: their metrics must not start again.
+    counters: Mutex<Vec<(String, Arc<SinkCounters>)>>,
+    /// The thread that looks after archives. Whoever holds the lock is the one that reloads.
+    keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Core {
-    fn open(config: &LogConfig, terminal: Terminal, clock: Clock) -> Result<Self, LogError> {
-        let count = config.sinks.len();
-        if count > filter::MAX_SINKS {
-            return Err(LogError::TooManySinks { count });
-        }
-        let timezone = match config.timezone {
-            Timezone::Utc => TimeZone::UTC,
-            Timezone::Local => TimeZone::system(),
+    fn open(
+        config: &LogConfig,
+        terminal: Terminal,
+        clock: Clock,
+        observer: Option<Arc<dyn RecordObserver>>,
+    ) -> Result<Self, LogError> {
+        let core = Self {
+            in_effect: ArcSwap::from_pointee(InEffect::default()),
+            clock,
+            terminal,
+            observer,
+            stories: Arc::default(),
+            counters: Mutex::default(),
+            keeper: Mutex::default(),
         };
-        let (rotated, rotations) = mpsc::channel();
-        let mut opening =
-            Opening { terminal, timezone, clock: clock.clone(), rotated, shelves: Vec::new(), workers: Vec::new() };
-        // All files first: a sink that can't be opened leaves no threads behind.
-        let routes = config.sinks.iter().map(|sink| opening.route(sink)).collect::<Result<Vec<_>, _>>()?;
-        let Opening { shelves, workers, rotated, .. } = opening;
-        drop(rotated);
-        let mut threads = Vec::new();
-        let core = Self { routes, clock: clock.clone(), workers: Mutex::default() };
-        for worker in workers {
-            threads.push(spawn("log-file", move || worker.run())?);
-        }
-        if !shelves.is_empty() {
-            // Not joined: it ends when the workers do, and may be compressing for a while.
-            drop(spawn("log-keeper", move || Keeper { shelves, clock, rotations }.run())?);
-        }
-        *core.workers.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+        core.put_in_effect(config)?;
         Ok(core)
     }
 
@@ -236,86 +213,77 @@ impl Core {
         self.clock.now()
     }
 
-    /// Hands a record to the sinks of a mask; `rendered` is room for its text.
-    fn deliver(&self, record: &LogRecord<'_>, mask: Mask, rendered: &mut Rendered) {
-        let mut style = None;
-        for (index, route) in self.routes.iter().enumerate() {
-            if mask & (1 << index) == 0 {
-                continue;
-            }
-            // Most sinks write alike.
-            if style != Some(&route.style) {
-                rendered.render(&route.style, record);
-                style = Some(&route.style);
-            }
-            match &route.output {
-                Output::Console(sink) => sink.push(rendered, record.level, record.timestamp),
-                Output::File(sink) => sink.push(rendered, record.level, record.timestamp),
-            }
-        }
+    fn plan(&self) -> Arc<Plan> {
+        Arc::clone(&self.in_effect.load().plan)
     }
 
-    fn flush(&self, deadline: Instant) -> bool {
-        // All start at once: a sink that is late takes no time from the next.
-        let asked: Vec<_> = self
-            .routes
-            .iter()
-            .map(|route| match &route.output {
-                Output::Console(_) => 0,
-                Output::File(sink) => sink.ask_flush(),
-            })
-            .collect();
-        self.routes.iter().zip(asked).fold(true, |flushed, (route, asked)| {
-            flushed
-                & match &route.output {
-                    Output::Console(sink) => sink.flush(deadline),
-                    Output::File(sink) => sink.await_flush(asked, deadline),
-                }
-        })
+    /// The counters of a sink, which go on where those of an earlier one of that name ended.
+    fn counters_of(&self, name: &str) -> Arc<SinkCounters> {
+        let mut all = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, counters)) = all.iter().find(|(known, _)| known == name) {
+            return Arc::clone(counters);
+        }
+        let counters = Arc::new(SinkCounters::default());
+        all.push((name.to_owned(), Arc::clone(&counters)));
+        counters
     }
 }
 
 impl Drop for Core {
     fn drop(&mut self) {
-        let flushed = self.flush(Instant::now() + DROP_DEADLINE);
-        for route in &self.routes {
-            if let Output::File(sink) = &route.output {
-                sink.stop();
-            }
-        }
-        // A worker that could not write in time may never end.
-        if flushed {
-            for worker in self.workers.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
-                drop(worker.join());
+        let plan = self.plan();
+        let flushed = plan.flush(Instant::now() + DROP_DEADLINE);
+        for file in plan.files() {
+            file.sink.stop();
+            // A worker that could not write in time may never end.
+            if flushed {
+                file.join();
             }
         }
     }
 }
 
 /// What is gathered while the sinks are opened.
-struct Opening {
-    terminal: Terminal,
+struct Opening<'a> {
+    core: &'a Core,
+    /// The plan whose sinks may stay.
+    before: &'a Plan,
     timezone: TimeZone,
-    clock: Clock,
     rotated: mpsc::Sender<()>,
     shelves: Vec<(Shelf, Arc<SinkCounters>)>,
-    workers: Vec<Worker>,
+    workers: Vec<(Arc<FileOutput>, Worker)>,
+    /// What sinks that stay are to be told once all others are open.
+    changes: Vec<Box<dyn FnOnce()>>,
 }
 
-impl Opening {
+impl<'a> Opening<'a> {
+    fn new(core: &'a Core, before: &'a Plan, timezone: TimeZone, rotated: mpsc::Sender<()>) -> Self {
+        Self { core, before, timezone, rotated, shelves: Vec::new(), workers: Vec::new(), changes: Vec::new() }
+    }
+
     fn route(&mut self, sink: &Sink) -> Result<Route, LogError> {
-        let counters = Arc::new(SinkCounters::default());
+        let counters = self.core.counters_of(&sink.name);
+        let clock = self.core.clock.clone();
         let (style, output) = match &sink.kind {
             SinkKind::Console { color } => {
+                let terminal = self.core.terminal;
                 let color = match color {
                     Color::Always => true,
                     Color::Never => false,
-                    Color::Auto => self.terminal.is_terminal && !self.terminal.no_color,
+                    Color::Auto => terminal.is_terminal && !terminal.no_color,
                 };
-                let journald = self.terminal.journald;
-                let style = Style { format: sink.format, color, journald, timezone: self.timezone.clone() };
-                let output = ConsoleSink::new(io::stderr(), style.clone(), self.clock.clone(), Arc::clone(&counters));
-                (style, Output::Console(Box::new(output)))
+                let timezone = self.timezone.clone();
+                let style = Style { format: sink.format, color, journald: terminal.journald, timezone };
+                let output = match self.before.console(&sink.name) {
+                    Some(console) => {
+                        let (console, style) = (Arc::clone(console), style.clone());
+                        let changed = Arc::clone(&console);
+                        self.changes.push(Box::new(move || changed.restyle(style)));
+                        console
+                    }
+                    None => Arc::new(ConsoleSink::new(io::stderr(), style.clone(), clock, counters)),
+                };
+                (style, Output::Console(output))
             }
             SinkKind::File { path, rotation, retention, compression } => {
                 // Files are read by machines and on other machines: their times are UTC.
@@ -325,38 +293,47 @@ impl Opening {
                     path: path.clone(),
                     rotation: rotation.clone(),
                     timezone: self.timezone.clone(),
-                    clock: self.clock.clone(),
+                    clock: clock.clone(),
                 };
                 self.shelves.push((shelf.clone(), Arc::clone(&counters)));
-                let file = self.file(sink, plan, shelf, &counters)?;
-                let first = first_sequence(sink, path, &self.shelves)?;
-                let queue = Arc::new(FileSink::new(Bounds::default(), first, Arc::clone(&counters)));
-                self.workers.push(Worker {
-                    sink: Arc::clone(&queue),
-                    file,
-                    style: style.clone(),
-                    clock: self.clock.clone(),
-                    complain: Box::new(complain),
-                });
-                (style, Output::File(queue))
+                let after_rotation = self.after_rotation(path, &counters);
+                let output = match self.before.files().find(|file| file.path == *path) {
+                    Some(file) => {
+                        let (file, style) = (Arc::clone(file), style.clone());
+                        let sink = Arc::clone(&file.sink);
+                        let change = Change { plan, shelf, rotated: Box::new(after_rotation), style };
+                        self.changes.push(Box::new(move || sink.change(change, counters)));
+                        file
+                    }
+                    None => {
+                        let file = RollingFile::open(plan, shelf, after_rotation);
+                        let file = file.map_err(|error| open_error(sink, path, error))?;
+                        let first = first_sequence(sink, path, &self.shelves)?;
+                        let queue = Arc::new(FileSink::new(Bounds::default(), first, counters));
+                        let (sink, style) = (Arc::clone(&queue), style.clone());
+                        let output = FileOutput { path: path.clone(), sink: queue, thread: Mutex::default() };
+                        let output = Arc::new(output);
+                        let worker = Worker { sink, file, style, clock, complain: Box::new(complain) };
+                        self.workers.push((Arc::clone(&output), worker));
+                        output
+                    }
+                };
+                (style, Output::File(output))
             }
         };
-        Ok(Route { name: sink.name.clone(), style, counters, output })
+        Ok(Route { name: sink.name.clone(), style, output })
     }
 
-    fn file(
+    fn after_rotation(
         &self,
-        sink: &Sink,
-        plan: RollingPlan,
-        shelf: Shelf,
+        path: &Path,
         counters: &Arc<SinkCounters>,
-    ) -> Result<RollingFile, LogError> {
-        let path = plan.path.clone();
+    ) -> impl Fn(Result<(), &io::Error>) + Send + use<> {
         let rotated = self.rotated.clone();
         let counters = Arc::clone(counters);
         let shown = path.display().to_string();
         let failed_before = Mutex::new(false);
-        let after_rotation = move |result: Result<(), &io::Error>| {
+        move |result: Result<(), &io::Error>| {
             let mut failed_before = failed_before.lock().unwrap_or_else(PoisonError::into_inner);
             match result {
                 // The keeper may be gone at the very end; the next start tidies up.
@@ -369,17 +346,21 @@ impl Opening {
                 }
             }
             *failed_before = result.is_err();
-        };
-        RollingFile::open(plan, shelf, after_rotation).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => LogError::InUse { sink: sink.name.clone(), path },
-            _ => LogError::Open { sink: sink.name.clone(), path, source: error },
-        })
+        }
+    }
+}
+
+fn open_error(sink: &Sink, path: &Path, error: io::Error) -> LogError {
+    let (sink, path) = (sink.name.clone(), path.to_owned());
+    match error.kind() {
+        io::ErrorKind::WouldBlock => LogError::InUse { sink, path },
+        _ => LogError::Open { sink, path, source: error },
     }
 }
 
 /// Sequence numbers go on where the active file, or else the newest readable archive, left off.
 fn first_sequence(sink: &Sink, path: &Path, shelves: &[(Shelf, Arc<SinkCounters>)]) -> Result<u64, LogError> {
-    let open_error = |source| LogError::Open { sink: sink.name.clone(), path: path.to_owned(), source };
+    let open_error = |error| open_error(sink, path, error);
     let archives = match shelves.last() {
         Some((shelf, _)) => shelf.list().map_err(open_error)?,
         None => Vec::new(),

@@ -22,7 +22,7 @@ const MODE: u32 = 0o640;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Hears of rotations.
-type Rotated = Box<dyn Fn(Result<(), &io::Error>) + Send>;
+pub type Rotated = Box<dyn Fn(Result<(), &io::Error>) + Send>;
 
 /// Where and how a file rolls.
 #[derive(Debug, Clone)]
@@ -89,6 +89,15 @@ impl RollingFile {
             rotated: Box::new(rotated),
             _lock: lock,
         })
+    }
+
+    /// Goes on by another plan for the same path.
+    pub fn change(&mut self, plan: RollingPlan, shelf: Shelf, rotated: Rotated) {
+        if plan.rotation.every != self.plan.rotation.every || plan.timezone != self.plan.timezone {
+            let now = plan.clock.now();
+            self.period_end = plan.rotation.every.and_then(|period| period_end(period, now, &plan.timezone));
+        }
+        (self.plan, self.shelf, self.rotated) = (plan, shelf, rotated);
     }
 
     /// The active file.

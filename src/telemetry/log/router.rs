@@ -6,25 +6,31 @@
 
 use std::{
     any::TypeId,
-    collections::HashMap,
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    sync::{Arc, OnceLock},
 };
 
 use opentelemetry::trace::TraceContextExt;
 use tracing::{
-    Dispatch, Event, Metadata,
-    callsite::Identifier,
+    Dispatch, Event, Metadata, Span,
     dispatcher::WeakDispatch,
     level_filters::LevelFilter,
     span::{Attributes, Id, Record},
     subscriber::Interest,
 };
-use tracing_subscriber::{Layer, Registry, layer::Context, registry::SpanRef};
+use tracing_subscriber::{
+    Layer, Registry,
+    layer::Context,
+    registry::{LookupSpan, SpanRef},
+};
 
 use super::{
-    Core, draft,
-    filter::{Callsite, Filter, Mask, OBSERVED, SPAN},
-    record::{Collector, Fields, LogRecord, TraceIds},
+    Core,
+    draft::{self, Draft},
+    filter::{Mask, OBSERVED, SPAN},
+    format::Rendered,
+    plan::Plan,
+    record::{Collector, Fields, LogRecord, OwnedRecord, TraceIds},
+    story::{OPENED_BY, Story},
 };
 
 /// The trace layer, which the router takes in.
@@ -39,10 +45,7 @@ pub trait RecordObserver: Send + Sync {
 /// The one layer; put it on a plain [`Registry`].
 pub struct Router {
     core: Arc<Core>,
-    filter: Filter,
-    masks: RwLock<HashMap<Identifier, Mask>>,
     traces: Option<BoxedLayer>,
-    observer: Option<Arc<dyn RecordObserver>>,
     /// The subscriber that this layer is part of: trace ids are found through it.
     dispatch: OnceLock<WeakDispatch>,
 }
@@ -51,26 +54,31 @@ pub struct Router {
 struct SpanContext {
     fields: Fields,
     trace: Option<TraceIds>,
+    /// The story of the request that it is part of.
+    story: Option<Arc<Story>>,
+}
+
+/// Writes what the request that the current span belongs to said below the level, because the request failed. What it
+/// says from now on is written too.
+pub fn tell_story() {
+    let omitted = Span::current().with_subscriber(|(id, dispatch)| {
+        let (router, registry) = (dispatch.downcast_ref::<Router>()?, dispatch.downcast_ref::<Registry>()?);
+        let story = story_of(&registry.span(id)?)?;
+        let plan = router.core.plan();
+        Some(story.tell(|record| router.write_story(&plan, record)))
+    });
+    if let Some(omitted @ 1..) = omitted.flatten() {
+        tracing::debug!(target: OPENED_BY, omitted, "older records of this request were not kept");
+    }
+}
+
+fn story_of(span: &SpanRef<'_, Registry>) -> Option<Arc<Story>> {
+    span.extensions().get::<SpanContext>()?.story.clone()
 }
 
 impl Router {
-    pub(super) fn new(
-        core: Arc<Core>,
-        filter: Filter,
-        traces: Option<BoxedLayer>,
-        observer: Option<Arc<dyn RecordObserver>>,
-    ) -> Self {
-        Self { core, filter, masks: RwLock::default(), traces, observer, dispatch: OnceLock::new() }
-    }
-
-    fn mask(&self, metadata: &Metadata<'_>) -> Mask {
-        let masks = self.masks.read().unwrap_or_else(PoisonError::into_inner);
-        masks.get(&metadata.callsite()).copied().unwrap_or_else(|| self.compute(metadata))
-    }
-
-    fn compute(&self, metadata: &Metadata<'_>) -> Mask {
-        let callsite = if metadata.is_span() { Callsite::Span } else { Callsite::Event };
-        self.filter.enabled(metadata.target(), *metadata.level(), callsite)
+    pub(super) fn new(core: Arc<Core>, traces: Option<BoxedLayer>) -> Self {
+        Self { core, traces, dispatch: OnceLock::new() }
     }
 
     /// The trace ids of a span. The trace layer starts its span at this point, so that a parent must be set before.
@@ -88,40 +96,45 @@ impl Router {
         Some(trace)
     }
 
-    fn record(&self, event: &Event<'_>, mask: Mask, context: &Context<'_, Registry>) {
-        let metadata = event.metadata();
-        draft::with(|draft| {
-            event.record(&mut draft.event);
-            let mut trace = None;
-            for span in context.event_scope(event).into_iter().flatten() {
-                trace = trace.or_else(|| self.trace_ids(&span));
-                if let Some(context) = span.extensions().get::<SpanContext>() {
-                    draft.inherit(&context.fields);
-                }
-                if *metadata.level() == tracing::Level::ERROR {
-                    draft.spans.insert(0, span.name());
-                }
+    /// Gathers what an event and its spans say. `follows`: the spans have a say in who takes it.
+    fn gather(
+        &self,
+        draft: &mut Draft,
+        event: &Event<'_>,
+        follows: bool,
+        context: &Context<'_, Registry>,
+    ) -> Option<TraceIds> {
+        event.record(&mut draft.event);
+        let mut trace = None;
+        for span in context.event_scope(event).into_iter().flatten() {
+            trace = trace.or_else(|| self.trace_ids(&span));
+            if let Some(context) = span.extensions().get::<SpanContext>() {
+                draft.inherit(&context.fields);
             }
-            draft.settle_request();
-            let record = LogRecord {
-                timestamp: self.core.now(),
-                level: *metadata.level(),
-                target: metadata.target(),
-                line: metadata.line(),
-                message: &draft.event.message,
-                fields: &draft.event.fields,
-                context: &draft.context,
-                request_id: Some(draft.request_id.as_str()).filter(|id| !id.is_empty()),
-                trace,
-                spans: &draft.spans,
-            };
-            self.core.deliver(&record, mask, &mut draft.rendered);
-            if mask & OBSERVED != 0
-                && let Some(observer) = &self.observer
-            {
-                observer.observe(&record);
+            if *event.metadata().level() == tracing::Level::ERROR {
+                draft.spans.insert(0, span.name());
             }
-        });
+            if follows {
+                draft.span_targets.push(span.metadata().target());
+            }
+        }
+        draft.settle_request();
+        trace
+    }
+
+    fn deliver(&self, plan: &Plan, record: &LogRecord<'_>, mask: Mask, rendered: &mut Rendered) {
+        plan.deliver(record, mask, rendered);
+        if mask & OBSERVED != 0
+            && let Some(observer) = &self.core.observer
+        {
+            observer.observe(record);
+        }
+    }
+
+    /// Who takes it is asked anew, since the sinks may be others than when the record was made.
+    fn write_story(&self, plan: &Plan, record: &OwnedRecord) {
+        let mask = plan.filter.select(record.target, record.level, &record.span_targets);
+        self.deliver(plan, &record.borrow(), mask, &mut Rendered::default());
     }
 }
 
@@ -141,32 +154,53 @@ impl Layer<Registry> for Router {
     }
 
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
-        let mask = self.compute(metadata);
-        self.masks.write().unwrap_or_else(PoisonError::into_inner).insert(metadata.callsite(), mask);
+        if self.core.in_effect.load().known(metadata).is_none() {
+            self.core.in_effect.rcu(|in_effect| in_effect.with(metadata));
+        }
         if let Some(traces) = &self.traces {
             // Its own wish is moot, the mask decides, but it may keep books of callsites.
             traces.register_callsite(metadata);
         }
-        if mask == 0 { Interest::never() } else { Interest::always() }
+        let taken = self.core.in_effect.load().taken(metadata);
+        match taken.mask {
+            _ if taken.is_never() => Interest::never(),
+            0 => Interest::sometimes(),
+            _ if taken.story => Interest::sometimes(),
+            _ => Interest::always(),
+        }
     }
 
-    fn enabled(&self, metadata: &Metadata<'_>, _context: Context<'_, Registry>) -> bool {
-        self.mask(metadata) != 0
+    fn enabled(&self, metadata: &Metadata<'_>, context: Context<'_, Registry>) -> bool {
+        let taken = self.core.in_effect.load().taken(metadata);
+        if !taken.story && taken.mask != 0 {
+            return true;
+        }
+        // What depends on the spans around it, outside of spans is not for anybody.
+        !taken.is_never() && context.lookup_current().is_some_and(|span| !taken.story || story_of(&span).is_some())
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.filter.max_level())
+        Some(self.core.in_effect.load().plan.filter.max_level())
     }
 
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, Registry>) {
-        if self.mask(attributes.metadata()) & SPAN == 0 {
+        let metadata = attributes.metadata();
+        let in_effect = self.core.in_effect.load();
+        if in_effect.taken(metadata).mask & SPAN == 0 {
             return;
         }
+        let keeps_stories = in_effect.plan.filter.keeps_stories();
+        drop(in_effect);
         // Before the extensions are locked: formatting a value may panic, and the panic is logged in this span.
         let mut collected = Collector::span();
         attributes.record(&mut collected);
         if let Some(span) = context.span(id) {
-            span.extensions_mut().insert(SpanContext { fields: collected.fields, trace: None });
+            let story = keeps_stories.then(|| span.parent().and_then(|parent| story_of(&parent)));
+            let story = story.and_then(|inherited| {
+                let opens = metadata.target() == OPENED_BY;
+                inherited.or_else(|| opens.then(|| Arc::new(Story::new(Arc::clone(&self.core.stories)))))
+            });
+            span.extensions_mut().insert(SpanContext { fields: collected.fields, trace: None, story });
         }
         if let Some(traces) = &self.traces {
             traces.on_new_span(attributes, id, context);
@@ -187,10 +221,36 @@ impl Layer<Registry> for Router {
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, Registry>) {
-        let mask = self.mask(event.metadata());
-        if mask != 0 {
-            self.record(event, mask, &context);
+        let metadata = event.metadata();
+        let in_effect = self.core.in_effect.load();
+        let taken = in_effect.taken(metadata);
+        if taken.is_never() {
+            return;
         }
+        let story = match taken.story {
+            true => match context.event_span(event).and_then(|span| story_of(&span)) {
+                Some(story) => Some(story),
+                None => return,
+            },
+            false => None,
+        };
+        let plan = &in_effect.plan;
+        draft::with(|draft, rendered| {
+            let trace = self.gather(draft, event, taken.follows, &context);
+            let mask = match taken.follows {
+                true => plan.filter.select(metadata.target(), *metadata.level(), &draft.span_targets),
+                false => taken.mask,
+            };
+            let record = draft.record(metadata, self.core.now(), trace);
+            match story {
+                _ if mask == 0 => {}
+                None => self.deliver(plan, &record, mask, rendered),
+                Some(story) => {
+                    let record = OwnedRecord::new(&record, metadata.target(), &draft.span_targets);
+                    story.add(record, |record| self.write_story(plan, record));
+                }
+            }
+        });
     }
 
     fn on_follows_from(&self, id: &Id, follows: &Id, context: Context<'_, Registry>) {

@@ -11,15 +11,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tracing::Level;
 
 use super::{
+    archive::Shelf,
     clock::Clock,
     counter::SinkCounters,
     format::{Rendered, Style},
     loss::Loss,
-    rolling::RollingFile,
+    rolling::{RollingFile, RollingPlan, Rotated},
 };
 
 /// The most bytes of one write.
@@ -50,8 +52,19 @@ impl Default for Bounds {
     }
 }
 
+/// What a reload changes about a sink that stays.
+pub struct Change {
+    /// When its file rolls; the path is the same.
+    pub plan: RollingPlan,
+    /// Where archives go.
+    pub shelf: Shelf,
+    /// Hears of rotations.
+    pub rotated: Rotated,
+    /// How it writes about its own losses.
+    pub style: Style,
+}
+
 /// The callers' end of a file sink.
-#[derive(Debug)]
 pub struct FileSink {
     queue: Mutex<Queue>,
     /// Wakes the worker.
@@ -59,10 +72,10 @@ pub struct FileSink {
     /// Wakes who waits for a flush.
     flushed: Condvar,
     bounds: Bounds,
-    counters: Arc<SinkCounters>,
+    counters: ArcSwap<SinkCounters>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Queue {
     bytes: Vec<u8>,
     entries: VecDeque<Entry>,
@@ -78,6 +91,7 @@ struct Queue {
     flushes_wanted: u64,
     flushes_done: u64,
     reopen: bool,
+    change: Option<Change>,
     stop: bool,
     /// The worker sleeps until it is woken.
     idle: bool,
@@ -98,7 +112,7 @@ impl FileSink {
             work: Condvar::new(),
             flushed: Condvar::new(),
             bounds,
-            counters,
+            counters: ArcSwap::new(counters),
         }
     }
 
@@ -110,7 +124,7 @@ impl FileSink {
         queue.next_sequence += 1;
         if self.is_full(&queue, rendered.text.len(), level) && !self.make_room(&mut queue, rendered.text.len(), level) {
             queue.shed.add(timestamp);
-            self.counters.count_dropped(level);
+            self.counters.load().count_dropped(level);
             return;
         }
         let before = queue.bytes.len();
@@ -140,7 +154,7 @@ impl FileSink {
         for entry in queue.entries.drain(..quarter) {
             freed += entry.length;
             queue.overtaken.add(entry.timestamp);
-            self.counters.count_dropped(entry.level);
+            self.counters.load().count_dropped(entry.level);
         }
         queue.bytes.drain(..freed);
         !self.is_full(queue, length, level)
@@ -173,6 +187,13 @@ impl FileSink {
         self.work.notify_one();
     }
 
+    /// Tells the worker what is new after a reload; it keeps its file. Records count under the new name from now on.
+    pub fn change(&self, change: Change, counters: Arc<SinkCounters>) {
+        self.counters.store(counters);
+        self.lock().change = Some(change);
+        self.work.notify_one();
+    }
+
     /// Asks the worker to write what there is and to end.
     pub fn stop(&self) {
         self.lock().stop = true;
@@ -191,7 +212,7 @@ impl FileSink {
         let mut first_seen = None;
         loop {
             let now = Instant::now();
-            if queue.reopen || queue.stop || now >= until {
+            if queue.reopen || queue.change.is_some() || queue.stop || now >= until {
                 break;
             }
             if failing {
@@ -220,6 +241,7 @@ impl FileSink {
             // While older bytes are unwritten the queue keeps the newer ones, within its bounds.
             batch: pending.is_empty().then(|| take_batch(&mut queue, pending.spare())),
             reopen: mem::take(&mut queue.reopen),
+            change: queue.change.take(),
             stop: queue.stop,
             flush: queue.flushes_wanted,
         }
@@ -243,6 +265,7 @@ fn take_batch(queue: &mut Queue, spare: Vec<u8>) -> Batch {
 struct Job {
     batch: Option<Batch>,
     reopen: bool,
+    change: Option<Change>,
     stop: bool,
     flush: u64,
 }
@@ -274,6 +297,10 @@ impl Worker {
         let mut pending = Pending::default();
         loop {
             let job = self.sink.next_job(&mut pending);
+            if let Some(Change { plan, shelf, rotated, style }) = job.change {
+                self.file.change(plan, shelf, rotated);
+                self.style = style;
+            }
             if job.reopen
                 && let Err(error) = self.file.reopen()
             {
@@ -349,7 +376,7 @@ impl Worker {
             let length = pending.piece(self.file.room());
             let start = pending.offset + pending.begun;
             let written = self.file.write(&pending.bytes[start..pending.offset + length])?;
-            pending.advance(written, &self.sink.counters);
+            pending.advance(written, &self.sink.counters.load());
         }
         pending.clear();
         Ok(())
@@ -367,7 +394,7 @@ impl Worker {
     }
 
     fn fail(&self, pending: &mut Pending, error: &io::Error) {
-        self.sink.counters.count_io_error();
+        self.sink.counters.load().count_io_error();
         if !pending.failing {
             pending.failing = true;
             (self.complain)(&format!(

@@ -6,7 +6,7 @@ use tracing::subscriber::with_default;
 use tracing_subscriber::{Registry, layer::SubscriberExt};
 
 use super::*;
-use crate::config::{Compression, Format, Level, Retention, Rotation};
+use crate::config::{Compression, Format, Level, Retention, Rotation, Timezone};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -27,7 +27,15 @@ fn file(folder: &TempDir, name: &str, format: Format) -> Sink {
 }
 
 fn config(level: Level, sinks: Vec<Sink>) -> LogConfig {
-    LogConfig { level, directives: vec![], targets: vec![], dir: PathBuf::new(), timezone: Timezone::Utc, sinks }
+    LogConfig {
+        level,
+        directives: vec![],
+        targets: vec![],
+        dir: PathBuf::new(),
+        timezone: Timezone::Utc,
+        failure_story: false,
+        sinks,
+    }
 }
 
 fn start(config: &LogConfig) -> (Router, LogHandle) {

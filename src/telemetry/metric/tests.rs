@@ -50,6 +50,7 @@ fn metrics_with(limits: Limits, meter_provider: Option<opentelemetry_sdk::metric
         targets: Vec::new(),
         dir: "logs".into(),
         timezone: Timezone::Utc,
+        failure_story: false,
         sinks: vec![Sink {
             name: "console".into(),
             kind: SinkKind::Console { color: Color::Auto },

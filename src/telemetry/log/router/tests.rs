@@ -19,7 +19,15 @@ use crate::{
 };
 
 fn config(level: Limit) -> LogConfig {
-    LogConfig { level, directives: vec![], targets: vec![], dir: "".into(), timezone: Timezone::Utc, sinks: vec![] }
+    LogConfig {
+        level,
+        directives: vec![],
+        targets: vec![],
+        dir: "".into(),
+        timezone: Timezone::Utc,
+        failure_story: false,
+        sinks: vec![],
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -1,0 +1,123 @@
+//! What a request said at DEBUG, in memory until it is known whether the request fails.
+//!
+//! Knows nothing of spans and sinks: a span holds the story of its request, and [`Story::tell`] hands it to whoever
+//! writes it.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use super::record::{OwnedRecord, Value};
+
+/// The target of a span that opens a story: the server span of an inference request.
+pub const OPENED_BY: &str = "mlx_manager::server::http";
+/// The field that marks a record as part of a told story.
+pub const MARK: &str = "failure_story";
+
+/// The most records of one story; the oldest give way.
+pub const STORY_RECORDS: usize = 256;
+/// The most bytes of one story.
+pub const STORY_BYTES: usize = 128 * 1024;
+/// The most bytes of all stories.
+const ALL_BYTES: usize = 32 * 1024 * 1024;
+
+/// The memory that all stories share.
+#[derive(Debug)]
+pub struct Memory {
+    left: AtomicUsize,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { left: AtomicUsize::new(ALL_BYTES) }
+    }
+}
+
+impl Memory {
+    fn take(&self, bytes: usize) -> bool {
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.left.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// The last records of one request, shared by all of its spans.
+#[derive(Debug)]
+pub struct Story {
+    memory: Arc<Memory>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    records: VecDeque<(OwnedRecord, usize)>,
+    bytes: usize,
+    /// Older records that gave way, and any that were too large.
+    omitted: u64,
+    /// The request failed: what it still says is written at once.
+    told: bool,
+}
+
+impl Story {
+    /// An empty one.
+    pub fn new(memory: Arc<Memory>) -> Self {
+        Self { memory, state: Mutex::default() }
+    }
+
+    /// Keeps a record, or writes it if the story is told already.
+    pub fn add(&self, mut record: OwnedRecord, write: impl FnOnce(&OwnedRecord)) {
+        record.fields.set(MARK, Value::Bool(true));
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.told {
+            write(&record);
+            return;
+        }
+        let bytes = record.bytes();
+        while !state.records.is_empty() && (state.records.len() >= STORY_RECORDS || state.bytes + bytes > STORY_BYTES) {
+            self.forget_oldest(&mut state);
+        }
+        // The last records explain a failure best, so the story's own older ones make room when memory is short.
+        while bytes > STORY_BYTES || !self.memory.take(bytes) {
+            if state.records.is_empty() {
+                state.omitted += 1;
+                return;
+            }
+            self.forget_oldest(&mut state);
+        }
+        state.bytes += bytes;
+        state.records.push_back((record, bytes));
+    }
+
+    /// Writes what there is, in the order of its timestamps, and from now on whatever follows. Returns how many records
+    /// are missing; the second time there is nothing to tell.
+    pub fn tell(&self, write: impl FnMut(&OwnedRecord)) -> u64 {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.told = true;
+        self.memory.give_back(std::mem::take(&mut state.bytes));
+        let mut records: Vec<_> = state.records.drain(..).map(|(record, _)| record).collect();
+        // Two threads may have come in another order than their records were made.
+        records.sort_by_key(|record| record.timestamp);
+        records.iter().for_each(write);
+        std::mem::take(&mut state.omitted)
+    }
+
+    fn forget_oldest(&self, state: &mut State) {
+        if let Some((_, bytes)) = state.records.pop_front() {
+            state.bytes -= bytes;
+            state.omitted += 1;
+            self.memory.give_back(bytes);
+        }
+    }
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        self.memory.give_back(self.state.get_mut().unwrap_or_else(PoisonError::into_inner).bytes);
+    }
+}
