@@ -26,6 +26,7 @@ use crate::{
             meter::{Meter, Metered},
         },
     },
+    telemetry::event::RequestDecoded,
 };
 
 pub(super) async fn chat_completions(
@@ -97,6 +98,7 @@ async fn begin(
         }
     };
     meter.decoded(&request);
+    RequestDecoded { model: &request.model, stream: request.stream, bytes: body.len() }.emit();
     let answer = dispatch.start(meter, Arc::clone(&request), context, forwarded(&parts.headers)).await?;
     Ok((request, answer))
 }

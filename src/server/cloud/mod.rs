@@ -20,7 +20,7 @@ use super::dialect;
 use crate::{
     config::{self, Calls, ProviderKind, Secret},
     llm::{Answer, Backend, BoxFuture, Call, Dialect, Error, ErrorKind},
-    telemetry::event::AttemptRetried,
+    telemetry::event::{AttemptFailed, AttemptRetried},
 };
 
 pub use provider::FORWARDED_REQUEST_HEADERS;
@@ -155,6 +155,7 @@ impl Provider {
             error.retries = retry.count();
             let Some(reason) = reason else { return Err(error) };
             let Some(delay) = retry.next(retry_after, deadline) else { return Err(error) };
+            AttemptFailed { provider: &self.name, error: &error }.emit();
             AttemptRetried { provider: &self.name, reason, attempt: retry.count(), delay }.emit();
             sleep(delay).await;
         }

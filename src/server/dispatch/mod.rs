@@ -22,7 +22,7 @@ use crate::{
     llm::{Answer, Api, Backend, Call, Context, Error, ErrorKind, Request},
     store::AuditSender,
     telemetry::{
-        event::{RouteDecided, TargetFailedOver},
+        event::{RouteDecided, TargetCalled, TargetFailed, TargetFailedOver},
         trace::span::{self, Destination},
     },
 };
@@ -121,6 +121,7 @@ impl Dispatch {
             match self.attempt(meter, &request, context, target, &headers).await {
                 Ok(answer) => return Ok(answer),
                 Err((error, span)) => {
+                    TargetFailed { provider: &target.provider, kind: error.kind.as_str(), error: &error }.emit();
                     let is_last = std::ptr::eq(target, targets.last().unwrap_or(target));
                     if is_last || !another_may_answer(&error) {
                         return Err(error);
@@ -169,6 +170,7 @@ impl Dispatch {
             span: span.clone(),
             headers: headers.to_vec(),
         };
+        TargetCalled { provider: &target.provider, model }.emit();
         if target.provider == LOCAL {
             let span = span::inference(&context.span, request, model, Destination::Local);
             meter.target(MLX, model, None, &span);

@@ -1,6 +1,6 @@
 //! What happens between us and the providers.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use super::milliseconds;
 use crate::telemetry::metric::{
@@ -42,6 +42,25 @@ impl AttemptFinished<'_> {
             .with_optional(Label::StatusCode, self.status.map(|status| status.to_string()))
             .with_optional(Label::ErrorType, self.error_type);
         observe(Histogram::HttpClientRequestDuration, labels, self.duration.as_secs_f64());
+    }
+}
+
+/// One HTTP call to a provider failed, and another is about to be made.
+#[derive(Debug)]
+pub struct AttemptFailed<'a> {
+    /// The `[[providers]]` name.
+    pub provider: &'a str,
+    /// Why.
+    pub error: &'a (dyn Error + 'static),
+}
+
+impl AttemptFailed<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::debug!(
+            target: "mlx_manager::server::cloud",
+            provider = self.provider, error = self.error, "attempt failed"
+        );
     }
 }
 

@@ -5,10 +5,13 @@ use std::time::Duration;
 use super::milliseconds;
 use crate::{
     llm::Api,
-    telemetry::metric::{
-        Labels,
-        name::{Gauge, Histogram, Label},
-        observe, shift,
+    telemetry::{
+        log::tell_story,
+        metric::{
+            Labels,
+            name::{Gauge, Histogram, Label},
+            observe, shift,
+        },
     },
 };
 
@@ -52,6 +55,10 @@ pub struct HttpRequestFinished {
 impl HttpRequestFinished {
     /// States the fact.
     pub fn emit(self) {
+        // Most failures were known before. A panic outside of the handler, or an answer that broke off, shows only here.
+        if self.error_type.is_some() {
+            tell_story();
+        }
         self.log();
         shift(Gauge::HttpServerActiveRequests, endpoint(self.method, self.route), -1.0);
         let labels = endpoint(self.method, self.route)

@@ -13,12 +13,14 @@ mod tests;
 use std::time::Duration;
 
 pub use audit::{AuditQueueDepth, AuditRowsDropped, AuditRowsWritten, AuditWriteError};
-pub use cloud::{AttemptFinished, AttemptRetried, BreakerChanged, BreakerState, RateLimitSeen, TargetFailedOver};
+pub use cloud::{
+    AttemptFailed, AttemptFinished, AttemptRetried, BreakerChanged, BreakerState, RateLimitSeen, TargetFailedOver,
+};
 pub use engine::{
     DecodeFinished, EngineMemory, ModelLoadError, ModelLoaded, ModelUnloaded, PrefillFinished, QueueDepth, QueueLeft,
 };
 pub use http::{HttpRequestFinished, HttpRequestStarted};
-pub use request::{RequestFinished, RouteDecided};
+pub use request::{RequestDecoded, RequestFinished, RouteDecided, TargetCalled, TargetFailed};
 pub use telemetry::{ExportTotals, LogSinkTotals, SpoolSize};
 
 /// Milliseconds for a log line, to the microsecond: what lies below is noise, and would be seventeen digits of it.

@@ -7,12 +7,76 @@ use tracing::Level;
 use super::milliseconds;
 use crate::{
     llm::{Outcome, Record},
-    telemetry::metric::{
-        LOCAL_PROVIDER, Labels, NO_PROVIDER, OTHER_MODEL, add, add_fraction,
-        name::{Counter, Histogram, Label, Sum},
-        observe,
+    telemetry::{
+        log::tell_story,
+        metric::{
+            LOCAL_PROVIDER, Labels, NO_PROVIDER, OTHER_MODEL, add, add_fraction,
+            name::{Counter, Histogram, Label, Sum},
+            observe,
+        },
     },
 };
+
+/// A request was understood, as far as routing needs.
+#[derive(Debug)]
+pub struct RequestDecoded<'a> {
+    /// The model asked for.
+    pub model: &'a str,
+    /// Whether the answer is to be streamed.
+    pub stream: bool,
+    /// The size of its body.
+    pub bytes: usize,
+}
+
+impl RequestDecoded<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::debug!(
+            target: "mlx_manager::server::api",
+            model = self.model, stream = self.stream, body_bytes = self.bytes, "request decoded"
+        );
+    }
+}
+
+/// A target is about to be called.
+#[derive(Debug)]
+pub struct TargetCalled<'a> {
+    /// The provider, as the route names it.
+    pub provider: &'a str,
+    /// The model's name there.
+    pub model: &'a str,
+}
+
+impl TargetCalled<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::debug!(
+            target: "mlx_manager::server::dispatch",
+            provider = self.provider, model = self.model, "calling target"
+        );
+    }
+}
+
+/// A target did not answer; another may.
+#[derive(Debug)]
+pub struct TargetFailed<'a> {
+    /// The provider, as the route names it.
+    pub provider: &'a str,
+    /// The kind of failure.
+    pub kind: &'static str,
+    /// Why.
+    pub error: &'a (dyn Error + 'static),
+}
+
+impl TargetFailed<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::debug!(
+            target: "mlx_manager::server::dispatch",
+            provider = self.provider, kind = self.kind, error = self.error, "target failed"
+        );
+    }
+}
 
 /// A request found its targets.
 #[derive(Debug)]
@@ -48,6 +112,10 @@ pub struct RequestFinished<'a> {
 impl RequestFinished<'_> {
     /// States the fact.
     pub fn emit(self) {
+        // Whoever made the mistake: what led to it is what one would otherwise raise the level and try again for.
+        if !matches!(self.record.outcome, Outcome::Ok | Outcome::ClientAbort) {
+            tell_story();
+        }
         self.log();
         count(self.record);
         match self.record.provider.as_deref() {

@@ -208,9 +208,9 @@ mod tests {
         assert_eq!(counters.written(Level::INFO), pushed + 2 - dropped);
         let text = String::from_utf8(text.lock().unwrap().clone()).unwrap();
         // The writer may take its first line only after records were lost already; then that loss has a report of its own.
-        let (reports, lines): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.contains(" records lost between "));
+        let (reports, lines): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.contains(" lost between "));
         let lost = reports.iter().map(|report| {
-            let (count, _) = report.split_once(" records lost").unwrap();
+            let (count, _) = report.split_once(" record").unwrap();
             count.rsplit_once('"').unwrap().1.parse::<u64>().unwrap()
         });
         assert_eq!(lost.sum::<u64>(), dropped);

@@ -51,73 +51,6 @@ pub struct LogRecord<'a> {
     pub spans: &'a [&'static str],
 }
 
-/// A record that outlives its event.
-#[derive(Debug)]
-pub struct OwnedRecord {
-    /// When.
-    pub timestamp: Timestamp,
-    /// How bad.
-    pub level: Level,
-    /// The component that speaks.
-    pub target: &'static str,
-    /// The source line.
-    pub line: Option<u32>,
-    /// The sentence.
-    pub message: String,
-    /// The event's own fields.
-    pub fields: Fields,
-    /// Fields of the enclosing spans, as in [`LogRecord::context`].
-    pub context: Fields,
-    /// The request it belongs to.
-    pub request_id: Option<Box<str>>,
-    /// The trace and the span it belongs to.
-    pub trace: Option<TraceIds>,
-    /// Names of the enclosing spans from the outermost in; only of errors.
-    pub spans: Vec<&'static str>,
-    /// Targets of the enclosing spans, where these have a say in who takes the record.
-    pub span_targets: Vec<&'static str>,
-}
-
-impl OwnedRecord {
-    /// Copies a record, whose target and whose spans' targets are a callsite's.
-    pub fn new(record: &LogRecord<'_>, target: &'static str, span_targets: &[&'static str]) -> Self {
-        Self {
-            timestamp: record.timestamp,
-            level: record.level,
-            target,
-            line: record.line,
-            message: record.message.to_owned(),
-            fields: record.fields.clone(),
-            context: record.context.clone(),
-            request_id: record.request_id.map(Box::from),
-            trace: record.trace,
-            spans: record.spans.to_vec(),
-            span_targets: span_targets.to_vec(),
-        }
-    }
-
-    /// The record as sinks see it.
-    pub fn borrow(&self) -> LogRecord<'_> {
-        LogRecord {
-            timestamp: self.timestamp,
-            level: self.level,
-            target: self.target,
-            line: self.line,
-            message: &self.message,
-            fields: &self.fields,
-            context: &self.context,
-            request_id: self.request_id.as_deref(),
-            trace: self.trace,
-            spans: &self.spans,
-        }
-    }
-
-    /// Bytes of memory that it takes, near enough to bound many of them.
-    pub fn bytes(&self) -> usize {
-        size_of::<Self>() + self.message.len() + self.fields.bytes() + self.context.bytes()
-    }
-}
-
 /// Where a record lies in a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceIds {
@@ -254,15 +187,6 @@ impl Fields {
         for (key, value) in other.iter() {
             self.set(key, value);
         }
-    }
-
-    /// Bytes of memory that they take.
-    fn bytes(&self) -> usize {
-        let causes = |value: &Stored| match value {
-            Stored::Error(chain) => chain.iter().map(|cause| size_of::<String>() + cause.len()).sum(),
-            _ => 0,
-        };
-        self.text.len() + self.entries.iter().map(|pair| size_of_val(pair) + causes(&pair.1)).sum::<usize>()
     }
 
     /// Takes everything out and keeps the room, unless it is much.

@@ -29,8 +29,8 @@ use super::{
     filter::{Mask, OBSERVED, SPAN},
     format::Rendered,
     plan::Plan,
-    record::{Collector, Fields, LogRecord, OwnedRecord, TraceIds},
-    story::{OPENED_BY, Story},
+    record::{Collector, Fields, LogRecord, TraceIds},
+    story::{KeptRecord, OPENED_BY, Story},
 };
 
 /// The trace layer, which the router takes in.
@@ -132,9 +132,10 @@ impl Router {
     }
 
     /// Who takes it is asked anew, since the sinks may be others than when the record was made.
-    fn write_story(&self, plan: &Plan, record: &OwnedRecord) {
-        let mask = plan.filter.select(record.target, record.level, &record.span_targets);
-        self.deliver(plan, &record.borrow(), mask, &mut Rendered::default());
+    fn write_story(&self, plan: &Plan, kept: &KeptRecord) {
+        let record = kept.record();
+        let mask = plan.filter.select(record.target, record.level, &kept.span_targets);
+        self.deliver(plan, &record, mask, &mut Rendered::default());
     }
 }
 
@@ -246,8 +247,8 @@ impl Layer<Registry> for Router {
                 _ if mask == 0 => {}
                 None => self.deliver(plan, &record, mask, rendered),
                 Some(story) => {
-                    let record = OwnedRecord::new(&record, metadata.target(), &draft.span_targets);
-                    story.add(record, |record| self.write_story(plan, record));
+                    let kept = KeptRecord::of(&record, metadata, draft.span_targets.clone());
+                    story.add(kept, |kept| self.write_story(plan, kept));
                 }
             }
         });

@@ -11,7 +11,10 @@ use std::{
     },
 };
 
-use super::record::{OwnedRecord, Value};
+use jiff::Timestamp;
+use tracing::Metadata;
+
+use super::record::{Fields, LogRecord, TraceIds, Value};
 
 /// The target of a span that opens a story: the server span of an inference request.
 pub const OPENED_BY: &str = "mlx_manager::server::http";
@@ -47,6 +50,68 @@ impl Memory {
     }
 }
 
+/// A record that outlives its event.
+#[derive(Debug)]
+pub struct KeptRecord {
+    metadata: &'static Metadata<'static>,
+    timestamp: Timestamp,
+    message: String,
+    fields: Fields,
+    context: Fields,
+    request_id: Option<String>,
+    trace: Option<TraceIds>,
+    spans: Vec<&'static str>,
+    /// Targets of the enclosing spans, if these have a say in who takes it.
+    pub span_targets: Vec<&'static str>,
+}
+
+impl KeptRecord {
+    /// Copies the record of a callsite, and marks it.
+    pub fn of(record: &LogRecord<'_>, metadata: &'static Metadata<'static>, span_targets: Vec<&'static str>) -> Self {
+        let mut fields = record.fields.clone();
+        fields.set(MARK, Value::Bool(true));
+        Self {
+            metadata,
+            timestamp: record.timestamp,
+            message: record.message.to_owned(),
+            fields,
+            context: record.context.clone(),
+            request_id: record.request_id.map(str::to_owned),
+            trace: record.trace,
+            spans: record.spans.to_vec(),
+            span_targets,
+        }
+    }
+
+    /// The record as sinks see it.
+    pub fn record(&self) -> LogRecord<'_> {
+        LogRecord {
+            timestamp: self.timestamp,
+            level: *self.metadata.level(),
+            target: self.metadata.target(),
+            line: self.metadata.line(),
+            message: &self.message,
+            fields: &self.fields,
+            context: &self.context,
+            request_id: self.request_id.as_deref(),
+            trace: self.trace,
+            spans: &self.spans,
+        }
+    }
+
+    /// Bytes of memory that it takes, near enough to bound many of them.
+    fn bytes(&self) -> usize {
+        let text = |value: Value<'_>| match value {
+            Value::Text(text) => text.len(),
+            Value::Error(chain) => chain.iter().map(|cause| size_of::<String>() + cause.len()).sum(),
+            _ => 0,
+        };
+        let fields = self.fields.iter().chain(self.context.iter());
+        let fields: usize = fields.map(|(key, value)| size_of_val(&(key, value)) + text(value)).sum();
+        size_of::<Self>() + self.message.len() + fields
+    }
+}
+
 /// The last records of one request, shared by all of its spans.
 #[derive(Debug)]
 pub struct Story {
@@ -56,7 +121,7 @@ pub struct Story {
 
 #[derive(Debug, Default)]
 struct State {
-    records: VecDeque<(OwnedRecord, usize)>,
+    records: VecDeque<(KeptRecord, usize)>,
     bytes: usize,
     /// Older records that gave way, and any that were too large.
     omitted: u64,
@@ -71,8 +136,7 @@ impl Story {
     }
 
     /// Keeps a record, or writes it if the story is told already.
-    pub fn add(&self, mut record: OwnedRecord, write: impl FnOnce(&OwnedRecord)) {
-        record.fields.set(MARK, Value::Bool(true));
+    pub fn add(&self, record: KeptRecord, write: impl FnOnce(&KeptRecord)) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.told {
             write(&record);
@@ -96,7 +160,7 @@ impl Story {
 
     /// Writes what there is, in the order of its timestamps, and from now on whatever follows. Returns how many records
     /// are missing; the second time there is nothing to tell.
-    pub fn tell(&self, write: impl FnMut(&OwnedRecord)) -> u64 {
+    pub fn tell(&self, write: impl FnMut(&KeptRecord)) -> u64 {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.told = true;
         self.memory.give_back(std::mem::take(&mut state.bytes));
