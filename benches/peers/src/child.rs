@@ -17,6 +17,8 @@ use crate::{peer::Peer, statistics::quantile};
 
 /// Before anything is measured.
 const WARM_UP: u64 = 1_000;
+/// Calls that are timed together where one alone is too short.
+const BATCH: u64 = 1_000;
 /// During a stall: so many events each millisecond.
 const PER_MILLISECOND: u64 = 20;
 
@@ -30,8 +32,10 @@ pub enum Scenario {
     Rate,
     /// Counts what callers allocate.
     Allocations,
-    /// Times events that the level switches off.
+    /// Times TRACE events, which the level switches off.
     Disabled,
+    /// Times DEBUG events within a request, which the daemon keeps for the case that the request fails.
+    Debug,
     /// Logs at a steady rate into files that stand still for a while.
     Stall,
     /// Logs and ends in good order.
@@ -58,8 +62,8 @@ pub struct Found {
     pub seconds: f64,
     /// Per event, on the caller's thread.
     pub allocations: f64,
-    /// Of one event that is switched off, in nanoseconds.
-    pub disabled: f64,
+    /// Of one event, in nanoseconds, where calls are too short to be timed one by one.
+    pub each: f64,
     /// Events logged.
     pub logged: u64,
     /// Events that the logger says it lost.
@@ -98,6 +102,22 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 }
 
+/// The nanoseconds of one call: the median of batches so short that most run without an interruption.
+fn each(calls: u64, call: impl Fn(u64)) -> f64 {
+    let batch = |batch: u64| {
+        let start = Instant::now();
+        (0..BATCH).for_each(|index| call(black_box(batch + index)));
+        start.elapsed().as_nanos() as f64 / BATCH as f64
+    };
+    quantile(&(0..calls / BATCH).map(batch).collect::<Vec<_>>(), 0.5)
+}
+
+/// What it takes to look at the clock twice, in nanoseconds. It is part of every call that is timed.
+pub fn clock_cost() -> f64 {
+    let once = |_| Instant::now().elapsed().as_nanos() as f64;
+    quantile(&(0..100_000).map(once).collect::<Vec<_>>(), 0.5)
+}
+
 /// Plays a scenario with so many events.
 pub fn play<P: Peer>(scenario: Scenario, events: u64, folder: &Path) -> Result<Found> {
     let peer = P::start(folder, scenario != Scenario::Stall)?;
@@ -134,9 +154,15 @@ pub fn play<P: Peer>(scenario: Scenario, events: u64, folder: &Path) -> Result<F
         }
         Scenario::Disabled => {
             peer.log_disabled(0);
-            let start = Instant::now();
-            (0..events).for_each(|index| peer.log_disabled(black_box(index)));
-            found.disabled = start.elapsed().as_nanos() as f64 / events as f64;
+            found.each = each(events, |index| peer.log_disabled(index));
+            peer.finish(0)?;
+        }
+        Scenario::Debug => {
+            let request = tracing::info_span!(target: "mlx_manager::server::http", "request", request_id = "r1");
+            request.in_scope(|| {
+                (0..WARM_UP).for_each(|index| peer.log_debug(index));
+                found.each = each(events, |index| peer.log_debug(index));
+            });
             peer.finish(0)?;
         }
         Scenario::Stall => {

@@ -57,8 +57,8 @@ def play(scenario, events):
     elif scenario == "disabled":
         begin = clock()
         for index in range(events):
-            LOGGERS[0].debug("request finished input_tokens={}", index)
-        found = {"disabled": (clock() - begin) / events}
+            LOGGERS[0].trace("request finished input_tokens={}", index)
+        found = {"each": (clock() - begin) / events}
     elif scenario == "stall":
         longest = logged = 0
         while logged < events:

@@ -49,8 +49,10 @@ pub trait Peer: Sized {
     fn start(folder: &Path, rotate: bool) -> Result<Self>;
     /// Logs one event: a message, a text, two numbers and a truth value.
     fn log(&self, index: u64);
-    /// Meets one event that its level switches off.
+    /// Meets one event at TRACE, which is switched off.
     fn log_disabled(&self, index: u64);
+    /// Meets one at DEBUG; only the daemon's own log does more than to pass over it.
+    fn log_debug(&self, _index: u64) {}
     /// Waits until everything is written, as at an orderly end of the process, and says how many events were lost.
     fn finish(self, logged: u64) -> Result<u64>;
 }
@@ -99,12 +101,12 @@ fn wait_for(logged: u64, accounted: impl Fn() -> u64) -> Result<()> {
     Ok(())
 }
 
-/// The daemon's own log.
-pub struct Ours {
+/// The daemon's own log; with the story of failed requests, as it is by default, or without.
+pub struct Ours<const STORY: bool> {
     handle: LogHandle,
 }
 
-impl Ours {
+impl<const STORY: bool> Ours<STORY> {
     fn count(&self, read: impl Fn(&mlx_manager::telemetry::log::SinkCounters, tracing::Level) -> u64) -> u64 {
         let counters = self.handle.counters();
         // A sink reports its losses at WARN, so that the events' own level holds nothing else.
@@ -113,12 +115,13 @@ impl Ours {
     }
 }
 
-impl Peer for Ours {
+impl<const STORY: bool> Peer for Ours<STORY> {
     fn start(folder: &Path, rotate: bool) -> Result<Self> {
-        let rotation = if rotate { "{ size = \"10 MB\" }" } else { "{}" };
+        let rotation = if rotate { "{ size = '10 MB' }" } else { "'never'" };
         let config = format!(
             "[log]
             dir = '{}'
+            failure_story = {STORY}
             [[log.sinks]]
             name = 'mlx-server'
             kind = 'file'
@@ -149,8 +152,12 @@ impl Peer for Ours {
         }
     }
 
-    fn log_disabled(&self, index: u64) {
+    fn log_debug(&self, index: u64) {
         traced!(debug, SERVER, index);
+    }
+
+    fn log_disabled(&self, index: u64) {
+        traced!(trace, SERVER, index);
     }
 
     fn finish(self, logged: u64) -> Result<u64> {
@@ -217,7 +224,7 @@ impl<const LOSSY: bool> Peer for Tracing<LOSSY> {
     }
 
     fn log_disabled(&self, index: u64) {
-        traced!(debug, SERVER, index);
+        traced!(trace, SERVER, index);
     }
 
     fn finish(self, logged: u64) -> Result<u64> {
@@ -263,7 +270,7 @@ impl<const ASYNC: bool> Peer for Spdlog<ASYNC> {
     }
 
     fn log_disabled(&self, index: u64) {
-        spoken!(spdlog::debug, (logger: self.loggers[0],), index);
+        spoken!(spdlog::trace, (logger: self.loggers[0],), index);
     }
 
     fn finish(self, _logged: u64) -> Result<u64> {
@@ -327,7 +334,7 @@ impl Peer for Flexi {
     }
 
     fn log_disabled(&self, index: u64) {
-        spoken!(log::debug, (target: SERVER,), index);
+        spoken!(log::trace, (target: SERVER,), index);
     }
 
     fn finish(self, _logged: u64) -> Result<u64> {
@@ -370,7 +377,7 @@ impl Peer for Log4rs {
     }
 
     fn log_disabled(&self, index: u64) {
-        spoken!(log::debug, (target: SERVER,), index);
+        spoken!(log::trace, (target: SERVER,), index);
     }
 
     fn finish(self, _logged: u64) -> Result<u64> {

@@ -1,6 +1,6 @@
 //! JSON lines, for machines. Times are UTC; trace context has the names of OpenTelemetry's format for non-OTLP logs.
 
-use super::{OTHER, QUOTE, RESERVED, display_into, hex_into, is_forgeable, plain_length, time::write_timestamp};
+use super::{OTHER, QUOTE, RESERVED, display_into, hex_into, integer_into, is_forgeable, plain_length, time::write_timestamp};
 use crate::telemetry::log::record::{Fields, LogRecord, Value};
 
 /// Appends one object and returns where the sequence number belongs.
@@ -13,7 +13,7 @@ pub fn render(record: &LogRecord<'_>, out: &mut String) -> usize {
     string_into(out, record.target);
     if let Some(line) = record.line {
         out.push_str(",\"line\":");
-        display_into(out, line);
+        integer_into(out, line);
     }
     out.push_str(",\"message\":");
     string_into(out, record.message);
@@ -53,8 +53,8 @@ fn fields_into(out: &mut String, fields: &Fields) {
         out.push(':');
         match value {
             Value::Text(text) => string_into(out, text),
-            Value::Signed(value) => display_into(out, value),
-            Value::Unsigned(value) => display_into(out, value),
+            Value::Signed(value) => integer_into(out, value),
+            Value::Unsigned(value) => integer_into(out, value),
             Value::Float(value) if value.is_finite() => display_into(out, value),
             // JSON has no word for these.
             Value::Float(value) => string_into(out, &value.to_string()),

@@ -1,6 +1,6 @@
 //! `key=value` lines: between text and JSON, one record per line.
 
-use super::{RESERVED, display_into, hex_into, key_into, time::write_timestamp, word_into};
+use super::{RESERVED, display_into, hex_into, integer_into, key_into, time::write_timestamp, word_into};
 use crate::telemetry::log::record::{Fields, LogRecord, Value};
 
 /// Appends one line and returns where the sequence number belongs.
@@ -13,7 +13,7 @@ pub fn render(record: &LogRecord<'_>, out: &mut String) -> usize {
     word_into(out, record.target);
     if let Some(line) = record.line {
         out.push_str(" line=");
-        display_into(out, line);
+        integer_into(out, line);
     }
     out.push_str(" message=");
     word_into(out, record.message);
@@ -50,8 +50,8 @@ fn fields_into(out: &mut String, fields: &Fields) {
         out.push('=');
         match value {
             Value::Text(text) => word_into(out, text),
-            Value::Signed(value) => display_into(out, value),
-            Value::Unsigned(value) => display_into(out, value),
+            Value::Signed(value) => integer_into(out, value),
+            Value::Unsigned(value) => integer_into(out, value),
             Value::Float(value) => display_into(out, value),
             Value::Bool(value) => display_into(out, value),
             Value::Error(chain) => word_into(out, &chain.join(": ")),

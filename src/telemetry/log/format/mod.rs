@@ -61,7 +61,7 @@ impl Rendered {
             Some(at) => {
                 let (head, tail) = self.text.split_at(at);
                 buffer.extend_from_slice(head.as_bytes());
-                buffer.extend_from_slice(sequence.to_string().as_bytes());
+                buffer.extend_from_slice(itoa::Buffer::new().format(sequence).as_bytes());
                 buffer.extend_from_slice(tail.as_bytes());
             }
             None => buffer.extend_from_slice(self.text.as_bytes()),
@@ -201,7 +201,12 @@ fn key_into(out: &mut String, key: &str) {
     }
 }
 
-/// Appends a number; formatting into a string cannot fail.
+/// Appends a whole number.
+fn integer_into(out: &mut String, value: impl itoa::Integer) {
+    out.push_str(itoa::Buffer::new().format(value));
+}
+
+/// Appends anything else; formatting into a string cannot fail.
 fn display_into(out: &mut String, value: impl std::fmt::Display) {
     if write!(out, "{value}").is_err() {
         out.push('-');

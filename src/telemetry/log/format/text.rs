@@ -2,7 +2,7 @@
 
 use tracing::Level;
 
-use super::{BACKTRACE, Style, display_into, escape_into, hex_into, key_into, time::write_timestamp, word_into};
+use super::{BACKTRACE, Style, display_into, escape_into, hex_into, integer_into, key_into, time::write_timestamp, word_into};
 use crate::telemetry::log::record::{Fields, LogRecord, Value};
 
 const RESET: &str = "\x1b[0m";
@@ -27,7 +27,7 @@ pub fn render(style: &Style, record: &LogRecord<'_>, out: &mut String) {
     escape_into(out, record.target);
     if let Some(line) = record.line {
         out.push(':');
-        display_into(out, line);
+        integer_into(out, line);
     }
     paint(out, RESET);
     out.push_str(" - ");
@@ -68,8 +68,8 @@ fn fields_into<'a>(out: &mut String, fields: &'a Fields, blocks: &mut Vec<(&'sta
         out.push('=');
         match value {
             Value::Text(text) => word_into(out, text),
-            Value::Signed(value) => display_into(out, value),
-            Value::Unsigned(value) => display_into(out, value),
+            Value::Signed(value) => integer_into(out, value),
+            Value::Unsigned(value) => integer_into(out, value),
             Value::Float(value) => display_into(out, value),
             Value::Bool(value) => display_into(out, value),
             Value::Error(chain) => {
