@@ -7,4 +7,6 @@ mod demo;
 mod floors;
 mod gateway;
 mod peer;
+mod reload;
 mod serve;
+mod story;

@@ -354,4 +354,59 @@ mod tests {
         let config = config(Level::Off, &[("loud", Level::Error)], &[], all());
         passes(&config, TracingLevel::ERROR, &[("mlx_manager", false), ("loud", true)]);
     }
+
+    #[test]
+    fn story_goes_to_debug_under_floors_caps_and_directives_for_others() {
+        let sinks = vec![sink(&[], &[], Level::Trace), sink(&[], &[], Level::Warn)];
+        let list = [("mlx_manager::server", Level::Warn), ("mlx_manager::store", Level::Off), ("noisy", Level::Info)];
+        let mut config = config(Level::Error, &list, &[("hyper", Level::Warn)], sinks);
+        let taken = |config: &LogConfig, target, level| {
+            let taken = Filter::new(config, false).taken(target, level, Callsite::Event);
+            (taken.mask, taken.story)
+        };
+        for target in ["mlx_manager::server::api", "mlx_manager", "noisy", "hyper"] {
+            assert_eq!(taken(&config, target, TracingLevel::DEBUG), (0, false), "{target}: off");
+        }
+        assert_eq!(Filter::new(&config, false).max_level(), LevelFilter::INFO);
+        config.failure_story = true;
+        let expected = [
+            ("mlx_manager::server::api", TracingLevel::DEBUG, (0b01, true)),
+            ("mlx_manager::server::api", TracingLevel::TRACE, (0, false)),
+            ("mlx_manager::server::api", TracingLevel::WARN, (0b11, false)),
+            ("mlx_manager", TracingLevel::WARN, (0b11, true)),
+            ("mlx_manager::store", TracingLevel::ERROR, (0, false)),
+            ("noisy", TracingLevel::DEBUG, (0, false)),
+            ("hyper", TracingLevel::DEBUG, (0, false)),
+            ("hyper", TracingLevel::WARN, (0b11, true)),
+            ("tokio", TracingLevel::DEBUG, (0b01, true)),
+        ];
+        for (target, level, expected) in expected {
+            assert_eq!(taken(&config, target, level), expected, "{target} at {level}");
+        }
+        assert_eq!(Filter::new(&config, false).max_level(), LevelFilter::DEBUG);
+    }
+
+    #[test]
+    fn third_party_goes_where_the_spans_around_it_go() {
+        let sinks = vec![
+            sink(&["mlx_manager::server"], &[], Level::Trace),
+            sink(&[], &["mlx_manager::server"], Level::Trace),
+            sink(&["hyper"], &[], Level::Trace),
+            sink(&["mlx_manager::server::cloud"], &["hyper::proto"], Level::Trace),
+        ];
+        let filter = Filter::new(&config(Level::Debug, &[], &[("sqlx", Level::Warn)], sinks), false);
+        let inside = ["mlx_manager::server::cloud", "mlx_manager::server::http"];
+        let select = |target, spans: &[&str]| filter.select(target, TracingLevel::DEBUG, spans);
+        assert_eq!(select("hyper::client", &[]), 0b0110);
+        assert_eq!(select("hyper::client", &inside), 0b1101);
+        assert_eq!(select("hyper::proto", &inside), 0b0101);
+        assert_eq!(select("hyper", &["mlx_manager::store", "mlx_manager::server::http"]), 0b0101);
+        assert_eq!(select("hyper", &["mlx_manager::store"]), 0b0110);
+        let follows = |target, level| filter.taken(target, level, Callsite::Event).follows;
+        assert!(follows("hyper", TracingLevel::DEBUG));
+        assert!(!follows("sqlx", TracingLevel::DEBUG), "its own level comes first");
+        assert!(!follows("mlx_manager::server::api", TracingLevel::INFO), "our own say themselves where they belong");
+        let plain = Filter::new(&config(Level::Debug, &[], &[], vec![sink(&["hyper"], &[], Level::Trace)]), false);
+        assert!(!plain.taken("tokio", TracingLevel::INFO, Callsite::Event).follows, "no span makes a difference");
+    }
 }

@@ -108,3 +108,6 @@ fn wait(deadline: Instant, done: impl Fn() -> bool) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests;

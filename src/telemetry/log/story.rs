@@ -185,3 +185,6 @@ impl Drop for Story {
         self.memory.give_back(self.state.get_mut().unwrap_or_else(PoisonError::into_inner).bytes);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,9 +8,9 @@ use tracing_subscriber::{Registry, layer::SubscriberExt};
 use super::*;
 use crate::config::{Compression, Format, Level, Retention, Rotation, Timezone};
 
-const SOON: Duration = Duration::from_secs(20);
+pub(super) const SOON: Duration = Duration::from_secs(20);
 
-fn file(folder: &TempDir, name: &str, format: Format) -> Sink {
+pub(super) fn file(folder: &TempDir, name: &str, format: Format) -> Sink {
     Sink {
         name: name.into(),
         kind: SinkKind::File {
@@ -26,7 +26,7 @@ fn file(folder: &TempDir, name: &str, format: Format) -> Sink {
     }
 }
 
-fn config(level: Level, sinks: Vec<Sink>) -> LogConfig {
+pub(super) fn config(level: Level, sinks: Vec<Sink>) -> LogConfig {
     LogConfig {
         level,
         directives: vec![],
@@ -38,15 +38,15 @@ fn config(level: Level, sinks: Vec<Sink>) -> LogConfig {
     }
 }
 
-fn start(config: &LogConfig) -> (Router, LogHandle) {
+pub(super) fn start(config: &LogConfig) -> (Router, LogHandle) {
     build(config, Terminal::default(), None, None).unwrap()
 }
 
-fn log(router: Router, run: impl FnOnce()) {
+pub(super) fn log(router: Router, run: impl FnOnce()) {
     with_default(Registry::default().with(router), run);
 }
 
-fn read(folder: &TempDir, name: &str) -> String {
+pub(super) fn read(folder: &TempDir, name: &str) -> String {
     fs::read_to_string(folder.path().join(format!("{name}.log"))).unwrap()
 }
 
