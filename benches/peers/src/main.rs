@@ -195,7 +195,7 @@ fn arms() -> Vec<Arm> {
         Arm::new("flexi_logger", "WriteMode::Async"),
         Arm::new("log4rs", "the caller writes"),
     ];
-    match env::var_os("PEERS_PYTHON") {
+    match env::var_os("PEERS_PYTHON").filter(|python| !python.is_empty()) {
         Some(python) => {
             arms.push(Arm { python: Some(python.into()), ..Arm::new("loguru", "Python; the caller writes") });
         }

@@ -31,6 +31,10 @@ pub fn next<'a>(newest_first: impl IntoIterator<Item = &'a Path>, format: Format
 }
 
 fn tail(path: &Path) -> io::Result<Vec<u8>> {
+    // A pipe has no past, and who reads it takes away what others are to read.
+    if !path.metadata()?.is_file() {
+        return Ok(Vec::new());
+    }
     let mut file = File::open(path)?;
     let start = file.metadata()?.len().saturating_sub(TAIL_BYTES);
     file.seek(SeekFrom::Start(start))?;

@@ -1,6 +1,8 @@
 //! JSON lines, for machines. Times are UTC; trace context has the names of OpenTelemetry's format for non-OTLP logs.
 
-use super::{OTHER, QUOTE, RESERVED, display_into, hex_into, integer_into, is_forgeable, plain_length, time::write_timestamp};
+use super::{
+    OTHER, QUOTE, RESERVED, display_into, hex_into, integer_into, is_forgeable, plain_length, time::write_timestamp,
+};
 use crate::telemetry::log::record::{Fields, LogRecord, Value};
 
 /// Appends one object and returns where the sequence number belongs.

@@ -2,7 +2,9 @@
 
 use tracing::Level;
 
-use super::{BACKTRACE, Style, display_into, escape_into, hex_into, integer_into, key_into, time::write_timestamp, word_into};
+use super::{
+    BACKTRACE, Style, display_into, escape_into, hex_into, integer_into, key_into, time::write_timestamp, word_into,
+};
 use crate::telemetry::log::record::{Fields, LogRecord, Value};
 
 const RESET: &str = "\x1b[0m";
