@@ -143,11 +143,15 @@ impl Story {
             return;
         }
         let bytes = record.bytes();
-        while !state.records.is_empty() && (state.records.len() >= STORY_RECORDS || state.bytes + bytes > STORY_BYTES) {
+        if bytes > STORY_BYTES {
+            state.omitted += 1;
+            return;
+        }
+        while state.records.len() >= STORY_RECORDS || state.bytes + bytes > STORY_BYTES {
             self.forget_oldest(&mut state);
         }
         // The last records explain a failure best, so the story's own older ones make room when memory is short.
-        while bytes > STORY_BYTES || !self.memory.take(bytes) {
+        while !self.memory.take(bytes) {
             if state.records.is_empty() {
                 state.omitted += 1;
                 return;
