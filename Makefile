@@ -49,7 +49,7 @@ bench-log: rust ## run only the benchmark of log events, beside other loggers
 	@python=$(CACHE)/peers/bin/python; $$python -c 'import loguru' 2>/dev/null \
 	    || { python3 -m venv $(CACHE)/peers && $(CACHE)/peers/bin/pip install --quiet loguru==0.7.3; } \
 	    || { echo "loguru can't be installed below $(CACHE)/peers"; python=; }; \
-	set -x; cd benches/peers && PEERS_PYTHON=$$python cargo run --release --locked
+	set -x; cd benches/peers && PEERS_PYTHON=$$python cargo run --release
 
 goldens: $(CACHE)/goldens/installed ## ask mlx-lm again for the answers that the engine's tests compare with
 	$(CACHE)/goldens/bin/python tools/goldens/make.py $(ARGS)
