@@ -10,10 +10,10 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 CACHE := $(or $(MLX_MANAGER_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-manager)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help setup run build gateway observe test fmt lint bench goldens clean rust
+.PHONY: help setup run build gateway observe test fmt lint bench bench-log goldens clean rust
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: rust ## install what the build needs and prepare MLX (run and test do this too)
 	@tools/mlx-prefix.sh
@@ -46,8 +46,15 @@ lint: setup ## check format, clippy's warnings, licences and duplicate versions
 	cargo clippy --locked --all-targets -- -D warnings
 	tools/deny.sh
 
-bench: setup ## run the benchmarks
+bench: setup bench-log ## run the benchmarks
 	cargo bench
+
+# The peers are a workspace of their own, so that the daemon's tests don't build them.
+bench-log: rust ## run only the benchmark of log events, beside other loggers
+	@python=$(CACHE)/peers/bin/python; $$python -c 'import loguru' 2>/dev/null \
+	    || { python3 -m venv $(CACHE)/peers && $(CACHE)/peers/bin/pip install --quiet loguru==0.7.3; } \
+	    || { echo "loguru can't be installed below $(CACHE)/peers"; python=; }; \
+	set -x; cd benches/peers && PEERS_PYTHON=$$python cargo run --release
 
 goldens: $(CACHE)/goldens/installed ## ask mlx-lm again for the answers that the engine's tests compare with
 	$(CACHE)/goldens/bin/python tools/goldens/make.py $(ARGS)

@@ -76,14 +76,14 @@ impl RecordObserver for Exported {
     }
 }
 
-fn exported(value: &Value) -> AnyValue {
+fn exported(value: Value<'_>) -> AnyValue {
     match value {
         Value::Text(text) => redact::text(text).into_owned().into(),
-        Value::Signed(number) => (*number).into(),
+        Value::Signed(number) => number.into(),
         // OTLP has no unsigned numbers; one beyond its range stays readable as text.
-        Value::Unsigned(number) => i64::try_from(*number).map_or_else(|_| number.to_string().into(), AnyValue::from),
-        Value::Float(number) => (*number).into(),
-        Value::Bool(truth) => (*truth).into(),
+        Value::Unsigned(number) => i64::try_from(number).map_or_else(|_| number.to_string().into(), AnyValue::from),
+        Value::Float(number) => number.into(),
+        Value::Bool(truth) => truth.into(),
         Value::Error(chain) => redact::text(&chain.join(": ")).into_owned().into(),
     }
 }

@@ -7,29 +7,24 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-/// Words that give a secret away, in keys and in values. A space stands for an optional `.`, `_`, `-` or space.
-const WORDS: [&str; 17] = [
-    "password",
-    "passwd",
-    "mysql pwd",
-    "passphrase",
-    "secret",
-    "credential",
-    "private key",
-    "api key",
-    "access key",
-    "session",
-    "cookie",
-    "social security",
-    "credit card",
-    "access token",
-    "refresh token",
-    "auth token",
-    "bearer ",
-];
-
-/// Words too short to be looked for inside of others.
-const WHOLE_WORDS: [&str; 8] = ["csrf", "xsrf", "jwt", "ssn", "pwd", "token", "id token", "api token"];
+/// Words that give a secret away, in keys and in values, and after them those that are too short to be looked for inside of
+/// others; by their first letter. A space stands for an optional `.`, `_`, `-` or space.
+fn words(letter: u8) -> (&'static [&'static str], &'static [&'static str]) {
+    match letter.to_ascii_lowercase() {
+        b'a' => (&["api key", "access key", "access token", "auth token"], &["api token"]),
+        b'b' => (&["bearer "], &[]),
+        b'c' => (&["credential", "cookie", "credit card"], &["csrf"]),
+        b'i' => (&[], &["id token"]),
+        b'j' => (&[], &["jwt"]),
+        b'm' => (&["mysql pwd"], &[]),
+        b'p' => (&["password", "passwd", "passphrase", "private key"], &["pwd"]),
+        b'r' => (&["refresh token"], &[]),
+        b's' => (&["secret", "session", "social security"], &["ssn"]),
+        b't' => (&[], &["token"]),
+        b'x' => (&[], &["xsrf"]),
+        _ => (&[], &[]),
+    }
+}
 
 /// How tokens of well-known issuers begin, and how many letters follow at least.
 const TOKENS: [(&str, usize); 9] = [
@@ -99,17 +94,13 @@ fn secret_in(text: &str, place: Where) -> Option<&'static str> {
     for start in 0..bytes.len() {
         let rest = &bytes[start..];
         let begins_word = start == 0 || !bytes[start - 1].is_ascii_alphanumeric();
-        match rest[0] {
-            b'p' | b'P' | b'm' | b'M' | b's' | b'S' | b'c' | b'C' | b'a' | b'A' | b'r' | b'R' | b'b' | b'B' | b'x'
-            | b'X' | b'j' | b'J' | b't' | b'T' | b'i' | b'I' | b'g' | b'G' | b'h' | b'H' | b'e' => {}
-            _ => continue,
-        }
-        if let Some(word) = WORDS.iter().find(|word| match_length(rest, word).is_some()) {
+        let (anywhere, whole) = words(rest[0]);
+        if let Some(word) = anywhere.iter().find(|word| match_length(rest, word).is_some()) {
             return Some(word);
         }
         // "auth" and all its forms, but no author.
         if rest.len() >= 4 && rest[..4].eq_ignore_ascii_case(b"auth") {
-            let tail = rest[4..].to_ascii_lowercase();
+            let tail = rest[4..rest.len().min(8)].to_ascii_lowercase();
             if !tail.starts_with(b"or") || tail.starts_with(b"oriz") || tail.starts_with(b"oris") {
                 return Some("auth");
             }
@@ -117,7 +108,7 @@ fn secret_in(text: &str, place: Where) -> Option<&'static str> {
         if begins_word {
             // A bare "token" is a secret as a key, but a subject of conversation as a value.
             let ends_word = |length: usize| rest.get(length).is_none_or(|next| !next.is_ascii_alphanumeric());
-            let word = WHOLE_WORDS.iter().find(|word| match_length(rest, word).is_some_and(ends_word));
+            let word = whole.iter().find(|word| match_length(rest, word).is_some_and(ends_word));
             if let Some(word) = word.filter(|word| place == Where::Key || **word != "token") {
                 return Some(word);
             }

@@ -23,6 +23,7 @@ mod archive;
 mod clock;
 mod console;
 mod counter;
+mod draft;
 pub mod explain;
 mod filter;
 mod format;
@@ -50,7 +51,7 @@ use archive::Shelf;
 use clock::Clock;
 use console::ConsoleSink;
 use filter::{Callsite, Filter};
-use format::Style;
+use format::{Rendered, Style};
 use plan::{FileOutput, InEffect, Output, Plan, Route};
 use rolling::{RollingFile, RollingPlan};
 use sink::{Bounds, Change, FileSink, Worker};
@@ -168,7 +169,7 @@ impl LogHandle {
         let plan = self.core.plan();
         let taken = plan.filter.taken(record.target, record.level, Callsite::Event);
         if !taken.story {
-            plan.deliver(record, taken.mask);
+            plan.deliver(record, taken.mask, &mut Rendered::default());
         }
     }
 }

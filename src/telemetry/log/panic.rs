@@ -47,7 +47,7 @@ pub fn panic_hook(handle: LogHandle) -> impl Fn(&PanicHookInfo<'_>) + Send + Syn
         if deaf {
             let mut fields = Fields::default();
             for (key, value) in [("thread", thread), ("location", location.as_str()), (BACKTRACE, backtrace.as_str())] {
-                fields.set(key, Value::Text(value.into()));
+                fields.set(key, Value::Text(value));
             }
             handle.deliver_directly(&LogRecord {
                 timestamp: handle.core.now(),

@@ -15,7 +15,7 @@ use tracing::{Metadata, callsite::Identifier};
 use super::{
     console::ConsoleSink,
     filter::{Callsite, Filter, Mask, Taken},
-    format::{Style, render},
+    format::{Rendered, Style},
     record::LogRecord,
     sink::FileSink,
 };
@@ -130,16 +130,21 @@ impl Plan {
         })
     }
 
-    /// Hands a record to the sinks of a mask.
-    pub fn deliver(&self, record: &LogRecord<'_>, mask: Mask) {
+    /// Hands a record to the sinks of a mask; `rendered` is room for its text.
+    pub fn deliver(&self, record: &LogRecord<'_>, mask: Mask, rendered: &mut Rendered) {
+        let mut style = None;
         for (index, route) in self.routes.iter().enumerate() {
             if mask & (1 << index) == 0 {
                 continue;
             }
-            let rendered = render(&route.style, record);
+            // Most sinks write alike.
+            if style != Some(&route.style) {
+                rendered.render(&route.style, record);
+                style = Some(&route.style);
+            }
             match &route.output {
-                Output::Console(sink) => sink.push(&rendered, record.level, record.timestamp),
-                Output::File(file) => file.sink.push(&rendered, record.level, record.timestamp),
+                Output::Console(sink) => sink.push(rendered, record.level, record.timestamp),
+                Output::File(file) => file.sink.push(rendered, record.level, record.timestamp),
             }
         }
     }

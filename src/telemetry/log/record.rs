@@ -5,7 +5,8 @@
 use std::{
     error::Error,
     fmt::{self, Write},
-    sync::Arc,
+    mem,
+    ops::Range,
 };
 
 use jiff::Timestamp;
@@ -17,6 +18,9 @@ use tracing::{
 
 /// The most bytes that the message and the values of one record hold together, before escaping.
 pub const MAX_RECORD_BYTES: usize = 64 * 1024;
+
+/// The most bytes that a text keeps for its next use.
+const KEPT_BYTES: usize = 4 * 1024;
 
 /// How far an error's `source()` chain is followed; a longer one is most likely a circle.
 const MAX_CAUSES: usize = 32;
@@ -70,10 +74,10 @@ impl TraceIds {
 }
 
 /// A value as it was recorded.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Value {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Value<'a> {
     /// Text, or anything that was recorded by `Display` or `Debug`.
-    Text(Arc<str>),
+    Text(&'a str),
     /// A signed integer.
     Signed(i64),
     /// An unsigned integer.
@@ -83,56 +87,125 @@ pub enum Value {
     /// A truth value.
     Bool(bool),
     /// An error and its causes from the outermost in; never empty.
-    Error(Vec<String>),
+    Error(&'a [String]),
 }
 
 /// Fields in the order of their first recording; a later value replaces an earlier one of the same key.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Fields(Vec<(&'static str, Value)>);
+#[derive(Debug, Clone, Default)]
+pub struct Fields {
+    entries: Vec<(&'static str, Stored)>,
+    /// All texts, one after the other: a field costs no allocation of its own.
+    text: String,
+}
+
+#[derive(Debug, Clone)]
+enum Stored {
+    Text(Range<usize>),
+    Signed(i64),
+    Unsigned(u64),
+    Float(f64),
+    Bool(bool),
+    Error(Vec<String>),
+}
 
 impl Fields {
     /// No fields.
-    pub const NONE: &'static Self = &Self(Vec::new());
+    pub const NONE: &'static Self = &Self { entries: Vec::new(), text: String::new() };
 
     /// Sets a field.
-    pub fn set(&mut self, key: &'static str, value: Value) {
-        match self.0.iter_mut().find(|(existing, _)| *existing == key) {
-            Some((_, existing)) => *existing = value,
-            None => self.0.push((key, value)),
+    pub fn set(&mut self, key: &'static str, value: Value<'_>) {
+        let stored = match value {
+            Value::Text(text) => {
+                let start = self.text.len();
+                self.text.push_str(text);
+                Stored::Text(start..self.text.len())
+            }
+            Value::Signed(value) => Stored::Signed(value),
+            Value::Unsigned(value) => Stored::Unsigned(value),
+            Value::Float(value) => Stored::Float(value),
+            Value::Bool(value) => Stored::Bool(value),
+            Value::Error(chain) => Stored::Error(chain.to_vec()),
+        };
+        self.put(key, stored);
+    }
+
+    fn put(&mut self, key: &'static str, value: Stored) {
+        match self.entries.iter_mut().find(|(existing, _)| *existing == key) {
+            Some((_, existing)) => {
+                let old = mem::replace(existing, value);
+                self.cut(old);
+            }
+            None => self.entries.push((key, value)),
+        }
+    }
+
+    /// Takes the text of a value away, so that what is recorded again and again doesn't grow.
+    fn cut(&mut self, value: Stored) {
+        let Stored::Text(gone) = value else { return };
+        self.text.drain(gone.clone());
+        for (_, value) in &mut self.entries {
+            if let Stored::Text(range) = value
+                && range.start >= gone.end
+            {
+                *range = range.start - gone.len()..range.end - gone.len();
+            }
+        }
+    }
+
+    fn value<'a>(&'a self, stored: &'a Stored) -> Value<'a> {
+        match stored {
+            // The ranges are this text's own.
+            Stored::Text(range) => Value::Text(self.text.get(range.clone()).unwrap_or_default()),
+            Stored::Signed(value) => Value::Signed(*value),
+            Stored::Unsigned(value) => Value::Unsigned(*value),
+            Stored::Float(value) => Value::Float(*value),
+            Stored::Bool(value) => Value::Bool(*value),
+            Stored::Error(chain) => Value::Error(chain),
         }
     }
 
     /// A field's value.
-    pub fn get(&self, key: &str) -> Option<&Value> {
-        self.0.iter().find(|(existing, _)| *existing == key).map(|(_, value)| value)
+    pub fn get(&self, key: &str) -> Option<Value<'_>> {
+        self.entries.iter().find(|(existing, _)| *existing == key).map(|(_, value)| self.value(value))
     }
 
     /// Takes a field out.
-    pub fn remove(&mut self, key: &str) -> Option<Value> {
-        let index = self.0.iter().position(|(existing, _)| *existing == key)?;
-        Some(self.0.remove(index).1)
+    pub fn remove(&mut self, key: &str) {
+        if let Some(index) = self.entries.iter().position(|(existing, _)| *existing == key) {
+            let (_, value) = self.entries.remove(index);
+            self.cut(value);
+        }
     }
 
     /// All fields in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Value)> {
-        self.0.iter().map(|(key, value)| (*key, value))
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, Value<'_>)> {
+        self.entries.iter().map(|(key, value)| (*key, self.value(value)))
     }
 
     /// Sets every field of another list.
-    pub fn merge(&mut self, other: Self) {
-        for (key, value) in other.0 {
+    pub fn merge(&mut self, other: &Self) {
+        for (key, value) in other.iter() {
             self.set(key, value);
         }
     }
 
-    /// Adds the fields of an outer span that no inner one has.
-    pub fn inherit(&mut self, outer: &Self) {
-        for (key, value) in outer.iter() {
-            if self.get(key).is_none() {
-                self.0.push((key, value.clone()));
-            }
-        }
+    /// Takes everything out and keeps the room, unless it is much.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+        clear_text(&mut self.text);
     }
+}
+
+impl PartialEq for Fields {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+/// Empties a text and keeps its room, unless it is much.
+pub fn clear_text(text: &mut String) {
+    text.clear();
+    text.shrink_to(KEPT_BYTES);
 }
 
 /// Collects an event's or a span's fields, within [`MAX_RECORD_BYTES`].
@@ -158,9 +231,16 @@ impl Collector {
         Self { plain_only: true, ..Self::event() }
     }
 
-    fn set(&mut self, field: &Field, value: Value) {
+    /// Makes it as good as new.
+    pub fn clear(&mut self) {
+        clear_text(&mut self.message);
+        self.fields.clear();
+        self.left = MAX_RECORD_BYTES;
+    }
+
+    fn put(&mut self, field: &Field, value: Stored) {
         if !self.skips(field) {
-            self.fields.set(field.name(), value);
+            self.fields.put(field.name(), value);
         }
     }
 
@@ -168,40 +248,43 @@ impl Collector {
         self.plain_only && field.name().contains('.')
     }
 
-    fn text(&mut self, arguments: fmt::Arguments<'_>) -> String {
-        let mut limited = Limited { text: String::new(), left: self.left, whole: 0 };
-        if limited.write_fmt(arguments).is_err() {
-            // `Limited` itself never fails: the value's own formatting did.
-            limited.text.push_str("(formatting failed)");
+    /// Takes in a text that `write` writes.
+    fn record_text(&mut self, field: &Field, write: impl FnOnce(&mut Limited<'_>) -> fmt::Result) {
+        if self.skips(field) {
+            return;
         }
-        self.left = limited.left;
-        if limited.whole > limited.text.len() {
-            let whole = limited.whole;
-            limited.text.push_str(&format!("… (cut, {whole} bytes in all)"));
+        if field.name() == "message" && !self.plain_only {
+            self.message.clear();
+            limit(&mut self.message, &mut self.left, write);
+        } else {
+            let text = &mut self.fields.text;
+            let start = text.len();
+            limit(text, &mut self.left, write);
+            let range = start..text.len();
+            self.fields.put(field.name(), Stored::Text(range));
         }
-        limited.text
     }
 }
 
 impl Visit for Collector {
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.set(field, Value::Float(value));
+        self.put(field, Stored::Float(value));
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.set(field, Value::Signed(value));
+        self.put(field, Stored::Signed(value));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.set(field, Value::Unsigned(value));
+        self.put(field, Stored::Unsigned(value));
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.set(field, Value::Bool(value));
+        self.put(field, Stored::Bool(value));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.record_debug(field, &format_args!("{value}"));
+        self.record_text(field, |text| text.write_str(value));
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
@@ -211,39 +294,48 @@ impl Visit for Collector {
         let mut chain = Vec::new();
         let mut next = Some(value);
         while let Some(error) = next.filter(|_| chain.len() < MAX_CAUSES) {
-            chain.push(self.text(format_args!("{error}")));
+            let mut text = String::new();
+            limit(&mut text, &mut self.left, |text| write!(text, "{error}"));
+            chain.push(text);
             next = error.source();
         }
-        self.set(field, Value::Error(chain));
+        self.put(field, Stored::Error(chain));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if self.skips(field) {
-            return;
-        }
-        let text = self.text(format_args!("{value:?}"));
-        if field.name() == "message" && !self.plain_only {
-            self.message = text;
-        } else {
-            self.set(field, Value::Text(text.into()));
-        }
+        self.record_text(field, |text| write!(text, "{value:?}"));
+    }
+}
+
+/// Appends what is written to a text, as long as there are bytes left.
+fn limit(text: &mut String, left: &mut usize, write: impl FnOnce(&mut Limited<'_>) -> fmt::Result) {
+    let start = text.len();
+    let mut limited = Limited { text, left, whole: 0 };
+    let result = write(&mut limited);
+    let whole = limited.whole;
+    if result.is_err() {
+        // `Limited` itself never fails: the value's own formatting did.
+        text.push_str("(formatting failed)");
+    }
+    if whole > text.len() - start {
+        text.push_str(&format!("… (cut, {whole} bytes in all)"));
     }
 }
 
 /// Keeps the beginning of what is written and counts the rest.
-struct Limited {
-    text: String,
-    left: usize,
+struct Limited<'a> {
+    text: &'a mut String,
+    left: &'a mut usize,
     whole: usize,
 }
 
-impl Write for Limited {
+impl Write for Limited<'_> {
     fn write_str(&mut self, part: &str) -> fmt::Result {
         self.whole += part.len();
-        let kept = part.floor_char_boundary(self.left);
+        let kept = part.floor_char_boundary(*self.left);
         self.text.push_str(&part[..kept]);
         // Once something was cut nothing may follow, or the text would have a hole.
-        self.left = if kept < part.len() { 0 } else { self.left - kept };
+        *self.left = if kept < part.len() { 0 } else { *self.left - kept };
         Ok(())
     }
 }
@@ -255,31 +347,30 @@ mod tests {
     #[test]
     fn later_value_replaces_and_keeps_its_place() {
         let mut fields = Fields::default();
-        fields.set("a", Value::Signed(1));
+        fields.set("a", Value::Text("first"));
         fields.set("b", Value::Bool(true));
-        fields.set("a", Value::Signed(2));
-        assert_eq!(fields.iter().collect::<Vec<_>>(), [("a", &Value::Signed(2)), ("b", &Value::Bool(true))]);
-    }
-
-    #[test]
-    fn inner_value_hides_outer_one() {
-        let mut inner = Fields::default();
-        inner.set("model", Value::Signed(1));
-        let mut outer = Fields::default();
-        outer.set("model", Value::Signed(2));
-        outer.set("tokens", Value::Signed(3));
-        inner.inherit(&outer);
-        assert_eq!(inner.get("model"), Some(&Value::Signed(1)));
-        assert_eq!(inner.get("tokens"), Some(&Value::Signed(3)));
+        fields.set("c", Value::Text("third"));
+        for (text, bytes) in [("the second", 15), ("", 5), ("2", 6)] {
+            fields.set("a", Value::Text(text));
+            let expected = [("a", Value::Text(text)), ("b", Value::Bool(true)), ("c", Value::Text("third"))];
+            assert_eq!(fields.iter().collect::<Vec<_>>(), expected);
+            assert_eq!(fields.text.len(), bytes, "a replaced text is gone");
+        }
+        fields.set("c", Value::Signed(3));
+        fields.remove("b");
+        assert_eq!(fields.iter().collect::<Vec<_>>(), [("a", Value::Text("2")), ("c", Value::Signed(3))]);
     }
 
     #[test]
     fn long_text_is_cut_at_a_character_and_says_so() {
-        let mut collector = Collector::event();
+        let (mut text, mut left) = (String::new(), MAX_RECORD_BYTES);
         let long = "ü".repeat(MAX_RECORD_BYTES);
-        let text = collector.text(format_args!("x{long}"));
+        limit(&mut text, &mut left, |text| write!(text, "x{long}"));
         assert!(text.ends_with(&format!("ü… (cut, {} bytes in all)", long.len() + 1)));
         assert!(text.len() < MAX_RECORD_BYTES + 64);
-        assert_eq!(collector.text(format_args!("more")), "… (cut, 4 bytes in all)");
+        limit(&mut text, &mut left, |text| text.write_str("more"));
+        assert!(text.ends_with("… (cut, 4 bytes in all)"));
+        clear_text(&mut text);
+        assert!(text.is_empty() && text.capacity() <= KEPT_BYTES);
     }
 }

@@ -25,9 +25,11 @@ use tracing_subscriber::{
 
 use super::{
     Core,
-    filter::{Mask, OBSERVED, SPAN, Taken},
+    draft::{self, Draft},
+    filter::{Mask, OBSERVED, SPAN},
+    format::Rendered,
     plan::Plan,
-    record::{Collector, Fields, LogRecord, TraceIds, Value},
+    record::{Collector, Fields, LogRecord, TraceIds},
     story::{KeptRecord, OPENED_BY, Story},
 };
 
@@ -94,66 +96,34 @@ impl Router {
         Some(trace)
     }
 
-    /// Puts an event's record together, and hands it to who takes it or to the story of its request.
-    fn record(
+    /// Gathers what an event and its spans say. `follows`: the spans have a say in who takes it.
+    fn gather(
         &self,
+        draft: &mut Draft,
         event: &Event<'_>,
+        follows: bool,
         context: &Context<'_, Registry>,
-        plan: &Plan,
-        (taken, story): (Taken, Option<Arc<Story>>),
-    ) {
-        let metadata = event.metadata();
-        let mut collected = Collector::event();
-        event.record(&mut collected);
-        let mut inherited = Fields::default();
+    ) -> Option<TraceIds> {
+        event.record(&mut draft.event);
         let mut trace = None;
-        let mut spans = Vec::new();
-        let mut span_targets = Vec::new();
         for span in context.event_scope(event).into_iter().flatten() {
             trace = trace.or_else(|| self.trace_ids(&span));
             if let Some(context) = span.extensions().get::<SpanContext>() {
-                inherited.inherit(&context.fields);
+                draft.inherit(&context.fields);
             }
-            if *metadata.level() == tracing::Level::ERROR {
-                spans.insert(0, span.name());
+            if *event.metadata().level() == tracing::Level::ERROR {
+                draft.spans.insert(0, span.name());
             }
-            if taken.follows {
-                span_targets.push(span.metadata().target());
+            if follows {
+                draft.span_targets.push(span.metadata().target());
             }
         }
-        let mut fields = collected.fields;
-        let request_id = take_request_id(&mut fields, &mut inherited);
-        for (key, _) in fields.iter() {
-            inherited.remove(key);
-        }
-        let record = LogRecord {
-            timestamp: self.core.now(),
-            level: *metadata.level(),
-            target: metadata.target(),
-            line: metadata.line(),
-            message: &collected.message,
-            fields: &fields,
-            context: &inherited,
-            request_id: request_id.as_deref(),
-            trace,
-            spans: &spans,
-        };
-        let mask = match taken.follows {
-            true => plan.filter.select(record.target, record.level, &span_targets),
-            false => taken.mask,
-        };
-        match story {
-            None => self.deliver(plan, &record, mask),
-            Some(story) if mask != 0 => {
-                let kept = KeptRecord::of(&record, metadata, span_targets);
-                story.add(kept, |kept| self.write_story(plan, kept));
-            }
-            Some(_) => {}
-        }
+        draft.settle_request();
+        trace
     }
 
-    fn deliver(&self, plan: &Plan, record: &LogRecord<'_>, mask: Mask) {
-        plan.deliver(record, mask);
+    fn deliver(&self, plan: &Plan, record: &LogRecord<'_>, mask: Mask, rendered: &mut Rendered) {
+        plan.deliver(record, mask, rendered);
         if mask & OBSERVED != 0
             && let Some(observer) = &self.core.observer
         {
@@ -164,24 +134,9 @@ impl Router {
     /// Who takes it is asked anew, since the sinks may be others than when the record was made.
     fn write_story(&self, plan: &Plan, kept: &KeptRecord) {
         let record = kept.record();
-        self.deliver(plan, &record, plan.filter.select(record.target, record.level, &kept.span_targets));
+        let mask = plan.filter.select(record.target, record.level, &kept.span_targets);
+        self.deliver(plan, &record, mask, &mut Rendered::default());
     }
-}
-
-/// The request that a record belongs to: its span says so, or the event itself outside of one.
-fn take_request_id(fields: &mut Fields, inherited: &mut Fields) -> Option<Arc<str>> {
-    const KEY: &str = "request_id";
-    let text = |value: &Value| match value {
-        Value::Text(text) => Some(Arc::clone(text)),
-        _ => None,
-    };
-    let own = fields.get(KEY).and_then(text);
-    let request_id = inherited.remove(KEY).as_ref().and_then(text).or_else(|| own.clone())?;
-    // A different one stays as a field of the event.
-    if own.is_some_and(|own| own == request_id) {
-        fields.remove(KEY);
-    }
-    Some(request_id)
 }
 
 impl Layer<Registry> for Router {
@@ -259,7 +214,7 @@ impl Layer<Registry> for Router {
         if let Some(span) = context.span(id)
             && let Some(context) = span.extensions_mut().get_mut::<SpanContext>()
         {
-            context.fields.merge(collected.fields);
+            context.fields.merge(&collected.fields);
         }
         if let Some(traces) = &self.traces {
             traces.on_record(id, values, context);
@@ -273,14 +228,30 @@ impl Layer<Registry> for Router {
         if taken.is_never() {
             return;
         }
-        let mut story = None;
-        if taken.story {
-            story = context.event_span(event).and_then(|span| story_of(&span));
-            if story.is_none() {
-                return;
+        let story = match taken.story {
+            true => match context.event_span(event).and_then(|span| story_of(&span)) {
+                Some(story) => Some(story),
+                None => return,
+            },
+            false => None,
+        };
+        let plan = &in_effect.plan;
+        draft::with(|draft, rendered| {
+            let trace = self.gather(draft, event, taken.follows, &context);
+            let mask = match taken.follows {
+                true => plan.filter.select(metadata.target(), *metadata.level(), &draft.span_targets),
+                false => taken.mask,
+            };
+            let record = draft.record(metadata, self.core.now(), trace);
+            match story {
+                _ if mask == 0 => {}
+                None => self.deliver(plan, &record, mask, rendered),
+                Some(story) => {
+                    let kept = KeptRecord::of(&record, metadata, draft.span_targets.clone());
+                    story.add(kept, |kept| self.write_story(plan, kept));
+                }
             }
-        }
-        self.record(event, &context, &in_effect.plan, (taken, story));
+        });
     }
 
     fn on_follows_from(&self, id: &Id, follows: &Id, context: Context<'_, Registry>) {

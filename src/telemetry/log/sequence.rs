@@ -51,6 +51,10 @@ fn after_last(path: &Path) -> io::Result<Option<u64>> {
 }
 
 fn tail(path: &Path) -> io::Result<Vec<u8>> {
+    // A pipe has no past, and who reads it takes away what others are to read.
+    if !path.metadata()?.is_file() {
+        return Ok(Vec::new());
+    }
     let mut tail = Vec::new();
     if archive::is_compressed(path) {
         let mut reader = archive::open(path)?;

@@ -101,7 +101,7 @@ impl KeptRecord {
 
     /// Bytes of memory that it takes, near enough to bound many of them.
     fn bytes(&self) -> usize {
-        let text = |value: &Value| match value {
+        let text = |value: Value<'_>| match value {
             Value::Text(text) => text.len(),
             Value::Error(chain) => chain.iter().map(|cause| size_of::<String>() + cause.len()).sum(),
             _ => 0,

@@ -1,6 +1,8 @@
 //! JSON lines, for machines. Times are UTC; trace context has the names of OpenTelemetry's format for non-OTLP logs.
 
-use super::{RESERVED, display_into, is_forgeable, write_timestamp};
+use super::{
+    OTHER, QUOTE, RESERVED, display_into, hex_into, integer_into, is_forgeable, plain_length, time::write_timestamp,
+};
 use crate::telemetry::log::record::{Fields, LogRecord, Value};
 
 /// Appends one object and returns where the sequence number belongs.
@@ -13,7 +15,7 @@ pub fn render(record: &LogRecord<'_>, out: &mut String) -> usize {
     string_into(out, record.target);
     if let Some(line) = record.line {
         out.push_str(",\"line\":");
-        display_into(out, line);
+        integer_into(out, line);
     }
     out.push_str(",\"message\":");
     string_into(out, record.message);
@@ -22,13 +24,13 @@ pub fn render(record: &LogRecord<'_>, out: &mut String) -> usize {
         string_into(out, request_id);
     }
     if let Some(trace) = record.trace {
-        display_into(
-            out,
-            format_args!(
-                ",\"trace_id\":\"{:032x}\",\"span_id\":\"{:016x}\",\"trace_flags\":\"{:02x}\"",
-                trace.trace_id, trace.span_id, trace.flags
-            ),
-        );
+        out.push_str(",\"trace_id\":\"");
+        hex_into(out, &trace.trace_id.to_bytes());
+        out.push_str("\",\"span_id\":\"");
+        hex_into(out, &trace.span_id.to_bytes());
+        out.push_str("\",\"trace_flags\":\"");
+        hex_into(out, &[trace.flags.to_u8()]);
+        out.push('"');
     }
     out.push_str(",\"seq\":");
     let sequence_at = out.len();
@@ -53,8 +55,8 @@ fn fields_into(out: &mut String, fields: &Fields) {
         out.push(':');
         match value {
             Value::Text(text) => string_into(out, text),
-            Value::Signed(value) => display_into(out, value),
-            Value::Unsigned(value) => display_into(out, value),
+            Value::Signed(value) => integer_into(out, value),
+            Value::Unsigned(value) => integer_into(out, value),
             Value::Float(value) if value.is_finite() => display_into(out, value),
             // JSON has no word for these.
             Value::Float(value) => string_into(out, &value.to_string()),
@@ -85,17 +87,25 @@ fn strings_into<'a>(out: &mut String, texts: impl Iterator<Item = &'a str>) {
 
 fn string_into(out: &mut String, text: &str) {
     out.push('"');
-    for character in text.chars() {
-        match character {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
+    let mut rest = text;
+    loop {
+        let (plain, other) = rest.split_at(plain_length(rest, QUOTE | OTHER));
+        out.push_str(plain);
+        let mut characters = other.chars();
+        match characters.next() {
+            None => break,
+            Some('"') => out.push_str("\\\""),
+            Some('\\') => out.push_str("\\\\"),
+            Some('\n') => out.push_str("\\n"),
+            Some('\r') => out.push_str("\\r"),
+            Some('\t') => out.push_str("\\t"),
             // All of these lie in the basic plane. JSON needs the C0 ones escaped, a terminal the others.
-            character if is_forgeable(character) => display_into(out, format_args!("\\u{:04x}", u32::from(character))),
-            character => out.push(character),
+            Some(character) if is_forgeable(character) => {
+                display_into(out, format_args!("\\u{:04x}", u32::from(character)));
+            }
+            Some(character) => out.push(character),
         }
+        rest = characters.as_str();
     }
     out.push('"');
 }

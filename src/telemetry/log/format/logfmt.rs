@@ -1,6 +1,6 @@
 //! `key=value` lines: between text and JSON, one record per line.
 
-use super::{RESERVED, display_into, key_into, word_into, write_timestamp};
+use super::{RESERVED, display_into, hex_into, integer_into, key_into, time::write_timestamp, word_into};
 use crate::telemetry::log::record::{Fields, LogRecord, Value};
 
 /// Appends one line and returns where the sequence number belongs.
@@ -13,7 +13,7 @@ pub fn render(record: &LogRecord<'_>, out: &mut String) -> usize {
     word_into(out, record.target);
     if let Some(line) = record.line {
         out.push_str(" line=");
-        display_into(out, line);
+        integer_into(out, line);
     }
     out.push_str(" message=");
     word_into(out, record.message);
@@ -22,13 +22,12 @@ pub fn render(record: &LogRecord<'_>, out: &mut String) -> usize {
         word_into(out, request_id);
     }
     if let Some(trace) = record.trace {
-        display_into(
-            out,
-            format_args!(
-                " trace_id={:032x} span_id={:016x} trace_flags={:02x}",
-                trace.trace_id, trace.span_id, trace.flags
-            ),
-        );
+        out.push_str(" trace_id=");
+        hex_into(out, &trace.trace_id.to_bytes());
+        out.push_str(" span_id=");
+        hex_into(out, &trace.span_id.to_bytes());
+        out.push_str(" trace_flags=");
+        hex_into(out, &[trace.flags.to_u8()]);
     }
     out.push_str(" seq=");
     let sequence_at = out.len();
@@ -51,8 +50,8 @@ fn fields_into(out: &mut String, fields: &Fields) {
         out.push('=');
         match value {
             Value::Text(text) => word_into(out, text),
-            Value::Signed(value) => display_into(out, value),
-            Value::Unsigned(value) => display_into(out, value),
+            Value::Signed(value) => integer_into(out, value),
+            Value::Unsigned(value) => integer_into(out, value),
             Value::Float(value) => display_into(out, value),
             Value::Bool(value) => display_into(out, value),
             Value::Error(chain) => word_into(out, &chain.join(": ")),

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use jiff::{Timestamp, fmt::temporal::DateTimePrinter, tz::TimeZone};
+use jiff::tz::TimeZone;
 
 use super::record::LogRecord;
 use crate::config::Format;
@@ -13,9 +13,10 @@ use crate::config::Format;
 mod json;
 mod logfmt;
 mod text;
+mod time;
 
 /// How one sink writes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Style {
     /// The format.
     pub format: Format,
@@ -37,13 +38,30 @@ pub struct Rendered {
 }
 
 impl Rendered {
+    /// Renders a record in place of what was there before.
+    pub fn render(&mut self, style: &Style, record: &LogRecord<'_>) {
+        self.text.clear();
+        self.sequence_at = match style.format {
+            Format::Text => {
+                text::render(style, record, &mut self.text);
+                None
+            }
+            Format::Json => Some(json::render(record, &mut self.text)),
+            Format::Logfmt => Some(logfmt::render(record, &mut self.text)),
+        };
+        self.text.push('\n');
+        if style.journald {
+            *self = prefixed(self, record.level);
+        }
+    }
+
     /// Appends the record to a buffer, with its sequence number.
     pub fn append_to(&self, buffer: &mut Vec<u8>, sequence: u64) {
         match self.sequence_at {
             Some(at) => {
                 let (head, tail) = self.text.split_at(at);
                 buffer.extend_from_slice(head.as_bytes());
-                buffer.extend_from_slice(sequence.to_string().as_bytes());
+                buffer.extend_from_slice(itoa::Buffer::new().format(sequence).as_bytes());
                 buffer.extend_from_slice(tail.as_bytes());
             }
             None => buffer.extend_from_slice(self.text.as_bytes()),
@@ -53,16 +71,8 @@ impl Rendered {
 
 /// Renders a record.
 pub fn render(style: &Style, record: &LogRecord<'_>) -> Rendered {
-    let mut rendered = Rendered { text: String::with_capacity(256), sequence_at: None };
-    match style.format {
-        Format::Text => text::render(style, record, &mut rendered.text),
-        Format::Json => rendered.sequence_at = Some(json::render(record, &mut rendered.text)),
-        Format::Logfmt => rendered.sequence_at = Some(logfmt::render(record, &mut rendered.text)),
-    }
-    rendered.text.push('\n');
-    if style.journald {
-        rendered = prefixed(&rendered, record.level);
-    }
+    let mut rendered = Rendered::default();
+    rendered.render(style, record);
     rendered
 }
 
@@ -101,19 +111,6 @@ fn prefixed(rendered: &Rendered, level: tracing::Level) -> Rendered {
     Rendered { text, sequence_at: rendered.sequence_at.map(|at| at + priority.len()) }
 }
 
-/// Writes RFC 3339 with microseconds: with `Z` in UTC, else with the offset.
-fn write_timestamp(out: &mut String, timestamp: Timestamp, timezone: &TimeZone) {
-    const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
-    let printed = if *timezone == TimeZone::UTC {
-        PRINTER.print_timestamp(&timestamp, &mut *out)
-    } else {
-        PRINTER.print_timestamp_with_offset(&timestamp, timezone.to_offset(timestamp), &mut *out)
-    };
-    if printed.is_err() {
-        out.push('-');
-    }
-}
-
 /// Whether a terminal, or a reader, could take a character for something else than text: control characters (C0, DEL,
 /// C1), line separators and the marks that turn the direction of text.
 fn is_forgeable(character: char) -> bool {
@@ -122,17 +119,48 @@ fn is_forgeable(character: char) -> bool {
         | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// What a byte is to a writer. Nearly every byte of a log is plain, and plain text is copied as a whole.
+const QUOTE: u8 = 1;
+const SPACE: u8 = 2;
+const OTHER: u8 = 4;
+const KIND: [u8; 256] = {
+    let mut kinds = [OTHER; 256];
+    let mut byte = 0x20;
+    while byte < 0x7f {
+        kinds[byte] = match byte as u8 {
+            b'"' | b'\\' => QUOTE,
+            b' ' | b'=' => SPACE,
+            _ => 0,
+        };
+        byte += 1;
+    }
+    kinds
+};
+
+/// The length of the text's beginning that has no byte of these kinds.
+fn plain_length(text: &str, kinds: u8) -> usize {
+    text.bytes().take_while(|byte| KIND[usize::from(*byte)] & kinds == 0).count()
+}
+
 /// Appends text with every forgeable character written out.
 fn escape_into(out: &mut String, text: &str) {
-    for character in text.chars() {
-        match character {
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
+    let mut rest = text;
+    loop {
+        let (plain, other) = rest.split_at(plain_length(rest, OTHER));
+        out.push_str(plain);
+        let mut characters = other.chars();
+        match characters.next() {
+            None => return,
+            Some('\n') => out.push_str("\\n"),
+            Some('\r') => out.push_str("\\r"),
+            Some('\t') => out.push_str("\\t"),
             // As JSON does it, which is what readers of logfmt know. All of these lie in the basic plane.
-            character if is_forgeable(character) => display_into(out, format_args!("\\u{:04x}", u32::from(character))),
-            character => out.push(character),
+            Some(character) if is_forgeable(character) => {
+                display_into(out, format_args!("\\u{:04x}", u32::from(character)))
+            }
+            Some(character) => out.push(character),
         }
+        rest = characters.as_str();
     }
 }
 
@@ -141,7 +169,8 @@ fn word_into(out: &mut String, text: &str) {
     let plain = |character: char| {
         !character.is_whitespace() && !matches!(character, '"' | '=' | '\\') && !is_forgeable(character)
     };
-    if !text.is_empty() && text.chars().all(plain) {
+    let begin = plain_length(text, QUOTE | SPACE | OTHER);
+    if !text.is_empty() && text[begin..].chars().all(plain) {
         out.push_str(text);
         return;
     }
@@ -168,13 +197,31 @@ fn key_into(out: &mut String, key: &str) {
             character
         }
     };
-    out.extend(key.chars().map(safe));
+    if plain_length(key, QUOTE | SPACE | OTHER) == key.len() {
+        out.push_str(key);
+    } else {
+        out.extend(key.chars().map(safe));
+    }
 }
 
-/// Appends a number; formatting into a string cannot fail.
+/// Appends a whole number.
+fn integer_into(out: &mut String, value: impl itoa::Integer) {
+    out.push_str(itoa::Buffer::new().format(value));
+}
+
+/// Appends anything else; formatting into a string cannot fail.
 fn display_into(out: &mut String, value: impl std::fmt::Display) {
     if write!(out, "{value}").is_err() {
         out.push('-');
+    }
+}
+
+/// Appends bytes as lower-case hexadecimal digits.
+fn hex_into(out: &mut String, bytes: &[u8]) {
+    let digit = |half: u8| char::from(if half < 10 { b'0' + half } else { b'a' + half - 10 });
+    for byte in bytes {
+        out.push(digit(byte >> 4));
+        out.push(digit(byte & 15));
     }
 }
 

@@ -12,7 +12,7 @@ fn style(format: Format) -> Style {
     Style { format, color: false, journald: false, timezone: TimeZone::UTC }
 }
 
-fn fields(list: Vec<(&'static str, Value)>) -> Fields {
+fn fields(list: Vec<(&'static str, Value<'_>)>) -> Fields {
     let mut fields = Fields::default();
     for (key, value) in list {
         fields.set(key, value);
@@ -73,16 +73,16 @@ fn written(style: &Style, record: &LogRecord<'_>) -> String {
 
 fn many() -> Fields {
     fields(vec![
-        ("model", Value::Text("gpt 4o".into())),
-        ("plain", Value::Text("a-b".into())),
-        ("empty", Value::Text("".into())),
-        ("quoted", Value::Text("say \"a\\b\"".into())),
+        ("model", Value::Text("gpt 4o")),
+        ("plain", Value::Text("a-b")),
+        ("empty", Value::Text("")),
+        ("quoted", Value::Text("say \"a\\b\"")),
         ("tokens", Value::Signed(-3)),
         ("bytes", Value::Unsigned(u64::MAX)),
         ("seconds", Value::Float(0.5)),
         ("ratio", Value::Float(f64::NAN)),
         ("stream", Value::Bool(true)),
-        ("level", Value::Text("own".into())),
+        ("level", Value::Text("own")),
     ])
 }
 
@@ -125,8 +125,8 @@ fn logfmt_line() {
 
 #[test]
 fn causes_span_path_and_backtrace_are_an_escaped_block() {
-    let chain = ["top\n", "middle", "root\x1b[31m"].map(String::from).to_vec();
-    let fields = fields(vec![("error", Value::Error(chain)), (BACKTRACE, Value::Text("0: main\n1: start\r".into()))]);
+    let chain = ["top\n", "middle", "root\x1b[31m"].map(String::from);
+    let fields = fields(vec![("error", Value::Error(&chain)), (BACKTRACE, Value::Text("0: main\n1: start\r"))]);
     let record = LogRecord { level: Level::ERROR, spans: &["http", "inference"], ..record("failed", &fields) };
     let text = written(&style(Format::Text), &record);
     let (line, block) = text.split_once('\n').unwrap();
@@ -144,7 +144,8 @@ fn causes_span_path_and_backtrace_are_an_escaped_block() {
 
 #[test]
 fn journald_gets_a_priority_per_line() {
-    let fields = fields(vec![("error", Value::Error(vec!["top".into(), "root".into()]))]);
+    let chain = ["top", "root"].map(String::from);
+    let fields = fields(vec![("error", Value::Error(&chain))]);
     let mut style = style(Format::Text);
     style.journald = true;
     let text = written(&style, &LogRecord { level: Level::ERROR, ..record("failed", &fields) });
@@ -198,8 +199,8 @@ fn nasty() -> impl Strategy<Value = String> {
 proptest! {
     #[test]
     fn no_text_can_forge_a_line(message in nasty(), value in nasty(), cause in nasty()) {
-        let chain = Value::Error(vec![cause.clone(), "root".into()]);
-        let fields = fields(vec![("value", Value::Text(value.as_str().into())), ("error", chain)]);
+        let chain = [cause.clone(), "root".into()];
+        let fields = fields(vec![("value", Value::Text(&value)), ("error", Value::Error(&chain))]);
         let record = LogRecord { request_id: Some(&value), ..record(&message, &fields) };
         for (format, lines) in [(Format::Text, 2), (Format::Json, 1), (Format::Logfmt, 1)] {
             let text = written(&style(format), &record);

@@ -2,7 +2,9 @@
 
 use tracing::Level;
 
-use super::{BACKTRACE, Style, display_into, escape_into, key_into, word_into, write_timestamp};
+use super::{
+    BACKTRACE, Style, display_into, escape_into, hex_into, integer_into, key_into, time::write_timestamp, word_into,
+};
 use crate::telemetry::log::record::{Fields, LogRecord, Value};
 
 const RESET: &str = "\x1b[0m";
@@ -20,14 +22,14 @@ pub fn render(style: &Style, record: &LogRecord<'_>, out: &mut String) {
     paint(out, RESET);
     out.push_str(" | ");
     paint(out, color(record.level));
-    display_into(out, format_args!("{:<8}", record.level.as_str()));
+    out.push_str(padded(record.level));
     paint(out, RESET);
     out.push_str(" | ");
     paint(out, DIM);
     escape_into(out, record.target);
     if let Some(line) = record.line {
         out.push(':');
-        display_into(out, line);
+        integer_into(out, line);
     }
     paint(out, RESET);
     out.push_str(" - ");
@@ -40,7 +42,8 @@ pub fn render(style: &Style, record: &LogRecord<'_>, out: &mut String) {
         word_into(out, request_id);
     }
     if let Some(trace) = record.trace {
-        display_into(out, format_args!(" trace_id={:032x}", trace.trace_id));
+        out.push_str(" trace_id=");
+        hex_into(out, &trace.trace_id.to_bytes());
     }
     if !record.spans.is_empty() {
         out.push_str("\n    in ");
@@ -67,8 +70,8 @@ fn fields_into<'a>(out: &mut String, fields: &'a Fields, blocks: &mut Vec<(&'sta
         out.push('=');
         match value {
             Value::Text(text) => word_into(out, text),
-            Value::Signed(value) => display_into(out, value),
-            Value::Unsigned(value) => display_into(out, value),
+            Value::Signed(value) => integer_into(out, value),
+            Value::Unsigned(value) => integer_into(out, value),
             Value::Float(value) => display_into(out, value),
             Value::Bool(value) => display_into(out, value),
             Value::Error(chain) => {
@@ -77,6 +80,17 @@ fn fields_into<'a>(out: &mut String, fields: &'a Fields, blocks: &mut Vec<(&'sta
                 blocks.extend(causes.map(|cause| ("caused by: ", cause.as_str())));
             }
         }
+    }
+}
+
+/// The level, eight letters wide.
+fn padded(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "ERROR   ",
+        Level::WARN => "WARN    ",
+        Level::INFO => "INFO    ",
+        Level::DEBUG => "DEBUG   ",
+        Level::TRACE => "TRACE   ",
     }
 }
 

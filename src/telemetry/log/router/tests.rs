@@ -15,7 +15,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use super::*;
 use crate::{
     config::{Level as Limit, LogConfig, Timezone},
-    telemetry::log::{Terminal, build},
+    telemetry::log::{Terminal, build, record::Value},
 };
 
 fn config(level: Limit) -> LogConfig {
@@ -34,8 +34,8 @@ fn config(level: Limit) -> LogConfig {
 struct Seen {
     level: Level,
     message: String,
-    fields: Vec<(String, Value)>,
-    context: Vec<(String, Value)>,
+    fields: Fields,
+    context: Fields,
     request_id: Option<String>,
     trace: Option<TraceIds>,
     spans: Vec<&'static str>,
@@ -46,12 +46,11 @@ struct Observer(Mutex<Vec<Seen>>);
 
 impl RecordObserver for Observer {
     fn observe(&self, record: &LogRecord<'_>) {
-        let owned = |fields: &Fields| fields.iter().map(|(key, value)| (key.to_owned(), value.clone())).collect();
         self.0.lock().unwrap().push(Seen {
             level: record.level,
             message: record.message.to_owned(),
-            fields: owned(record.fields),
-            context: owned(record.context),
+            fields: record.fields.clone(),
+            context: record.context.clone(),
             request_id: record.request_id.map(str::to_owned),
             trace: record.trace,
             spans: record.spans.to_vec(),
@@ -87,8 +86,10 @@ fn observed(level: Limit, run: impl FnOnce()) -> Vec<Seen> {
     observer.0.lock().unwrap().clone()
 }
 
-fn text(value: &str) -> Value {
-    Value::Text(value.into())
+fn fields(list: &[(&'static str, Value<'_>)]) -> Fields {
+    let mut fields = Fields::default();
+    list.iter().for_each(|(key, value)| fields.set(key, *value));
+    fields
 }
 
 #[test]
@@ -159,8 +160,8 @@ fn context_is_typed_and_late_record_replaces() {
         [Seen {
             level: Level::ERROR,
             message: "message".into(),
-            fields: vec![("own".into(), Value::Bool(true))],
-            context: vec![("tokens".into(), Value::Signed(2)), ("model".into(), text("b"))],
+            fields: fields(&[("own", Value::Bool(true))]),
+            context: fields(&[("tokens", Value::Signed(2)), ("model", Value::Text("b"))]),
             request_id: Some("second".into()),
             trace: None,
             spans: vec!["outer", "inner"],
@@ -178,15 +179,15 @@ fn own_request_id_counts_outside_of_a_span_and_an_event_hides_its_context() {
         tracing::info!(parent: &span, "explicit parent");
     });
     let found: Vec<_> = seen.into_iter().map(|seen| (seen.request_id.unwrap(), seen.fields, seen.context)).collect();
-    let tokens = |count| vec![("tokens".to_owned(), Value::Signed(count))];
-    let other = vec![("request_id".to_owned(), text("r2"))];
+    let tokens = |count| fields(&[("tokens", Value::Signed(count))]);
+    let other = fields(&[("request_id", Value::Text("r2"))]);
     assert_eq!(
         found,
         [
-            ("r1".to_owned(), vec![], vec![]),
-            ("r1".to_owned(), tokens(2), vec![]),
+            ("r1".to_owned(), Fields::default(), Fields::default()),
+            ("r1".to_owned(), tokens(2), Fields::default()),
             ("r1".to_owned(), other, tokens(1)),
-            ("r1".to_owned(), vec![], tokens(1)),
+            ("r1".to_owned(), Fields::default(), tokens(1)),
         ]
     );
 }
@@ -201,8 +202,8 @@ fn error_fields_carry_their_causes() {
         let error = Outer(std::io::Error::other("the disk is gone"));
         tracing::error!(error = &error as &dyn std::error::Error, "failed");
     });
-    let chain = Value::Error(vec!["outer failed".into(), "the disk is gone".into()]);
-    assert_eq!(seen[0].fields, [("error".to_owned(), chain)]);
+    let chain = ["outer failed".to_owned(), "the disk is gone".to_owned()];
+    assert_eq!(seen[0].fields, fields(&[("error", Value::Error(&chain))]));
 }
 
 #[test]
