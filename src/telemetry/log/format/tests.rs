@@ -230,7 +230,7 @@ proptest! {
         let mut logfmt = Vec::new();
         for (sequence, (message, value, signed, unsigned, float, bool)) in records.iter().enumerate() {
             let fields = fields(vec![
-                ("value", Value::Text(value.as_str().into())),
+                ("value", Value::Text(value.as_str())),
                 ("signed", Value::Signed(*signed)),
                 ("unsigned", Value::Unsigned(*unsigned)),
                 ("float", Value::Float(*float)),
