@@ -14,9 +14,11 @@ use tracing::Level;
 
 use super::Failure;
 use crate::{
-    config::{self, Loaded},
+    config::{self, Loaded, Shown},
     telemetry::log::{
+        InRequest,
         explain::{Reason, explain},
+        takers_in_request,
         verify::{Family, Fault, Gap, Spot, verify},
     },
 };
@@ -69,11 +71,23 @@ pub(super) fn explain_event(loaded: &Loaded, target: &str, level: Level) -> Resu
         [] => writeln!(stdout, "{level} of {target} goes to no sink")?,
         names => writeln!(stdout, "{level} of {target} goes to {}", names.join(", "))?,
     }
+    let InRequest { takers, story } = takers_in_request(&loaded.config.log, target, level);
+    let names = takers.join(", ");
+    if story && !takers.is_empty() {
+        let key = "log.failure_story";
+        let source = shown(loaded, key).map(|shown| shown.source(&loaded.file_name())).unwrap_or_default();
+        writeln!(stdout, "while an inference request is served: to {names} if it fails, by {key}  # {source}")?;
+    } else if takers != taking {
+        let names = if takers.is_empty() { "no sink" } else { &names };
+        writeln!(
+            stdout,
+            "while an inference request is served: to {names}, as what a library says follows the request"
+        )?;
+    }
     for verdict in &verdicts {
         writeln!(stdout, "{} {} it", verdict.sink, if verdict.takes { "takes" } else { "leaves" })?;
         for Reason { key, effect, .. } in &verdict.reasons {
-            // The last one that was read is in effect.
-            match loaded.shown.iter().rev().find(|shown| shown.key == *key) {
+            match shown(loaded, key) {
                 Some(shown) => {
                     writeln!(stdout, "  {key} = {} {effect}  # {}", shown.value, shown.source(&loaded.file_name()))?;
                 }
@@ -83,6 +97,11 @@ pub(super) fn explain_event(loaded: &Loaded, target: &str, level: Level) -> Resu
     }
     stdout.flush()?;
     Ok(())
+}
+
+/// A key as it is in effect, which is as it was read last.
+fn shown<'a>(loaded: &'a Loaded, key: &str) -> Option<&'a Shown> {
+    loaded.shown.iter().rev().find(|shown| shown.key == key)
 }
 
 /// Reads log files and says what their numbers prove.

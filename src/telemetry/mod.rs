@@ -57,6 +57,9 @@ pub enum TelemetryError {
     /// Somebody else's subscriber is installed.
     #[error("the logs are already set up")]
     AlreadyInstalled(#[from] tracing::subscriber::SetGlobalDefaultError),
+    /// Somebody else's logger is installed.
+    #[error("the libraries' logs are already set up")]
+    LibrariesHeard(#[from] ::log::SetLoggerError),
 }
 
 impl Telemetry {
@@ -87,6 +90,7 @@ impl Telemetry {
         metrics.add_poller(gather::sinks(&log));
         metrics.add_poller(gather::exporters(traces.handle.counters()));
         tracing::subscriber::set_global_default(Registry::default().with(router))?;
+        log::hear_libraries()?;
         std::panic::set_hook(Box::new(log::panic_hook(log.clone())));
         // The prices are decoded once, and not while the first caller waits.
         thread::spawn(price::prepare);

@@ -236,6 +236,12 @@ fn explain_names_the_keys_and_where_they_stand() {
     let line =
         "  log.level = \"error,hyper=debug\" with its directive hyper=debug lets DEBUG pass  # environment LOG_LEVEL\n";
     assert!(out.contains("goes to console, mlx-manager\n") && out.contains(line), "{out}");
+    let follows = "while an inference request is served: to console, mlx-server, as what a library says";
+    assert!(out.contains(follows), "{out}");
+    let (_, out, _) = explain("mlx_manager::server::dispatch", "debug", &[]);
+    let told =
+        "while an inference request is served: to console, mlx-server if it fails, by log.failure_story  # default\n";
+    assert!(out.starts_with("DEBUG of mlx_manager::server::dispatch goes to no sink\n") && out.contains(told), "{out}");
 
     for (target, level, expected) in [
         ("a", "loud", "invalid value 'loud' for '<LEVEL>': it is no level; allowed: error, warn, info, debug, trace"),

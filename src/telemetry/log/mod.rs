@@ -27,6 +27,7 @@ mod draft;
 pub mod explain;
 mod filter;
 mod format;
+mod library;
 mod line;
 mod loss;
 mod panic;
@@ -43,6 +44,7 @@ pub mod verify;
 
 pub use console::is_journal;
 pub use counter::{LEVELS, SinkCounters};
+pub use library::hear_libraries;
 pub use panic::panic_hook;
 pub use record::{Fields, LogRecord, TraceIds, Value};
 pub use router::{BoxedLayer, RecordObserver, Router, tell_story};
@@ -140,6 +142,24 @@ pub fn takers<'a>(config: &'a LogConfig, target: &str, level: tracing::Level) ->
     let taken = Filter::new(config, false).taken(target, level, Callsite::Event);
     let taking = config.sinks.iter().enumerate().filter(|(index, _)| !taken.story && taken.mask & (1 << index) != 0);
     taking.map(|(_, sink)| sink.name.as_str()).collect()
+}
+
+/// What becomes of an event while an inference request is served.
+#[derive(Debug, PartialEq, Eq)]
+pub struct InRequest<'a> {
+    /// The names of the sinks that take it.
+    pub takers: Vec<&'a str>,
+    /// Whether they get it only if the request fails.
+    pub story: bool,
+}
+
+/// As [`takers`], for an event inside an inference request.
+pub fn takers_in_request<'a>(config: &'a LogConfig, target: &str, level: tracing::Level) -> InRequest<'a> {
+    let filter = Filter::new(config, false);
+    let taken = filter.taken(target, level, Callsite::Event);
+    let mask = if taken.follows { filter.select(target, level, &[story::OPENED_BY]) } else { taken.mask };
+    let taking = config.sinks.iter().enumerate().filter(|(index, _)| mask & (1 << index) != 0);
+    InRequest { takers: taking.map(|(_, sink)| sink.name.as_str()).collect(), story: taken.story }
 }
 
 /// What the rest of the process may do with its logs.
