@@ -16,9 +16,7 @@ use super::Failure;
 use crate::{
     config::{self, Loaded, Shown},
     telemetry::log::{
-        InRequest,
-        explain::{Reason, explain},
-        takers_in_request,
+        explain::{InRequest, Reason, explain, in_request},
         verify::{Family, Fault, Gap, Spot, verify},
     },
 };
@@ -71,7 +69,7 @@ pub(super) fn explain_event(loaded: &Loaded, target: &str, level: Level) -> Resu
         [] => writeln!(stdout, "{level} of {target} goes to no sink")?,
         names => writeln!(stdout, "{level} of {target} goes to {}", names.join(", "))?,
     }
-    let InRequest { takers, story } = takers_in_request(&loaded.config.log, target, level);
+    let InRequest { takers, story } = in_request(&loaded.config.log, target, level);
     let names = takers.join(", ");
     if story && !takers.is_empty() {
         let key = "log.failure_story";

@@ -4,7 +4,10 @@
 
 use tracing::Level as TracingLevel;
 
-use super::filter::{allows, is_below, most_specific};
+use super::{
+    filter::{Callsite, Filter, Mask, allows, is_below, most_specific},
+    story,
+};
 use crate::config::{Directive, Level, LogConfig, Sink};
 
 /// What one sink does with an event.
@@ -40,6 +43,28 @@ pub fn explain<'a>(config: &'a LogConfig, target: &str, level: TracingLevel) -> 
         Verdict { sink: &sink.name, takes, reasons }
     };
     config.sinks.iter().enumerate().map(judge).collect()
+}
+
+/// What becomes of an event while an inference request is served.
+#[derive(Debug, PartialEq, Eq)]
+pub struct InRequest<'a> {
+    /// The names of the sinks that take it.
+    pub takers: Vec<&'a str>,
+    /// Whether they get it only if the request fails.
+    pub story: bool,
+}
+
+/// Says which sinks take an event of this target and level inside an inference request.
+pub fn in_request<'a>(config: &'a LogConfig, target: &str, level: TracingLevel) -> InRequest<'a> {
+    let filter = Filter::new(config, false);
+    let taken = filter.taken(target, level, Callsite::Event);
+    let mask = if taken.follows { filter.select(target, level, &[story::OPENED_BY]) } else { taken.mask };
+    InRequest { takers: names(config, mask), story: taken.story }
+}
+
+fn names(config: &LogConfig, mask: Mask) -> Vec<&str> {
+    let taking = config.sinks.iter().enumerate().filter(|(index, _)| mask & (1 << index) != 0);
+    taking.map(|(_, sink)| sink.name.as_str()).collect()
 }
 
 /// What `log.level` and the caps say, for all sinks alike.
@@ -104,7 +129,7 @@ mod tests {
     use super::*;
     use crate::{
         config::{Environment, LoadOptions, load_text},
-        telemetry::log::{LEVELS, takers},
+        telemetry::log::LEVELS,
     };
 
     const CONFIG: &str = r#"
@@ -183,7 +208,8 @@ mod tests {
             let config = config();
             let verdicts = explain(&config, &target, LEVELS[level]);
             let taking: Vec<_> = verdicts.iter().filter(|verdict| verdict.takes).map(|verdict| verdict.sink).collect();
-            prop_assert_eq!(taking, takers(&config, &target, LEVELS[level]));
+            let taken = Filter::new(&config, false).taken(&target, LEVELS[level], Callsite::Event);
+            prop_assert_eq!(taking, names(&config, if taken.story { 0 } else { taken.mask }));
             prop_assert!(verdicts.iter().all(|verdict| !verdict.reasons.is_empty()));
         }
     }

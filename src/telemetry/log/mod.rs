@@ -52,7 +52,7 @@ pub use router::{BoxedLayer, RecordObserver, Router, tell_story};
 use archive::Shelf;
 use clock::Clock;
 use console::ConsoleSink;
-use filter::{Callsite, Filter};
+use filter::Callsite;
 use format::{Rendered, Style};
 use plan::{FileOutput, InEffect, Output, Plan, Route};
 use rolling::{RollingFile, RollingPlan};
@@ -135,31 +135,6 @@ pub fn build(
 ) -> Result<(Router, LogHandle), LogError> {
     let core = Arc::new(Core::open(config, terminal, Clock::system(), observer)?);
     Ok((Router::new(Arc::clone(&core), trace_layer), LogHandle { core }))
-}
-
-/// The names of the sinks that take an event of this target and level.
-pub fn takers<'a>(config: &'a LogConfig, target: &str, level: tracing::Level) -> Vec<&'a str> {
-    let taken = Filter::new(config, false).taken(target, level, Callsite::Event);
-    let taking = config.sinks.iter().enumerate().filter(|(index, _)| !taken.story && taken.mask & (1 << index) != 0);
-    taking.map(|(_, sink)| sink.name.as_str()).collect()
-}
-
-/// What becomes of an event while an inference request is served.
-#[derive(Debug, PartialEq, Eq)]
-pub struct InRequest<'a> {
-    /// The names of the sinks that take it.
-    pub takers: Vec<&'a str>,
-    /// Whether they get it only if the request fails.
-    pub story: bool,
-}
-
-/// As [`takers`], for an event inside an inference request.
-pub fn takers_in_request<'a>(config: &'a LogConfig, target: &str, level: tracing::Level) -> InRequest<'a> {
-    let filter = Filter::new(config, false);
-    let taken = filter.taken(target, level, Callsite::Event);
-    let mask = if taken.follows { filter.select(target, level, &[story::OPENED_BY]) } else { taken.mask };
-    let taking = config.sinks.iter().enumerate().filter(|(index, _)| mask & (1 << index) != 0);
-    InRequest { takers: taking.map(|(_, sink)| sink.name.as_str()).collect(), story: taken.story }
 }
 
 /// What the rest of the process may do with its logs.
