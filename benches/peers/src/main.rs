@@ -6,6 +6,8 @@
 mod child;
 mod disk;
 mod peer;
+#[path = "../../rig/rounds.rs"]
+mod rounds;
 #[path = "../../rig/statistics.rs"]
 #[expect(dead_code, reason = "shared with benchmarks that need more of it")]
 mod statistics;
@@ -23,7 +25,8 @@ use tempfile::TempDir;
 
 use child::{CountingAllocator, Found, Scenario, clock_cost, play};
 use disk::{Pipes, lines_below};
-use statistics::{Rounds, quantile};
+use rounds::Rounds;
+use statistics::quantile;
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
