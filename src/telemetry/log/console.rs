@@ -7,7 +7,7 @@ use std::{
     io::{self, Write},
     os::{fd::AsFd, unix::fs::MetadataExt},
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
@@ -48,12 +48,10 @@ pub fn is_journal(journal_stream: &str, stream: impl AsFd) -> bool {
 
 /// The callers' end of the console.
 pub struct ConsoleSink {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
     progress: Arc<Progress>,
-    counters: Arc<SinkCounters>,
-    clock: Clock,
     /// Ends the writer when the sink is dropped.
-    _guard: WorkerGuard,
+    _guard: Option<WorkerGuard>,
 }
 
 struct State {
@@ -66,6 +64,8 @@ struct State {
     /// Lines that the writer took.
     submitted: u64,
     loss: Loss,
+    counters: Arc<SinkCounters>,
+    clock: Clock,
 }
 
 /// How far the writer is; `NonBlocking` itself can't be asked.
@@ -80,40 +80,43 @@ impl ConsoleSink {
     /// Starts the writer.
     pub fn new(output: impl Write + Send + 'static, style: Style, clock: Clock, counters: Arc<SinkCounters>) -> Self {
         let progress = Arc::new(Progress::default());
-        let counted = Counted { output, progress: Arc::clone(&progress), counters: Arc::clone(&counters) };
-        let (writer, guard) = NonBlockingBuilder::default()
-            .lossy(true)
-            .buffered_lines_limit(QUEUE_RECORDS)
-            .thread_name("log-console")
-            .finish(counted);
-        let state = State {
-            drops: writer.error_counter(),
-            writer,
-            line: Vec::new(),
-            style,
-            next_sequence: 0,
-            submitted: 0,
-            loss: Loss::default(),
-        };
-        Self { state: Mutex::new(state), progress, counters, clock, _guard: guard }
+        let mut started = None;
+        let state = Arc::new_cyclic(|state: &Weak<Mutex<State>>| {
+            let (writer, guard) = NonBlockingBuilder::default()
+                .lossy(true)
+                .buffered_lines_limit(QUEUE_RECORDS)
+                .thread_name("log-console")
+                .finish(Counted { output, progress: Arc::clone(&progress), state: Weak::clone(state) });
+            started = Some(guard);
+            Mutex::new(State {
+                drops: writer.error_counter(),
+                writer,
+                line: Vec::new(),
+                style,
+                next_sequence: 0,
+                submitted: 0,
+                loss: Loss::default(),
+                counters,
+                clock,
+            })
+        });
+        Self { state, progress, _guard: started }
     }
 
     /// Hands a record to the writer, or counts it as lost. Never waits for the terminal.
     pub fn push(&self, rendered: &Rendered, level: Level, timestamp: Timestamp) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(report) = state.loss.render(&state.style, self.clock.now())
+        let mut state = lock(&self.state);
+        if let Some(report) = state.report()
             && state.submit(&report)
         {
-            state.next_sequence += 1;
-            state.loss = Loss::default();
-            self.counters.count_written(Level::WARN);
+            state.told();
         }
         if state.submit(rendered) {
-            self.counters.count_written(level);
+            state.counters.count_written(level);
         } else {
             let sequence = state.next_sequence;
             state.loss.add(sequence, level, timestamp);
-            self.counters.count_dropped(level);
+            state.counters.count_dropped(level);
         }
         // Lost or not, the record had the number. A report that was lost had none: it is written later.
         state.next_sequence += 1;
@@ -121,14 +124,16 @@ impl ConsoleSink {
 
     /// Writes about its own losses like this from now on.
     pub fn restyle(&self, style: Style) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).style = style;
+        lock(&self.state).style = style;
     }
 
-    /// Waits until everything that was pushed before is written, or until the deadline.
+    /// Waits until everything that was pushed before is written, the record about losses too, or until the deadline.
     pub fn flush(&self, deadline: Instant) -> bool {
-        let submitted = self.state.lock().unwrap_or_else(PoisonError::into_inner).submitted;
-        let mut guard = self.progress.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        while self.progress.written.load(Ordering::Acquire) < submitted {
+        let state = lock(&self.state);
+        let wanted = state.submitted + u64::from(!state.loss.is_empty());
+        drop(state);
+        let mut guard = lock(&self.progress.lock);
+        while self.progress.written.load(Ordering::Acquire) < wanted {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -137,6 +142,10 @@ impl ConsoleSink {
         }
         true
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl State {
@@ -149,30 +158,73 @@ impl State {
         self.submitted += u64::from(taken);
         taken
     }
+
+    /// The record about what was lost, if anything was.
+    fn report(&self) -> Option<Rendered> {
+        self.loss.render(&self.style, self.clock.now())
+    }
+
+    /// The record about losses has its number and is on its way.
+    fn told(&mut self) {
+        self.next_sequence += 1;
+        self.loss = Loss::default();
+        self.counters.count_written(Level::WARN);
+    }
 }
 
 /// Counts lines and failures on the writer's thread.
 struct Counted<W> {
     output: W,
     progress: Arc<Progress>,
-    counters: Arc<SinkCounters>,
+    state: Weak<Mutex<State>>,
+}
+
+impl<W: Write> Counted<W> {
+    /// Tells of losses when the queue is empty, since nothing else may come for a long time.
+    fn tell_losses(&mut self) {
+        let Some(shared) = self.state.upgrade() else { return };
+        let mut state = lock(&shared);
+        // What came in meanwhile has a lower number than the report would get, and brings us here again.
+        if self.progress.written.load(Ordering::Acquire) != state.submitted {
+            return;
+        }
+        let Some(report) = state.report() else { return };
+        let mut line = Vec::new();
+        report.append_to(&mut line, state.next_sequence);
+        state.submitted += 1;
+        state.told();
+        // A terminal that stands still must not stop those who push. What they push comes after this all the same.
+        drop(state);
+        self.put(&line);
+    }
+
+    fn put(&mut self, line: &[u8]) {
+        // A terminal that is gone is counted and no reason to stop: an error would make the writer skip its flush.
+        if self.output.write_all(line).is_err() {
+            self.count_io_error();
+        }
+        self.progress.written.fetch_add(1, Ordering::Release);
+    }
+
+    fn count_io_error(&self) {
+        if let Some(state) = self.state.upgrade() {
+            lock(&state).counters.count_io_error();
+        }
+    }
 }
 
 impl<W: Write> Write for Counted<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // A terminal that is gone is counted and no reason to stop: an error would make the writer skip its flush.
-        if self.output.write_all(line).is_err() {
-            self.counters.count_io_error();
-        }
-        self.progress.written.fetch_add(1, Ordering::Release);
+        self.put(line);
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        self.tell_losses();
         if self.output.flush().is_err() {
-            self.counters.count_io_error();
+            self.count_io_error();
         }
-        drop(self.progress.lock.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(lock(&self.progress.lock));
         self.progress.advanced.notify_all();
         Ok(())
     }
@@ -249,6 +301,9 @@ mod tests {
         assert!(!sink.flush(Instant::now() + Duration::from_millis(10)));
         drop(gate);
         assert!(sink.flush(Instant::now() + Duration::from_secs(20)));
+        // Nobody needs to say anything for that.
+        let so_far = String::from_utf8(text.lock().unwrap().clone()).unwrap();
+        assert!(so_far.lines().next_back().unwrap().contains(" lost between "));
         for _ in 0..2 {
             sink.push(&line, Level::INFO, Timestamp::now());
         }

@@ -48,9 +48,14 @@ impl Loss {
         });
     }
 
-    /// The highest number lost; nothing if nothing was.
-    pub fn last_sequence(&self) -> Option<u64> {
-        self.stretch.map(|stretch| stretch.sequence.1)
+    /// Whether nothing was lost.
+    pub fn is_empty(&self) -> bool {
+        self.stretch.is_none()
+    }
+
+    /// The lowest number lost; nothing if nothing was.
+    pub fn first_sequence(&self) -> Option<u64> {
+        self.stretch.map(|stretch| stretch.sequence.0)
     }
 
     /// The record that says so, in the sink's own format. With the numbers in it a reader can prove that it stands for
@@ -114,6 +119,6 @@ mod tests {
         let text = loss.render(&style, at(9)).unwrap().text;
         let fields = "lost=3 lost_first=101 lost_last=103 lost_warn=1 lost_info=2\n";
         assert!(text.contains(message) && text.ends_with(fields), "{text}");
-        assert_eq!(loss.last_sequence(), Some(103));
+        assert_eq!(loss.first_sequence(), Some(101));
     }
 }

@@ -81,8 +81,10 @@ pub struct FileSink {
 struct Queue {
     bytes: Vec<u8>,
     entries: VecDeque<Entry>,
+    /// How many of the entries are neither ERROR nor WARN.
+    lesser: usize,
     next_sequence: u64,
-    /// Records that gave way to newer ones while the disk failed: they were older than everything that waits.
+    /// Records that gave way to newer ones while the disk failed.
     overtaken: Loss,
     /// Records that found the queue full.
     shed: Loss,
@@ -134,6 +136,7 @@ impl FileSink {
         rendered.append_to(&mut queue.bytes, sequence);
         let length = queue.bytes.len() - before;
         queue.entries.push_back(Entry { length, sequence, level, timestamp });
+        queue.lesser += usize::from(level > Level::WARN);
         queue.urgent |= level == Level::ERROR;
         if queue.idle || queue.urgent || queue.bytes.len() >= WRITE_BYTES && before < WRITE_BYTES {
             queue.idle = false;
@@ -147,19 +150,34 @@ impl FileSink {
         queue.entries.len() >= share(self.bounds.records) || queue.bytes.len() + length > share(self.bounds.bytes)
     }
 
-    /// While the disk fails the oldest records give way, a quarter of the queue at once.
+    /// While the disk fails a good quarter of the queue gives way at once: the oldest of TRACE to INFO, then the oldest.
     fn make_room(&self, queue: &mut Queue, length: usize, level: Level) -> bool {
-        if !queue.failing {
+        let quarter = queue.entries.len() / 4 + 1;
+        // A record below WARN takes no warning's place, and it isn't worth a pass over the queue for a few others.
+        if !queue.failing || level > Level::WARN && queue.lesser < quarter {
             return false;
         }
-        let quarter = queue.entries.len().div_ceil(4);
-        let mut freed = 0;
-        for entry in queue.entries.drain(..quarter) {
-            freed += entry.length;
-            queue.overtaken.add(entry.sequence, entry.level, entry.timestamp);
-            self.counters.load().count_dropped(entry.level);
-        }
-        queue.bytes.drain(..freed);
+        let Queue { bytes, entries, lesser, overtaken, .. } = queue;
+        let counters = self.counters.load();
+        let mut lesser_left = quarter.min(*lesser);
+        let mut others_left = quarter - lesser_left;
+        *lesser -= lesser_left;
+        let (mut read, mut kept) = (0, 0);
+        entries.retain(|entry| {
+            let left = if entry.level > Level::WARN { &mut lesser_left } else { &mut others_left };
+            let keep = *left == 0;
+            if keep {
+                bytes.copy_within(read..read + entry.length, kept);
+                kept += entry.length;
+            } else {
+                *left -= 1;
+                overtaken.add(entry.sequence, entry.level, entry.timestamp);
+                counters.count_dropped(entry.level);
+            }
+            read += entry.length;
+            keep
+        });
+        bytes.truncate(kept);
         !self.is_full(queue, length, level)
     }
 
@@ -259,7 +277,8 @@ impl FileSink {
 fn take_batch(queue: &mut Queue, spare: Vec<u8>) -> Batch {
     let after = queue.next_sequence;
     // Numbered here, between what is taken and what comes next, so that numbers rise in the file.
-    queue.next_sequence += u64::from(queue.shed.last_sequence().is_some());
+    queue.next_sequence += u64::from(!queue.shed.is_empty());
+    queue.lesser = 0;
     Batch {
         after,
         bytes: mem::replace(&mut queue.bytes, spare),
@@ -284,6 +303,18 @@ struct Batch {
     shed: Loss,
     /// The number of the record about `shed`.
     after: u64,
+}
+
+impl Batch {
+    /// Puts a record where its number belongs.
+    fn insert(&mut self, rendered: &Rendered, sequence: u64, timestamp: Timestamp) {
+        let position = self.entries.partition_point(|entry| entry.sequence < sequence);
+        let start: usize = self.entries.range(..position).map(|entry| entry.length).sum();
+        let mut bytes = Vec::new();
+        rendered.append_to(&mut bytes, sequence);
+        self.entries.insert(position, Entry { length: bytes.len(), sequence, level: Level::WARN, timestamp });
+        self.bytes.splice(start..start, bytes);
+    }
 }
 
 /// The worker's end of a file sink.
@@ -343,11 +374,16 @@ impl Worker {
         queue
     }
 
-    /// Lines up a batch, with the records about losses where the losses were.
-    fn accept(&self, pending: &mut Pending, batch: Batch) {
-        // Everything that waits was numbered after these were lost. So the record about them takes the last of their
-        // numbers, which nobody else has.
-        self.report(pending, batch.overtaken, batch.overtaken.last_sequence().unwrap_or_default());
+    /// Lines up a batch, with the records about losses among the others.
+    fn accept(&self, pending: &mut Pending, mut batch: Batch) {
+        let timestamp = self.clock.now();
+        // What gave way had numbers among those that are left. The record about it takes the first, which nobody else has.
+        let overtaken = (batch.overtaken, batch.overtaken.first_sequence().unwrap_or_default());
+        for (loss, sequence) in [overtaken, (batch.shed, batch.after)] {
+            if let Some(rendered) = loss.render(&self.style, timestamp) {
+                batch.insert(&rendered, sequence, timestamp);
+            }
+        }
         if pending.is_empty() {
             // The common case: no copy.
             pending.bytes = batch.bytes;
@@ -356,17 +392,6 @@ impl Worker {
         } else {
             pending.bytes.extend_from_slice(&batch.bytes);
             pending.entries.extend(batch.entries);
-        }
-        self.report(pending, batch.shed, batch.after);
-    }
-
-    fn report(&self, pending: &mut Pending, loss: Loss, sequence: u64) {
-        let timestamp = self.clock.now();
-        if let Some(rendered) = loss.render(&self.style, timestamp) {
-            let before = pending.bytes.len();
-            rendered.append_to(&mut pending.bytes, sequence);
-            let length = pending.bytes.len() - before;
-            pending.entries.push_back(Entry { length, sequence, level: Level::WARN, timestamp });
         }
     }
 

@@ -274,6 +274,37 @@ fn broken_disk_is_reported_once_and_costs_only_what_is_counted() {
 }
 
 #[test]
+fn what_is_less_than_a_warning_gives_way_first_while_the_disk_fails() {
+    let stage = Stage::new(Bounds { records: 40, bytes: 1_000_000 });
+    let mut worker = stage.worker(&stage.path(), None);
+    let broken = Arc::new(AtomicBool::new(true));
+    let fault = Arc::clone(&broken);
+    worker.file.fault = Some(Box::new(move || fault.load(Ordering::Relaxed).then(|| io::Error::from_raw_os_error(5))));
+    let worker = thread::spawn(|| worker.run());
+    stage.push("first", Level::ERROR);
+    eventually(|| stage.counters.io_errors() > 2);
+    let dropped = |level| stage.counters.dropped(level);
+    for _ in 0..10 {
+        stage.push("warning", Level::WARN);
+        (0..50).for_each(|_| stage.push("info", Level::INFO));
+    }
+    assert!(dropped(Level::INFO) > 400);
+    assert_eq!(dropped(Level::WARN), 0);
+    // Nothing but warnings waits now: they make room for each other, and for nothing less.
+    (0..60).for_each(|_| stage.push("warning", Level::WARN));
+    let warnings = dropped(Level::WARN);
+    assert!((30..60).contains(&warnings), "{warnings}");
+    assert_eq!(stage.sink.lock().lesser, 0);
+    (0..50).for_each(|_| stage.push("info", Level::INFO));
+    assert_eq!(dropped(Level::WARN), warnings);
+    broken.store(false, Ordering::Relaxed);
+    assert!(stage.flush());
+    let family = verified(&stage);
+    assert!(family.is_whole() && family.gaps.len() > 1, "{family:?}");
+    stage.finish(worker);
+}
+
+#[test]
 fn full_disk_gives_up_old_archives_where_some_are_deleted_anyway() {
     for (retention, expected) in [(Retention::default(), 5), (Retention { files: Some(9), ..Retention::default() }, 1)]
     {

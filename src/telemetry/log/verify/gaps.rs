@@ -77,7 +77,7 @@ fn accounts(mut losses: Vec<(Lost, u64, Spot)>) -> Vec<Account> {
     losses.sort_by_key(|(lost, _, _)| lost.first);
     let mut accounts: Vec<Account> = Vec::new();
     for (lost, own, spot) in losses {
-        // A loss record may take the last of the numbers that it stands for; that one is not missing.
+        // A loss record may take one of the numbers that it stands for; that one is not missing.
         let taken = u64::from((lost.first..=lost.last).contains(&own));
         let expected = lost.count.saturating_sub(taken);
         match accounts.last_mut() {
