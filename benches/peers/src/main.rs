@@ -188,6 +188,7 @@ fn play_in(name: &str, scenario: Scenario, events: u64, folder: &Path) -> Result
     }))
 }
 
+#[expect(clippy::disallowed_methods, reason = "the way to a Python environment is no configuration of the daemon")]
 fn arms() -> Vec<Arm> {
     let mut arms = vec![
         Arm::new("ours", "the daemon's two file sinks"),
