@@ -140,3 +140,107 @@ impl Decoder for Encoded {
         Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, io::Write, sync::Arc};
+
+    use tokio::{io::AsyncReadExt, net::TcpListener, sync::watch};
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+    use crate::config::{OtlpKind, Protocol, Secret, Send};
+
+    fn batch(body: &[u8], gzip: bool) -> Batch {
+        Batch { signal: Signal::Traces, gzip, items: 1, body: Bytes::copy_from_slice(body) }
+    }
+
+    #[test]
+    fn failures_that_pass_are_those_of_the_specification() {
+        let away = [1, 4, 10, 11, 14, 15];
+        for code in 1..=16 {
+            let answer = judge(&Status::new(Code::from_i32(code), "Authorization: top-secret"));
+            let reason = format!("gRPC status {:?}", Code::from_i32(code));
+            let expected =
+                if away.contains(&code) { Answer::Away { reason, retry_after: None } } else { Answer::Refused(reason) };
+            assert_eq!(answer, expected, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_server_may_say_when_to_come_again() {
+        let seven = Some(Duration::from_secs(7));
+        let retry = ErrorDetails::with_retry_info(seven);
+        for code in [Code::Unavailable, Code::ResourceExhausted] {
+            let answer = judge(&Status::with_error_details(code, "", retry.clone()));
+            let reason = format!("gRPC status {code:?}");
+            assert_eq!(answer, Answer::Away { reason, retry_after: seven });
+        }
+        for (code, details) in [
+            (Code::InvalidArgument, retry),
+            (Code::ResourceExhausted, ErrorDetails::with_retry_info(None)),
+            (Code::ResourceExhausted, ErrorDetails::with_debug_info(Vec::new(), "a detail")),
+        ] {
+            let answer = judge(&Status::with_error_details(code, "", details));
+            assert_eq!(answer, Answer::Refused(format!("gRPC status {code:?}")));
+        }
+    }
+
+    #[test]
+    fn what_failed_on_this_side_says_why_and_passes() {
+        let answer = judge(&Status::from_error(Box::new(std::io::Error::other("cable cut"))));
+        assert_eq!(answer, Answer::Away { reason: "cable cut".to_owned(), retry_after: None });
+    }
+
+    #[test]
+    fn a_compressed_batch_is_made_plain() {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(b"spans").unwrap();
+        let gzip = gzip.finish().unwrap();
+        assert_eq!(plain(&batch(&gzip, true)).unwrap(), "spans");
+        assert_eq!(plain(&batch(&gzip, false)).unwrap(), gzip);
+        assert!(plain(&batch(&gzip[..gzip.len() - 1], true)).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_died_is_replaced() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = OtlpConfig {
+            name: "collector".to_owned(),
+            kind: OtlpKind::Otlp,
+            endpoint: format!("http://{}", listener.local_addr().unwrap()),
+            protocol: Protocol::Grpc,
+            token: Secret::default(),
+            headers: Vec::new(),
+            send: Send::Always,
+            signals: vec![Signal::Traces],
+            timeout: Duration::from_millis(200),
+            spool: None,
+        };
+        let (_closing, closed) = watch::channel(false);
+        let runtime = tokio::runtime::Handle::current();
+        let destination = Arc::new(super::super::destination(&config, runtime, closed).unwrap());
+        // What the other end reads is acknowledged by its system, and never answered.
+        let silent = async {
+            let mut streams = Vec::new();
+            let mut from = HashSet::new();
+            while from.len() < 2 {
+                let (mut stream, peer) = listener.accept().await.unwrap();
+                assert!(stream.read(&mut [0; 64]).await.unwrap() > 0);
+                from.insert(peer);
+                streams.push(stream);
+            }
+        };
+        let calls = async {
+            loop {
+                let Answer::Away { reason, .. } = call(&destination, &batch(b"spans", false)).await else { panic!() };
+                assert!(reason.contains("timed out") || reason.contains("timeout"), "{reason}");
+            }
+        };
+        tokio::select! {
+            () = silent => {}
+            () = calls => {}
+            () = tokio::time::sleep(Duration::from_secs(20)) => panic!("every call took the dead connection"),
+        }
+    }
+}
