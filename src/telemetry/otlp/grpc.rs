@@ -233,8 +233,8 @@ mod tests {
         };
         let calls = async {
             loop {
-                let Answer::Away { reason, .. } = call(&destination, &batch(b"spans", false)).await else { panic!() };
-                assert!(reason.contains("timed out") || reason.contains("timeout"), "{reason}");
+                let answer = call(&destination, &batch(b"spans", false)).await;
+                assert!(matches!(answer, Answer::Away { .. }), "{answer:?}");
             }
         };
         tokio::select! {
