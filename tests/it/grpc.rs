@@ -71,11 +71,13 @@ async fn counted(daemon: &Daemon, name: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn every_signal_arrives_with_its_resource_and_the_headers() {
+async fn every_signal_arrives_with_its_resource_and_the_headers_and_causes_no_other() {
     let (upstream, otlp) = (Upstream::start().await, Otlp::start().await);
     let config = grpc(&otlp, "headers = { Authorization = \"${COLLECTOR_LOGIN}\" }");
     let mut daemon = Daemon::start_with(&(config + &provider(&upstream)), |command| {
         command.env("COLLECTOR_LOGIN", SECRET);
+        // What carries a call tells of it, its headers included.
+        command.env("LOG_LEVEL", "trace,tonic=trace,h2=trace,hyper=trace,hyper_util=trace,reqwest=trace");
     })
     .await;
     let traces = chat(&daemon, 3).await;
@@ -92,11 +94,14 @@ async fn every_signal_arrives_with_its_resource_and_the_headers() {
     }
     assert!(otlp.services().contains(&("metrics", names[0].clone())), "{:?}", otlp.services());
     assert!(otlp.metrics().iter().any(|metric| metric.name == "gen_ai.client.token.usage"));
-    assert!(!otlp.logs().is_empty());
+    let targets = otlp.log_targets();
+    let carriers = ["h2", "hyper", "reqwest", "tonic", "tower"];
+    let carried = |target: &String| carriers.iter().any(|carrier| target.starts_with(carrier));
+    assert!(targets.len() > 1 && !targets.iter().any(carried), "{targets:?}");
     let calls = otlp.grpc.lock().unwrap().answered;
     assert_eq!(otlp.authorizations(), vec![SECRET.to_owned(); calls as usize], "each call brings it");
     let said = [daemon.stderr().join("\n"), daemon.read("logs/mlx-manager.log"), daemon.read("logs/mlx-server.log")];
-    assert!(said.iter().all(|text| !text.is_empty()));
+    assert!(said[0].contains("h2::") && said.iter().all(|text| !text.is_empty()));
     assert!(!said.iter().chain([&page]).any(|text| text.contains(SECRET)), "the secret was said");
 }
 

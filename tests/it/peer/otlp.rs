@@ -92,6 +92,7 @@ struct Received {
     logs: Vec<LogRecord>,
     metrics: Vec<Metric>,
     services: BTreeSet<(&'static str, String)>,
+    log_targets: BTreeSet<String>,
     authorizations: Vec<String>,
 }
 
@@ -182,6 +183,11 @@ impl Otlp {
         self.received.lock().unwrap().services.clone()
     }
 
+    /// Who said what the logs say.
+    pub fn log_targets(&self) -> BTreeSet<String> {
+        self.received.lock().unwrap().log_targets.clone()
+    }
+
     pub fn authorizations(&self) -> Vec<String> {
         self.received.lock().unwrap().authorizations.clone()
     }
@@ -242,7 +248,10 @@ impl Otlp {
         received.note(headers);
         for resource_logs in request.resource_logs {
             received.service("logs", resource_logs.resource);
-            received.logs.extend(resource_logs.scope_logs.into_iter().flat_map(|scope| scope.log_records));
+            for scope_logs in resource_logs.scope_logs {
+                received.log_targets.insert(scope_logs.scope.unwrap().name);
+                received.logs.extend(scope_logs.log_records);
+            }
         }
     }
 
