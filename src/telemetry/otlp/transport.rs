@@ -368,7 +368,7 @@ fn retry_after(value: &HeaderValue) -> Option<Duration> {
     }
 }
 
-/// The items that an endpoint rejected of a request that succeeded. All three signals answer alike: field 1 holds the partial
+/// The items that an endpoint rejected though it answered well. All three signals answer alike: field 1 holds the partial
 /// success, whose field 1 is the count. An answer that is no such message rejects nothing.
 pub(super) fn rejected_items(body: &[u8]) -> u64 {
     let field = |message: &mut &[u8]| -> Option<(u64, u64)> {
