@@ -43,7 +43,7 @@ pub use log::{
     is_target,
 };
 pub use metrics::PrometheusConfig;
-pub use otlp::{OtlpConfig, OtlpKind, Send, Signal, Spool};
+pub use otlp::{OtlpConfig, OtlpKind, Protocol, Send, Signal, Spool};
 pub use problem::{Place, Problem, Problems};
 pub use server::ServerConfig;
 pub use show::Shown;

@@ -8,7 +8,7 @@ use super::{
     overrides::Overlay,
     problem::Place,
     schema::{Key, Table},
-    setting::{BaseUrl, Choice, Raw, Setting, Size},
+    setting::{BaseUrl, Choice, Raw, Size},
 };
 
 /// One destination of telemetry.
@@ -20,9 +20,11 @@ pub struct OtlpConfig {
     pub kind: OtlpKind,
     /// Base URL, without `/v1/traces`. For Logfire it is worked out from the token or LOGFIRE_BASE_URL.
     pub endpoint: String,
+    /// How batches travel; always HTTP to Logfire.
+    pub protocol: Protocol,
     /// Logfire's write token; empty when there is none.
     pub token: Secret,
-    /// Further request headers (a collector's credentials).
+    /// Further request headers (a collector's credentials); metadata of each call with gRPC.
     pub headers: Vec<(String, Secret)>,
     /// Whether to send.
     pub send: Send,
@@ -52,6 +54,15 @@ pub enum OtlpKind {
     Logfire,
     /// Any OpenTelemetry collector.
     Otlp,
+}
+
+/// How batches travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// A POST per batch, to a path per signal.
+    HttpProtobuf,
+    /// A unary gRPC call per batch.
+    Grpc,
 }
 
 /// Whether to send.
@@ -96,8 +107,9 @@ pub(super) const TABLE: Table = Table {
         Key::bare("send", "always | never | if-token-present; LOGFIRE_SEND_TO_LOGFIRE"),
         Key::bare("endpoint", "without /v1/traces; Logfire's follows from the token or LOGFIRE_BASE_URL")
             .sample("\"https://logfire-eu.pydantic.dev\""),
-        Key::new("protocol", "\"http/protobuf\"", ""),
-        Key::bare("headers", "further request headers").sample("{ Authorization = \"Basic ${COLLECTOR_LOGIN}\" }"),
+        Key::new("protocol", "\"http/protobuf\"", "http/protobuf | grpc, which Logfire doesn't take"),
+        Key::bare("headers", "further request headers; with gRPC its metadata")
+            .sample("{ Authorization = \"Basic ${COLLECTOR_LOGIN}\" }"),
         Key::new("signals", "[\"traces\", \"metrics\", \"logs\"]", ""),
         Key::new("timeout", "\"10 s\"", "of one export"),
         Key::bare("spool", "where batches wait while the endpoint is away; left out: in memory only"),
@@ -138,21 +150,8 @@ impl Choice for Signal {
         &[("traces", Self::Traces), ("metrics", Self::Metrics), ("logs", Self::Logs)];
 }
 
-/// The one protocol of this version.
-struct HttpProtobuf;
-
-impl Setting for HttpProtobuf {
-    fn allowed() -> String {
-        "\"http/protobuf\", the only protocol built into this version".to_owned()
-    }
-
-    fn read(raw: &Raw<'_>) -> Result<Self, Option<String>> {
-        match raw.text() {
-            Some("http/protobuf") => Ok(Self),
-            Some("grpc") => Err(Some("collectors take HTTP on port 4318 beside gRPC on 4317".to_owned())),
-            _ => Err(None),
-        }
-    }
+impl Choice for Protocol {
+    const CHOICES: &'static [(&'static str, Self)] = &[("http/protobuf", Self::HttpProtobuf), ("grpc", Self::Grpc)];
 }
 
 pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<Vec<OtlpConfig>> {
@@ -172,20 +171,23 @@ fn decode_destination<'a>(
     decoder.check_keys(section, &[]);
     let name = decoder.unique_name(section, names);
     let kind = decoder.required::<OtlpKind>(section, "kind");
-    let protocol = decoder.get::<HttpProtobuf>(section, "protocol");
-    let headers = decode_headers(decoder, section);
+    let protocol = decode_protocol(decoder, section, kind);
+    let headers = decode_headers(decoder, section, protocol);
     let signals = decoder.list::<Signal>(section, "signals").map(|found| unique(found.into_iter().map(|pair| pair.0)));
     let timeout = decoder.get(section, "timeout");
     let spool = decode_spool(decoder, section);
     let (token, send, endpoint) = match kind? {
         OtlpKind::Logfire => decode_logfire(decoder, section),
-        OtlpKind::Otlp => decode_collector(decoder, section),
+        OtlpKind::Otlp => decode_collector(decoder, section, protocol),
     };
-    protocol?;
+    if let (Some(protocol), Some(endpoint)) = (protocol, &endpoint) {
+        warn_of_port(decoder, section, protocol, endpoint);
+    }
     Some(OtlpConfig {
         name: name?,
         kind: kind?,
         endpoint: endpoint?,
+        protocol: protocol?,
         token: token?,
         headers: headers?,
         send: send?,
@@ -193,6 +195,34 @@ fn decode_destination<'a>(
         timeout: timeout?,
         spool: spool?,
     })
+}
+
+fn decode_protocol<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, kind: Option<OtlpKind>) -> Option<Protocol> {
+    let found = decoder.find(section, "protocol").ok().flatten()?;
+    let protocol = decoder.read(&found)?;
+    if protocol == Protocol::Grpc && kind == Some(OtlpKind::Logfire) {
+        let hint = Some("leave it out; a collector is kind = \"otlp\"".to_owned());
+        decoder.refuse(&found, false, ("\"http/protobuf\", the only protocol that Logfire takes", hint));
+        return None;
+    }
+    Some(protocol)
+}
+
+/// Collectors listen for each protocol on a port of its own, and what the other one says there is noise to them.
+fn warn_of_port(decoder: &mut Decoder<'_>, section: &Section<'_>, protocol: Protocol, endpoint: &str) {
+    let port = endpoint.parse::<http::Uri>().ok().and_then(|uri| uri.port_u16());
+    let (message, hint) = match (protocol, port) {
+        (Protocol::HttpProtobuf, Some(4317)) => (
+            "has the port that collectors take gRPC on, and `protocol` is \"http/protobuf\"",
+            "protocol = \"grpc\", or port 4318",
+        ),
+        (Protocol::Grpc, Some(4318)) => (
+            "has the port that collectors take HTTP on, and `protocol` is \"grpc\"",
+            "protocol = \"http/protobuf\", or port 4317",
+        ),
+        _ => return,
+    };
+    decoder.warn(&section.key_path("endpoint"), message, hint);
 }
 
 type Destination = (Option<Secret>, Option<Send>, Option<String>);
@@ -203,7 +233,7 @@ fn decode_logfire<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Desti
     let found = decoder.find(section, "token").ok().flatten();
     let token = found.as_ref().and_then(|found| decoder.read::<Secret>(found));
     let send = decode_send(decoder, section, Send::IfTokenPresent);
-    let endpoint = decode_endpoint(decoder, section);
+    let endpoint = decode_endpoint(decoder, section, None);
     let region = token.as_ref().and_then(|token| region(token.expose()));
     let sends = send != Some(Send::Never) && token.as_ref().is_some_and(|token| !token.is_empty());
     if sends && region.is_none() && endpoint == Some(None) {
@@ -228,7 +258,7 @@ fn region(token: &str) -> Option<&'static str> {
     [("_us_", US), ("_eu_", EU)].into_iter().find_map(|(name, endpoint)| rest.starts_with(name).then_some(endpoint))
 }
 
-fn decode_collector<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Destination {
+fn decode_collector<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, protocol: Option<Protocol>) -> Destination {
     decoder.check_kind(section, "otlp");
     let send = decode_send(decoder, section, Send::Always);
     if send == Some(Send::IfTokenPresent) {
@@ -245,7 +275,7 @@ fn decode_collector<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Des
         decoder.required::<BaseUrl>(section, "endpoint");
         return (Some(Secret::default()), send, None);
     }
-    (Some(Secret::default()), send, decode_endpoint(decoder, section).flatten())
+    (Some(Secret::default()), send, decode_endpoint(decoder, section, protocol).flatten())
 }
 
 /// A value that Logfire's own variables set for every destination of its kind.
@@ -261,9 +291,20 @@ fn overlay<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, (variable, key)
 }
 
 /// The endpoint without a trailing slash; `Some(None)` when it is left out.
-fn decode_endpoint<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Option<Option<String>> {
+fn decode_endpoint<'a>(
+    decoder: &mut Decoder<'a>,
+    section: &Section<'a>,
+    protocol: Option<Protocol>,
+) -> Option<Option<String>> {
     let Some(found) = decoder.find(section, "endpoint").ok()? else { return Some(None) };
     let url = decoder.read::<BaseUrl>(&found)?.0;
+    if protocol == Some(Protocol::Grpc)
+        && let Some(path) = url.parse::<http::Uri>().ok().map(|uri| uri.path().to_owned()).filter(|path| path != "/")
+    {
+        let hint = Some(format!("leave out {path}: a gRPC call's path is the name of its service"));
+        decoder.refuse(&found, false, ("scheme, host and port", hint));
+        return None;
+    }
     if url.ends_with("/v1/traces") || url.ends_with("/v1/logs") || url.ends_with("/v1/metrics") {
         let hint = Some("leave out /v1/…: each signal adds its own path".to_owned());
         decoder.refuse(&found, false, ("the base URL of the endpoint", hint));
@@ -285,7 +326,31 @@ fn decode_send<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, default: Se
     decoder.read(&found)
 }
 
-fn decode_headers<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Option<Vec<(String, Secret)>> {
+/// Names of HTTP/2 and gRPC themselves, which a call can't carry for us. All of `grpc-…` is reserved too.
+const PROTOCOL_HEADERS: [&str; 9] = [
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Whether a header can be metadata of a gRPC call. What ends in `-bin` would have to be binary.
+fn is_metadata(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    plain && !name.starts_with("grpc-") && !name.ends_with("-bin") && !PROTOCOL_HEADERS.contains(&name.as_str())
+}
+
+fn decode_headers<'a>(
+    decoder: &mut Decoder<'a>,
+    section: &Section<'a>,
+    protocol: Option<Protocol>,
+) -> Option<Vec<(String, Secret)>> {
     if !decoder.given(section, "headers") {
         return Some(Vec::new());
     }
@@ -305,6 +370,15 @@ fn decode_headers<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Optio
                 table.place.clone(),
                 message,
                 "allowed: letters, digits, `-`",
+            );
+            continue;
+        }
+        if protocol == Some(Protocol::Grpc) && !is_metadata(&name) {
+            decoder.report(
+                &format!("{}.{name}", table.path),
+                table.place.clone(),
+                "can't be metadata of a gRPC call",
+                "allowed: letters, digits, `-`, `_`, `.`, but no header of the protocol itself and nothing in `-bin`",
             );
             continue;
         }

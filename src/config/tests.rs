@@ -191,10 +191,7 @@ fn exporters() {
     check(collector, &[("1:1 `otlp[0].endpoint` is missing", "http or https")]);
     let collector = &format!("{collector}endpoint = \"http://h:4318\"\n");
     assert_eq!(problems_of(load_file(collector)), Vec::<String>::new());
-    check(
-        &format!("{collector}protocol = \"grpc\""),
-        &[("5:12 `otlp[0].protocol` can't be \"grpc\"", "only protocol built")],
-    );
+    check(&format!("{collector}protocol = \"thrift\""), &[("5:12 `otlp[0].protocol`", "\"http/protobuf\", \"grpc\"")]);
     check(&format!("{collector}send = \"if-token-present\""), &[("5:8 `otlp[0].send`", "always, never")]);
     check(&format!("{collector}token = \"x\""), &[("5:1 `otlp[0].token` is only for kind = \"logfire\"", "")]);
     check(&format!("{collector}signals = [\"trace\"]"), &[("5:12 `otlp[0].signals[0]`", "did you mean `traces`?")]);
@@ -205,6 +202,47 @@ fn exporters() {
     );
     check(&format!("{collector}headers = {{ \"a b\" = \"x\" }}"), &[("5:11 `otlp[0].headers.a b`", "")]);
     check(&format!("{collector}spool = {{ dri = \"x\" }}"), &[("5:11 unknown key `otlp[0].spool.dri`", "`dir`")]);
+}
+
+#[test]
+fn exporters_over_grpc() {
+    let collector = "[[otlp]]\nname = \"c\"\nkind = \"otlp\"\nprotocol = \"grpc\"\nendpoint = \"http://h:4317\"\n";
+    let whole = format!("{collector}headers = {{ X-Scope-OrgID = \"a\", a_b = \"c\" }}\nspool = {{}}\n");
+    let otlp = &loaded(&whole).config.otlp[0];
+    assert_eq!((otlp.protocol, otlp.endpoint.as_str(), otlp.headers.len()), (Protocol::Grpc, "http://h:4317", 2));
+    assert!(otlp.spool.is_some());
+    check(
+        "[[otlp]]\nname = \"l\"\nkind = \"logfire\"\nprotocol = \"grpc\"",
+        &[("4:12 `otlp[0].protocol` can't be \"grpc\"", "Logfire takes | leave it out")],
+    );
+    for path in ["/v1/traces", "/collector"] {
+        let hint = format!("leave out {path}: a gRPC call's path");
+        check(&collector.replace(":4317", path), &[("5:12 `otlp[0].endpoint`", &hint)]);
+    }
+    for name in ["TE", "grpc-timeout", "Content-Type", "key-bin", "a!b"] {
+        let start = format!("6:11 `otlp[0].headers.{name}` can't be metadata of a gRPC call");
+        let headers = format!("headers = {{ \"{name}\" = \"x\" }}");
+        check(&format!("{collector}{headers}"), &[(&start, "letters, digits")]);
+    }
+}
+
+#[test]
+fn a_port_of_the_other_protocol_is_a_warning() {
+    let warnings = |protocol: &str, port: u16| {
+        let text = format!(
+            "[[otlp]]\nname = \"c\"\nkind = \"otlp\"\nprotocol = \"{protocol}\"\nendpoint = \"http://h:{port}\""
+        );
+        loaded(&text).render_warnings(false)
+    };
+    for (protocol, port, remedy) in
+        [("http/protobuf", 4317, "protocol = \"grpc\", or port 4318"), ("grpc", 4318, "or port 4317")]
+    {
+        let drawn = warnings(protocol, port);
+        assert!(drawn.contains("`otlp[0].endpoint` has the port") && drawn.contains(remedy), "{drawn}");
+    }
+    for (protocol, port) in [("http/protobuf", 4318), ("grpc", 4317), ("grpc", 443)] {
+        assert_eq!(warnings(protocol, port), "");
+    }
 }
 
 #[test]

@@ -12,13 +12,14 @@ struct Ban {
 }
 
 /// Crates that belong to one room.
-const CRATES: [Ban; 9] = [
+const CRATES: [Ban; 10] = [
     Ban { name: "sqlx::", allowed_below: &["store"] },
     Ban { name: "reqwest::", allowed_below: &["server/cloud", "manager/models/download", "telemetry"] },
     Ban { name: "mlx_rs::", allowed_below: &["server/engine"] },
     // The config has a section, the command line a command, and so each a module, of that name.
     Ban { name: "metrics::", allowed_below: &["telemetry", "config", "cli"] },
     Ban { name: "opentelemetry", allowed_below: &["telemetry"] },
+    Ban { name: "tonic", allowed_below: &["telemetry"] },
     Ban { name: "tracing_opentelemetry::", allowed_below: &["telemetry"] },
     Ban { name: "tracing_subscriber::", allowed_below: &["telemetry"] },
     Ban { name: "tracing_appender::", allowed_below: &["telemetry"] },

@@ -6,6 +6,7 @@ mod config;
 mod demo;
 mod floors;
 mod gateway;
+mod grpc;
 mod logs;
 mod metrics;
 mod peer;

@@ -12,7 +12,8 @@ use super::{Build, Known, Metrics, Settings, limit::Limits, name};
 use crate::{
     config::{
         Breaker, Calls, Color, Format, IdleUnload, Level, LocalConfig, LocalModel, LogConfig, MemoryLimit, ModelPath,
-        OtlpConfig, OtlpKind, Provider, ProviderKind, Route, Send, Signal, Sink, SinkKind, Spool, Target, Timezone,
+        OtlpConfig, OtlpKind, Protocol, Provider, ProviderKind, Route, Send, Signal, Sink, SinkKind, Spool, Target,
+        Timezone,
     },
     llm::{Api, FinishReason, Outcome, Record, Usage, UsageSource},
     telemetry::event,
@@ -55,6 +56,7 @@ fn metrics_with(limits: Limits, meter_provider: Option<opentelemetry_sdk::metric
         name: "collector".into(),
         kind: OtlpKind::Otlp,
         endpoint: "http://127.0.0.1:4318".into(),
+        protocol: Protocol::HttpProtobuf,
         token: Default::default(),
         headers: Vec::new(),
         send: Send::Always,

@@ -5,6 +5,7 @@
 
 mod batch;
 mod counters;
+mod grpc;
 mod resource;
 mod spool;
 #[cfg(test)]
@@ -40,7 +41,7 @@ use opentelemetry_sdk::{
 };
 use tokio::sync::{Notify, mpsc::UnboundedSender, watch};
 
-use crate::config::{OtlpConfig, OtlpKind, Secret, Signal, TelemetryConfig};
+use crate::config::{OtlpConfig, OtlpKind, Protocol, Secret, Signal, TelemetryConfig};
 
 use batch::{FlushRequest, Load};
 use spool::Spool;
@@ -397,9 +398,12 @@ fn destination(
     rustls::crypto::ring::default_provider().install_default().unwrap_or_default();
     let client = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
-        .user_agent(concat!("mlx-manager/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(|source| TraceError::Client { destination: config.name.clone(), source })?;
+        .user_agent(concat!("mlx-manager/", env!("CARGO_PKG_VERSION")));
+    let client = match config.protocol {
+        Protocol::HttpProtobuf => client,
+        Protocol::Grpc => grpc::prepare(client, config),
+    };
+    let client = client.build().map_err(|source| TraceError::Client { destination: config.name.clone(), source })?;
     let spool = match &config.spool {
         Some(spool) => {
             let dir = spool.dir.join(spool_folder(&config.name));
@@ -413,6 +417,7 @@ fn destination(
     };
     Ok(Destination {
         endpoint: config.endpoint.trim_end_matches('/').to_owned(),
+        protocol: config.protocol,
         headers: headers(config)?,
         client,
         timeout: config.timeout,

@@ -124,6 +124,7 @@ fn an_endpoint_that_is_away_at_the_start_is_mentioned_once_and_so_is_its_return(
         name: "collector".to_owned(),
         kind: OtlpKind::Otlp,
         endpoint: format!("http://{}", endpoint.address),
+        protocol: Protocol::HttpProtobuf,
         token: Secret::default(),
         headers: Vec::new(),
         send: Send::Always,

@@ -1,5 +1,5 @@
-//! How encoded batches get to an endpoint: one HTTP request, a judgement of its answer, and what to do when the endpoint
-//! is away. With a spool a batch goes to disk at once and counts as delivered; without one it is tried again for a while.
+//! How encoded batches get to an endpoint: one request, a judgement of its answer, and what to do when the endpoint is
+//! away. With a spool a batch goes to disk at once and counts as delivered; without one it is tried again for a while.
 //!
 //! Everything here runs on the export runtime, whose thread is inside a telemetry-suppressed scope, so that our own
 //! requests are neither traced nor logged to where they go.
@@ -24,9 +24,10 @@ use tokio::{
 
 use super::{
     counters::Counter,
+    grpc,
     spool::{Batch, Lost, Spool, signal_name},
 };
-use crate::config::Signal;
+use crate::config::{Protocol, Signal};
 
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
@@ -66,10 +67,25 @@ pub(super) enum DeliveryError {
 }
 
 /// What an endpoint said.
-enum Answer {
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
     Taken { rejected: u64 },
     Refused(String),
     Away { reason: String, retry_after: Option<Duration> },
+}
+
+impl Answer {
+    /// What stands for an answer that never came.
+    pub(super) fn unreachable(error: &dyn std::error::Error) -> Self {
+        let mut reason = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            reason.push_str(": ");
+            reason.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        Self::Away { reason, retry_after: None }
+    }
 }
 
 /// How a destination is doing.
@@ -87,6 +103,7 @@ pub(super) struct Destination {
     pub name: Arc<str>,
     /// Base URL without a trailing slash.
     pub endpoint: String,
+    pub protocol: Protocol,
     pub headers: HeaderMap,
     pub client: reqwest::Client,
     pub timeout: Duration,
@@ -240,6 +257,13 @@ impl Destination {
     }
 
     async fn post(&self, batch: &Batch) -> Answer {
+        match self.protocol {
+            Protocol::HttpProtobuf => self.post_http(batch).await,
+            Protocol::Grpc => grpc::call(self, batch).await,
+        }
+    }
+
+    async fn post_http(&self, batch: &Batch) -> Answer {
         let mut request = self
             .client
             .post(format!("{}/v1/{}", self.endpoint, signal_name(batch.signal)))
@@ -250,17 +274,7 @@ impl Destination {
         if batch.gzip {
             request = request.header(header::CONTENT_ENCODING, "gzip");
         }
-        let away = |error: reqwest::Error| {
-            let error = error.without_url();
-            let mut reason = error.to_string();
-            let mut source = std::error::Error::source(&error);
-            while let Some(cause) = source {
-                reason.push_str(": ");
-                reason.push_str(&cause.to_string());
-                source = cause.source();
-            }
-            Answer::Away { reason, retry_after: None }
-        };
+        let away = |error: reqwest::Error| Answer::unreachable(&error.without_url());
         let response = match request.send().await {
             Ok(response) => response,
             Err(error) => return away(error),
@@ -354,9 +368,9 @@ fn retry_after(value: &HeaderValue) -> Option<Duration> {
     }
 }
 
-/// The items that an endpoint rejected though it answered 200. All three signals answer alike: field 1 holds the partial
+/// The items that an endpoint rejected though it answered well. All three signals answer alike: field 1 holds the partial
 /// success, whose field 1 is the count. An answer that is no such message rejects nothing.
-fn rejected_items(body: &[u8]) -> u64 {
+pub(super) fn rejected_items(body: &[u8]) -> u64 {
     let field = |message: &mut &[u8]| -> Option<(u64, u64)> {
         let key = varint(message)?;
         Some((key, varint(message)?))

@@ -1,12 +1,12 @@
-//! A real OTLP receiver over HTTP/protobuf, which keeps what it was sent.
+//! A real OTLP receiver over HTTP/protobuf and gRPC on one port, which keeps what it was sent.
 
 use std::{
-    collections::HashMap,
-    io::Read,
+    collections::{BTreeSet, HashMap},
+    io::{self, Read},
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     time::Duration,
 };
@@ -28,11 +28,17 @@ use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, KeyValue, any_value::Value},
     logs::v1::LogRecord,
     metrics::v1::Metric,
+    resource::v1::Resource,
     trace::v1::Span,
 };
 use prost::Message;
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::Instant,
+};
 use tokio_util::task::TaskTracker;
+
+use super::grpc::{self, Calls};
 
 /// A span with the service it came from.
 #[derive(Debug, Clone)]
@@ -85,6 +91,8 @@ struct Received {
     spans: Vec<ReceivedSpan>,
     logs: Vec<LogRecord>,
     metrics: Vec<Metric>,
+    services: BTreeSet<(&'static str, String)>,
+    log_targets: BTreeSet<String>,
     authorizations: Vec<String>,
 }
 
@@ -94,21 +102,59 @@ pub struct Otlp {
     pub address: SocketAddr,
     received: Arc<Mutex<Received>>,
     status: Arc<AtomicU16>,
+    closed: Arc<AtomicBool>,
+    pub grpc: Arc<Mutex<Calls>>,
+}
+
+/// A listener that hangs up on everybody while it is closed.
+struct Door {
+    listener: TcpListener,
+    closed: Arc<AtomicBool>,
+}
+
+impl axum::serve::Listener for Door {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        loop {
+            let accepted = self.listener.accept().await.unwrap();
+            if !self.closed.load(Ordering::SeqCst) {
+                return accepted;
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
 }
 
 impl Otlp {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let otlp =
-            Self { address: listener.local_addr().unwrap(), received: Arc::default(), status: Arc::new(200.into()) };
+        let otlp = Self {
+            address: listener.local_addr().unwrap(),
+            received: Arc::default(),
+            status: Arc::new(200.into()),
+            closed: Arc::default(),
+            grpc: Arc::default(),
+        };
         let routes = Router::new()
             .route("/v1/traces", post(traces))
             .route("/v1/logs", post(logs))
             .route("/v1/metrics", post(metrics))
+            .merge(grpc::routes())
             .layer(from_fn_with_state(otlp.clone(), turn_away))
             .with_state(otlp.clone());
-        TaskTracker::new().spawn(async move { axum::serve(listener, routes).await.unwrap() });
+        let door = Door { listener, closed: Arc::clone(&otlp.closed) };
+        TaskTracker::new().spawn(async move { axum::serve(door, routes).await.unwrap() });
         otlp
+    }
+
+    /// From now on hangs up on new connections, or no longer.
+    pub fn close(&self, closed: bool) {
+        self.closed.store(closed, Ordering::SeqCst);
     }
 
     /// From now on answers with a status, and takes nothing unless it is 200.
@@ -130,6 +176,16 @@ impl Otlp {
 
     pub fn metrics(&self) -> Vec<Metric> {
         self.received.lock().unwrap().metrics.clone()
+    }
+
+    /// Each signal with the `service.name` of a resource it came with.
+    pub fn services(&self) -> BTreeSet<(&'static str, String)> {
+        self.received.lock().unwrap().services.clone()
+    }
+
+    /// Who said what the logs say.
+    pub fn log_targets(&self) -> BTreeSet<String> {
+        self.received.lock().unwrap().log_targets.clone()
     }
 
     pub fn authorizations(&self) -> Vec<String> {
@@ -161,40 +217,52 @@ pub fn names(spans: &[ReceivedSpan]) -> Vec<String> {
 }
 
 async fn traces(State(otlp): State<Otlp>, headers: HeaderMap, body: Bytes) -> StatusCode {
-    let request = ExportTraceServiceRequest::decode(plain(&headers, &body).as_slice()).unwrap();
-    let mut received = otlp.received.lock().unwrap();
-    received.note(&headers);
-    for resource_spans in request.resource_spans {
-        let resource = attributes(&resource_spans.resource.unwrap().attributes);
-        let service = match &resource["service.name"] {
-            Value::StringValue(name) => name.clone(),
-            other => panic!("{other:?}"),
-        };
-        for span in resource_spans.scope_spans.into_iter().flat_map(|scope| scope.spans) {
-            received.spans.push(ReceivedSpan { service: service.clone(), resource: resource.clone(), span });
-        }
-    }
+    otlp.take_traces(&headers, ExportTraceServiceRequest::decode(plain(&headers, &body).as_slice()).unwrap());
     StatusCode::OK
 }
 
 async fn logs(State(otlp): State<Otlp>, headers: HeaderMap, body: Bytes) -> StatusCode {
-    let request = ExportLogsServiceRequest::decode(plain(&headers, &body).as_slice()).unwrap();
-    let records =
-        request.resource_logs.into_iter().flat_map(|logs| logs.scope_logs).flat_map(|scope| scope.log_records);
-    let mut received = otlp.received.lock().unwrap();
-    received.note(&headers);
-    received.logs.extend(records);
+    otlp.take_logs(&headers, ExportLogsServiceRequest::decode(plain(&headers, &body).as_slice()).unwrap());
     StatusCode::OK
 }
 
 async fn metrics(State(otlp): State<Otlp>, headers: HeaderMap, body: Bytes) -> StatusCode {
-    let request = ExportMetricsServiceRequest::decode(plain(&headers, &body).as_slice()).unwrap();
-    let metrics =
-        request.resource_metrics.into_iter().flat_map(|metrics| metrics.scope_metrics).flat_map(|scope| scope.metrics);
-    let mut received = otlp.received.lock().unwrap();
-    received.note(&headers);
-    received.metrics.extend(metrics);
+    otlp.take_metrics(&headers, ExportMetricsServiceRequest::decode(plain(&headers, &body).as_slice()).unwrap());
     StatusCode::OK
+}
+
+impl Otlp {
+    pub fn take_traces(&self, headers: &HeaderMap, request: ExportTraceServiceRequest) {
+        let mut received = self.received.lock().unwrap();
+        received.note(headers);
+        for resource_spans in request.resource_spans {
+            let (service, resource) = received.service("traces", resource_spans.resource);
+            for span in resource_spans.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+                received.spans.push(ReceivedSpan { service: service.clone(), resource: resource.clone(), span });
+            }
+        }
+    }
+
+    pub fn take_logs(&self, headers: &HeaderMap, request: ExportLogsServiceRequest) {
+        let mut received = self.received.lock().unwrap();
+        received.note(headers);
+        for resource_logs in request.resource_logs {
+            received.service("logs", resource_logs.resource);
+            for scope_logs in resource_logs.scope_logs {
+                received.log_targets.insert(scope_logs.scope.unwrap().name);
+                received.logs.extend(scope_logs.log_records);
+            }
+        }
+    }
+
+    pub fn take_metrics(&self, headers: &HeaderMap, request: ExportMetricsServiceRequest) {
+        let mut received = self.received.lock().unwrap();
+        received.note(headers);
+        for resource_metrics in request.resource_metrics {
+            received.service("metrics", resource_metrics.resource);
+            received.metrics.extend(resource_metrics.scope_metrics.into_iter().flat_map(|scope| scope.metrics));
+        }
+    }
 }
 
 impl Received {
@@ -202,6 +270,13 @@ impl Received {
         if let Some(value) = headers.get("authorization") {
             self.authorizations.push(value.to_str().unwrap().to_owned());
         }
+    }
+
+    fn service(&mut self, signal: &'static str, resource: Option<Resource>) -> (String, HashMap<String, Value>) {
+        let resource = attributes(&resource.unwrap().attributes);
+        let Value::StringValue(service) = resource["service.name"].clone() else { panic!("{resource:?}") };
+        self.services.insert((signal, service.clone()));
+        (service, resource)
     }
 }
 

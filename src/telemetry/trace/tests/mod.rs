@@ -17,7 +17,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
 use crate::{
-    config::{OtlpKind, Secret, Send, Signal, Spool},
+    config::{OtlpKind, Protocol, Secret, Send, Signal, Spool},
     llm::Api,
 };
 use collector::{Collector, attribute, string};
@@ -43,6 +43,7 @@ fn logfire(collector: &Collector) -> OtlpConfig {
         name: "logfire".to_owned(),
         kind: OtlpKind::Logfire,
         endpoint: format!("http://{}/", collector.address),
+        protocol: Protocol::HttpProtobuf,
         token: Secret::new(TOKEN),
         headers: vec![("x-team".to_owned(), Secret::new("blue"))],
         send: Send::IfTokenPresent,
