@@ -21,6 +21,7 @@ use std::{
 };
 
 use opentelemetry_sdk::metrics::SdkMeterProvider;
+use tracing::subscriber::NoSubscriber;
 use tracing_subscriber::{Registry, layer::SubscriberExt};
 
 use self::{
@@ -115,7 +116,7 @@ impl Telemetry {
         let metrics = self.stop_metrics(left() / 2);
         let traces = self.traces.shutdown(left());
         // Last, since the others may have had something to say.
-        self.log.flush(left().max(Duration::from_secs(1))) && traces && metrics
+        self.log.close(left().max(Duration::from_secs(1))) && traces && metrics
     }
 }
 
@@ -133,6 +134,11 @@ impl Telemetry {
         });
         done.recv_timeout(deadline).unwrap_or(false)
     }
+}
+
+/// Whether nobody listens to events here: the logs are not set up yet, or this thread is in the middle of one.
+fn is_deaf() -> bool {
+    tracing::dispatcher::get_default(|dispatch| dispatch.is::<NoSubscriber>())
 }
 
 /// One provider with a reader for each destination that wants metrics.

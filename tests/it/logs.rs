@@ -272,6 +272,16 @@ fn check_and_serve_refuse_log_files_that_cannot_be_written() {
     assert_eq!(run(folder.path(), &["logs", "explain", "a", "info"], &[]).0, 0);
 }
 
+/// Waits until the sink could not write so many times.
+async fn failed_writes(daemon: &Daemon, least: f64) {
+    let errors = || daemon.metric("mlx_manager_log_io_errors_total", &[("sink", "app")]);
+    let deadline = Instant::now() + PATIENCE;
+    while errors().await < least {
+        assert!(Instant::now() < deadline, "no more than {} failures", errors().await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn sink_that_breaks_at_run_time_is_reported_once_and_recovers() {
     let sinks = format!("{}[[log.sinks]]\nname = \"console\"\nkind = \"console\"\n", one_sink("json", ""));
@@ -279,18 +289,10 @@ async fn sink_that_breaks_at_run_time_is_reported_once_and_recovers() {
     lead_logs_to(folder.path(), "real");
     let mut daemon = Daemon::start_in(folder, &sinks, |_| {}).await;
     lead_logs_to(daemon.folder.path(), "file");
-    let failures = async |least: f64| {
-        let errors = || daemon.metric("mlx_manager_log_io_errors_total", &[("sink", "app")]);
-        let deadline = Instant::now() + PATIENCE;
-        while errors().await < least {
-            assert!(Instant::now() < deadline, "no more than {} failures", errors().await);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    failures(1.0).await;
+    failed_writes(&daemon, 1.0).await;
     assert_eq!(daemon.post("/v1/chat/completions", &question(false)).await.status(), 200);
     assert_eq!(daemon.get("/health").await.status(), 200);
-    failures(4.0).await;
+    failed_writes(&daemon, 4.0).await;
     lead_logs_to(daemon.folder.path(), "real");
     assert!(daemon.stop().await.success());
     let said = daemon.stderr();
@@ -302,6 +304,34 @@ async fn sink_that_breaks_at_run_time_is_reported_once_and_recovers() {
     );
     let (code, out, _) = verify(daemon.folder.path(), &["logs/app.log"]);
     assert!(code == 0 && out.contains(": none is missing"), "{out}");
+}
+
+#[tokio::test]
+async fn outage_that_outlasts_the_daemon_is_told_and_leaves_a_gap() {
+    let sinks =
+        format!("{}[[log.sinks]]\nname = \"console\"\nkind = \"console\"\nformat = \"logfmt\"\n", one_sink("json", ""));
+    let folder = TempDir::new().unwrap();
+    lead_logs_to(folder.path(), "real");
+    let mut daemon = Daemon::start_in(folder, &sinks, |_| {}).await;
+    eventually("a line", || daemon.read("logs/app.log").contains("mlx-manager is serving"));
+    lead_logs_to(daemon.folder.path(), "file");
+    failed_writes(&daemon, 1.0).await;
+    assert_eq!(daemon.post("/v1/chat/completions", &question(false)).await.status(), 200);
+    assert!(daemon.stop().await.success());
+    let said = daemon.stderr();
+    let last_words = said.iter().filter(|line| line.contains("could not be written to the end: ")).count();
+    assert_eq!(last_words, 1, "{said:#?}");
+    // What the console says of it is written as its other lines are.
+    for line in said.iter().filter(|line| line.contains("log file")) {
+        assert!(line.starts_with("timestamp=") && line.contains(" level=ERROR "), "{line}");
+    }
+
+    let folder = std::mem::replace(&mut daemon.folder, TempDir::new().unwrap());
+    lead_logs_to(folder.path(), "real");
+    let mut daemon = Daemon::start_in(folder, &sinks, |_| {}).await;
+    assert!(daemon.stop().await.success());
+    let (code, out, _) = verify(daemon.folder.path(), &["logs/app.log"]);
+    assert!(code == 1 && out.contains("unexplained"), "{out}");
 }
 
 #[test]

@@ -81,7 +81,7 @@ impl Loss {
 }
 
 /// A record of the log about itself.
-fn own_record<'a>(message: &'a str, fields: &'a Fields, timestamp: Timestamp) -> LogRecord<'a> {
+pub fn own_record<'a>(message: &'a str, fields: &'a Fields, timestamp: Timestamp) -> LogRecord<'a> {
     LogRecord {
         timestamp,
         level: Level::WARN,

@@ -8,7 +8,11 @@
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -149,6 +153,11 @@ impl LogHandle {
         self.core.plan().flush(Instant::now() + deadline)
     }
 
+    /// The same, and the end of all sinks: what is logged later is lost. False when something was lost.
+    pub fn close(&self, deadline: Duration) -> bool {
+        self.core.plan().close(Instant::now() + deadline)
+    }
+
     /// Opens all files anew, for who renamed them and sends SIGHUP.
     pub fn reopen(&self) {
         self.core.plan().files().for_each(|file| file.sink.reopen());
@@ -180,6 +189,7 @@ struct Core {
     in_effect: ArcSwap<InEffect>,
     clock: Clock,
     terminal: Terminal,
+    complaints: Complaints,
     observer: Option<Arc<dyn RecordObserver>>,
     stories: Arc<Memory>,
     /// By name, of all sinks that there ever were: their metrics must not start again.
@@ -199,6 +209,7 @@ impl Core {
             in_effect: ArcSwap::from_pointee(InEffect::default()),
             clock,
             terminal,
+            complaints: Complaints::default(),
             observer,
             stories: Arc::default(),
             counters: Mutex::default(),
@@ -230,15 +241,7 @@ impl Core {
 
 impl Drop for Core {
     fn drop(&mut self) {
-        let plan = self.plan();
-        let flushed = plan.flush(Instant::now() + DROP_DEADLINE);
-        for file in plan.files() {
-            file.sink.stop();
-            // A worker that could not write in time may never end.
-            if flushed {
-                file.join();
-            }
-        }
+        self.plan().close(Instant::now() + DROP_DEADLINE);
     }
 }
 
@@ -303,14 +306,18 @@ impl<'a> Opening<'a> {
                         let kept = shelf.clone();
                         let file = RollingFile::open(plan, shelf, after_rotation);
                         let file = file.map_err(|error| open_error(sink, path, error))?;
-                        let first = sequence::next(path, &kept, complain)
+                        let complaints = self.core.complaints.clone();
+                        let first = sequence::next(path, &kept, |message| complaints.utter(message))
                             .and_then(|next| Ok(next.max(file.noted_sequence()?.unwrap_or_default())))
                             .map_err(|error| open_error(sink, path, error))?;
+                        // Now, so that on a full disk there is room for it.
+                        file.note_sequence(first).unwrap_or_else(|_| counters.count_io_error());
                         let queue = Arc::new(FileSink::new(Bounds::default(), first, counters));
                         let (sink, style) = (Arc::clone(&queue), style.clone());
                         let output = FileOutput { path: path.clone(), sink: queue, thread: Mutex::default() };
                         let output = Arc::new(output);
-                        let worker = Worker { sink, file, style, clock, complain: Box::new(complain) };
+                        let complain = Box::new(move |message: &str| complaints.utter(message));
+                        let worker = Worker { sink, file, style, clock, complain };
                         self.workers.push((Arc::clone(&output), worker));
                         output
                     }
@@ -328,6 +335,7 @@ impl<'a> Opening<'a> {
     ) -> impl Fn(Result<(), &io::Error>) + Send + use<> {
         let rotated = self.rotated.clone();
         let counters = Arc::clone(counters);
+        let complaints = self.core.complaints.clone();
         let shown = path.display().to_string();
         let failed_before = Mutex::new(false);
         move |result: Result<(), &io::Error>| {
@@ -338,7 +346,7 @@ impl<'a> Opening<'a> {
                 Err(error) => {
                     counters.count_io_error();
                     if !*failed_before {
-                        complain(&format!("cannot rotate log file {shown}: {error}; writing on"));
+                        complaints.utter(&format!("cannot rotate log file {shown}: {error}; writing on"));
                     }
                 }
             }
@@ -359,10 +367,21 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
     thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|source| LogError::Thread { source })
 }
 
-/// Says something on standard error when a sink can't.
-#[expect(clippy::print_stderr, reason = "the log itself is what failed")]
-fn complain(message: &str) {
-    eprintln!("mlx-manager: {message}");
+/// Says what is wrong with a sink where an operator sees it.
+#[derive(Debug, Clone, Default)]
+struct Complaints {
+    /// Whether a sink writes to standard error, in a format of its own.
+    console: Arc<AtomicBool>,
+}
+
+impl Complaints {
+    #[expect(clippy::print_stderr, reason = "the log itself is what failed")]
+    fn utter(&self, message: &str) {
+        tracing::error!(target: loss::TARGET, "{message}");
+        if super::is_deaf() || !self.console.load(Ordering::Relaxed) {
+            eprintln!("mlx-manager: {message}");
+        }
+    }
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ pub fn panic_hook(handle: LogHandle) -> impl Fn(&PanicHookInfo<'_>) + Send + Syn
             format!("left out: this place had {BACKTRACES} within {} s", BACKTRACE_WINDOW.as_secs())
         };
         // While a thread is inside a subscriber its events reach nobody, and its panics may be about just that.
-        let deaf = tracing::dispatcher::get_default(|dispatch| dispatch.is::<tracing::subscriber::NoSubscriber>());
+        let deaf = crate::telemetry::is_deaf();
         if deaf {
             let mut fields = Fields::default();
             for (key, value) in [("thread", thread), ("location", location.as_str()), (BACKTRACE, backtrace.as_str())] {

@@ -6,9 +6,11 @@
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    thread::JoinHandle,
-    time::Instant,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
+
+use jiff::Timestamp;
 
 use tracing::{Metadata, callsite::Identifier};
 
@@ -16,9 +18,14 @@ use super::{
     console::ConsoleSink,
     filter::{Callsite, Filter, Mask, Taken},
     format::{Rendered, Style},
-    record::LogRecord,
+    loss::own_record,
+    record::{Fields, LogRecord},
     sink::FileSink,
 };
+
+/// How long a sink that could not write in time gets to say what is lost.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// A plan and what it means for every callsite that was ever reached. Read at every event, and copied when it changes.
 #[derive(Clone, Default)]
@@ -94,12 +101,29 @@ pub struct FileOutput {
 }
 
 impl FileOutput {
-    /// Waits for the worker's end.
-    pub fn join(&self) {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // One that panicked has said so through the hook.
-        drop(thread.map(JoinHandle::join));
+    /// Lets workers write what they have and waits for their end; false for one whose disk stands still.
+    pub fn end(files: &[Arc<Self>], deadline: Instant) -> bool {
+        files.iter().for_each(|file| file.sink.stop());
+        files.iter().fold(true, |ended, file| {
+            let thread = file.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+            ended
+                & thread.is_none_or(|thread| {
+                    // One that panicked has said so through the hook.
+                    wait(deadline, || thread.is_finished()) && thread.join().is_ok()
+                })
+        })
     }
+}
+
+/// Waits for something that nothing tells of.
+pub fn wait(deadline: Instant, done: impl Fn() -> bool) -> bool {
+    while !done() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    true
 }
 
 impl Drop for FileOutput {
@@ -119,6 +143,13 @@ impl Plan {
         self.routes.iter().filter_map(|route| match &route.output {
             Output::Console(_) => None,
             Output::File(file) => Some(file),
+        })
+    }
+
+    fn consoles(&self) -> impl Iterator<Item = &Arc<ConsoleSink>> {
+        self.routes.iter().filter_map(|route| match &route.output {
+            Output::Console(sink) => Some(sink),
+            Output::File(_) => None,
         })
     }
 
@@ -144,7 +175,24 @@ impl Plan {
             }
             match &route.output {
                 Output::Console(sink) => sink.push(rendered, record.level, record.timestamp),
-                Output::File(file) => file.sink.push(rendered, record.level, record.timestamp),
+                Output::File(file) => {
+                    if file.sink.push(rendered, record.level, record.timestamp) {
+                        self.tell_overload(file, record.timestamp);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Says on the consoles, since the file's own record about it comes when it can be written again.
+    fn tell_overload(&self, file: &FileOutput, timestamp: Timestamp) {
+        let message = format!("log file {} can't keep up or stands still: records are being lost", file.path.display());
+        let record = own_record(&message, Fields::NONE, timestamp);
+        for route in &self.routes {
+            if let Output::Console(sink) = &route.output {
+                let mut rendered = Rendered::default();
+                rendered.render(&route.style, &record);
+                sink.push(&rendered, record.level, timestamp);
             }
         }
     }
@@ -152,20 +200,21 @@ impl Plan {
     /// Writes everything that was pushed before; false when the deadline came first.
     pub fn flush(&self, deadline: Instant) -> bool {
         // All start at once: a sink that is late takes no time from the next.
-        let asked: Vec<_> = self
-            .routes
-            .iter()
-            .map(|route| match &route.output {
-                Output::Console(_) => 0,
-                Output::File(file) => file.sink.ask_flush(),
-            })
-            .collect();
-        self.routes.iter().zip(asked).fold(true, |flushed, (route, asked)| {
-            flushed
-                & match &route.output {
-                    Output::Console(sink) => sink.flush(deadline),
-                    Output::File(file) => file.sink.await_flush(asked, deadline),
-                }
-        })
+        let asked: Vec<_> = self.files().map(|file| (file, file.sink.ask_flush())).collect();
+        let files =
+            asked.into_iter().fold(true, |flushed, (file, asked)| flushed & file.sink.await_flush(asked, deadline));
+        // Last, since a file may have had something to say there.
+        self.consoles().fold(files, |flushed, sink| flushed & sink.flush(deadline))
+    }
+
+    /// Writes everything and ends the files' workers; false when something was lost. One that can't write says what is
+    /// lost, and one whose disk stands still is left behind.
+    pub fn close(&self, deadline: Instant) -> bool {
+        let flushed = self.flush(deadline);
+        let deadline = deadline.max(Instant::now() + LAST_WORDS);
+        // First those that can't, so that the others take down what they say.
+        let (well, stuck): (Vec<_>, Vec<_>) = self.files().cloned().partition(|file| file.sink.is_flushed());
+        let ended = [stuck, well].iter().fold(true, |ended, files| ended & FileOutput::end(files, deadline));
+        self.consoles().fold(flushed && ended, |well, sink| well & sink.flush(deadline))
     }
 }

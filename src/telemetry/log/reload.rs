@@ -5,8 +5,8 @@
 //! Enter at [`LogHandle::reload`].
 
 use std::{
-    sync::{Arc, PoisonError, mpsc},
-    thread::{self, JoinHandle},
+    sync::{Arc, PoisonError, atomic::Ordering, mpsc},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -15,15 +15,14 @@ use jiff::tz::TimeZone;
 use super::{
     Core, LogError, LogHandle, Opening, filter,
     filter::Filter,
-    plan::{FileOutput, Plan},
+    plan::{FileOutput, Plan, wait},
     retention::{EVERY, Keeper},
     spawn,
 };
-use crate::config::{LogConfig, Timezone};
+use crate::config::{LogConfig, SinkKind, Timezone};
 
 /// How long a reload waits for sinks that are no more to write what they have.
 const RETIRE_DEADLINE: Duration = Duration::from_secs(5);
-const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 impl LogHandle {
     /// Replaces levels, targets and sinks. A sink that is no more writes what it has and closes its file first. May wait
@@ -50,6 +49,8 @@ impl Core {
             Timezone::Utc => TimeZone::UTC,
             Timezone::Local => TimeZone::system(),
         };
+        let console = config.sinks.iter().any(|sink| matches!(sink.kind, SinkKind::Console { .. }));
+        self.complaints.console.store(console, Ordering::Relaxed);
         let before = self.plan();
         let (rotated, rotations) = mpsc::channel();
         let mut opening = Opening::new(self, &before, timezone, rotated);
@@ -88,28 +89,7 @@ fn retire(plan: Arc<Plan>, removed: Vec<Arc<FileOutput>>) {
         return;
     }
     drop(plan);
-    for file in &removed {
-        file.sink.stop();
-    }
-    for file in removed {
-        let thread = file.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // One whose disk stands still is left behind; it ends when the disk does something.
-        if let Some(thread) = thread
-            && wait(deadline, || thread.is_finished())
-        {
-            drop(thread.join());
-        }
-    }
-}
-
-fn wait(deadline: Instant, done: impl Fn() -> bool) -> bool {
-    while !done() {
-        if Instant::now() >= deadline {
-            return false;
-        }
-        thread::sleep(LOOK_EVERY);
-    }
-    true
+    FileOutput::end(&removed, deadline);
 }
 
 #[cfg(test)]

@@ -88,6 +88,8 @@ struct Queue {
     overtaken: Loss,
     /// Records that found the queue full.
     shed: Loss,
+    /// When an operator was last told that records are being shed.
+    overload_told: Option<Instant>,
     /// The disk fails: keep the newest.
     failing: bool,
     urgent: bool,
@@ -97,6 +99,8 @@ struct Queue {
     reopen: bool,
     change: Option<Change>,
     stop: bool,
+    /// The worker is no more.
+    ended: bool,
     /// The worker sleeps until it is woken.
     idle: bool,
 }
@@ -121,8 +125,9 @@ impl FileSink {
         }
     }
 
-    /// Puts a record into the queue, or counts it as lost. Never waits for the disk.
-    pub fn push(&self, rendered: &Rendered, level: Level, timestamp: Timestamp) {
+    /// Puts a record into the queue, or counts it as lost. Never waits for the disk. `true`: it was lost, and that was
+    /// not said lately.
+    pub fn push(&self, rendered: &Rendered, level: Level, timestamp: Timestamp) -> bool {
         let mut queue = self.lock();
         // Assigned before anything is shed, so that a gap in the file is a proof of loss.
         let sequence = queue.next_sequence;
@@ -130,7 +135,8 @@ impl FileSink {
         if self.is_full(&queue, rendered.text.len(), level) && !self.make_room(&mut queue, rendered.text.len(), level) {
             queue.shed.add(sequence, level, timestamp);
             self.counters.load().count_dropped(level);
-            return;
+            // The worker has said what is wrong with a disk that fails.
+            return !queue.failing && is_due(&mut queue.overload_told);
         }
         let before = queue.bytes.len();
         rendered.append_to(&mut queue.bytes, sequence);
@@ -142,6 +148,7 @@ impl FileSink {
             queue.idle = false;
             self.work.notify_one();
         }
+        false
     }
 
     /// Whether there is no room for a record. The last quarter is for WARN and ERROR only.
@@ -193,6 +200,9 @@ impl FileSink {
     pub fn await_flush(&self, wanted: u64, deadline: Instant) -> bool {
         let mut queue = self.lock();
         while queue.flushes_done < wanted {
+            if queue.ended {
+                return queue.entries.is_empty();
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -200,6 +210,12 @@ impl FileSink {
             queue = self.flushed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         true
+    }
+
+    /// Whether every flush that was asked for is done.
+    pub fn is_flushed(&self) -> bool {
+        let queue = self.lock();
+        queue.flushes_done == queue.flushes_wanted
     }
 
     /// Asks the worker to open its file anew.
@@ -271,6 +287,15 @@ impl FileSink {
     fn wait<'a>(&self, queue: MutexGuard<'a, Queue>, wait: Duration) -> MutexGuard<'a, Queue> {
         self.work.wait_timeout(queue, wait).unwrap_or_else(PoisonError::into_inner).0
     }
+}
+
+/// Whether an operator is to be told again of what was last told then.
+fn is_due(told: &mut Option<Instant>) -> bool {
+    let due = told.is_none_or(|when| when.elapsed() > COMPLAIN_EVERY);
+    if due {
+        *told = Some(Instant::now());
+    }
+    due
 }
 
 /// Takes what waits, and leaves a spare buffer behind.
@@ -361,10 +386,25 @@ impl Worker {
                 Err(error) => self.fail(&mut pending, &error),
             }
             if job.stop {
-                let next = self.sink.lock().next_sequence;
-                self.note(next);
+                self.give_up(&pending);
                 return;
             }
+        }
+    }
+
+    /// Counts what could not be written, says so, and notes its numbers so that they will be missed.
+    fn give_up(&self, pending: &Pending) {
+        let mut queue = self.sink.lock();
+        queue.ended = true;
+        self.sink.flushed.notify_all();
+        let next = queue.next_sequence;
+        let lost: Vec<Level> = pending.entries.iter().chain(&queue.entries).map(|entry| entry.level).collect();
+        drop(queue);
+        lost.iter().for_each(|level| self.sink.counters.load().count_dropped(*level));
+        self.note(next);
+        if !lost.is_empty() {
+            let (path, lost) = (self.file.path().display(), lost.len());
+            (self.complain)(&format!("log file {path} could not be written to the end: {lost} records are lost"));
         }
     }
 
@@ -424,7 +464,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Notes the number with which a file begins. Best effort: it is only needed when the old files are taken away.
+    /// Notes the number with which a file begins, or how far the numbers are while nothing can be written. Best effort: it
+    /// is only needed when the old files are taken away, or when the disk fails until the end.
     fn note(&self, next_sequence: u64) {
         if self.file.note_sequence(next_sequence).is_err() {
             self.sink.counters.load().count_io_error();
@@ -445,14 +486,17 @@ impl Worker {
     fn fail(&self, pending: &mut Pending, error: &io::Error) {
         self.sink.counters.load().count_io_error();
         pending.failing = true;
-        if pending.complained.is_none_or(|when| when.elapsed() > COMPLAIN_EVERY) {
-            pending.complained = Some(Instant::now());
+        if is_due(&mut pending.complained) {
             (self.complain)(&format!(
                 "cannot write log file {}: {error}; keeping the newest records in memory",
                 self.file.path().display()
             ));
         }
-        self.sink.lock().failing = true;
+        let mut queue = self.sink.lock();
+        queue.failing = true;
+        let next = queue.next_sequence;
+        drop(queue);
+        self.note(next);
         if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
             self.file.give_up_oldest_archive();
         }

@@ -307,7 +307,7 @@ impl Destination {
     fn note(&self, condition: Condition, reason: &str) {
         // The spool is looked at as soon as there is one, which may be before the logs are set up. What nobody hears isn't
         // said, and the next attempt says it.
-        if tracing::dispatcher::get_default(|dispatch| dispatch.is::<tracing::subscriber::NoSubscriber>()) {
+        if crate::telemetry::is_deaf() {
             return;
         }
         if self.condition.swap(condition as u8, Ordering::Relaxed) == condition as u8 {

@@ -4,6 +4,7 @@ use std::{
         Barrier,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
 };
 
 use serde_json::Value as Json;

@@ -305,6 +305,37 @@ fn what_is_less_than_a_warning_gives_way_first_while_the_disk_fails() {
 }
 
 #[test]
+fn what_a_disk_never_took_is_counted_and_missed() {
+    let stage = Stage::new(Bounds::default());
+    let mut worker = stage.worker(&stage.path(), None);
+    let mut first = true;
+    worker.file.fault = Some(Box::new(move || (!mem::take(&mut first)).then(|| io::Error::from_raw_os_error(5))));
+    let worker = thread::spawn(|| worker.run());
+    stage.push("first", Level::INFO);
+    eventually(|| stage.counters.written(Level::INFO) == 1);
+    stage.push("second", Level::ERROR);
+    eventually(|| stage.counters.io_errors() > 1);
+    (0..10).for_each(|_| stage.push("later", Level::WARN));
+    let asked = stage.sink.ask_flush();
+    stage.finish(worker);
+    // Nobody waits for what will never come.
+    assert!(!stage.sink.await_flush(asked, Instant::now() + SOON) && !stage.sink.is_flushed());
+    assert_eq!((stage.counters.dropped(Level::ERROR), stage.counters.dropped(Level::WARN)), (1, 10));
+    let complaints = stage.complaints.lock().unwrap();
+    assert!(complaints.len() == 2 && complaints[1].ends_with("to the end: 11 records are lost"), "{complaints:?}");
+    // Numbers 1 to 12 are taken.
+    assert_eq!(stage.worker(&stage.path(), None).file.noted_sequence().unwrap(), Some(13));
+}
+
+#[test]
+fn shedding_is_told_now_and_then() {
+    let stage = Stage::new(Bounds { records: 4, bytes: 1_000_000 });
+    let rendered = Rendered { text: "message=x seq=\n".into(), sequence_at: Some(14) };
+    let told = (0..9).map(|_| stage.sink.push(&rendered, Level::INFO, Timestamp::now()));
+    assert_eq!(told.collect::<Vec<_>>(), [false, false, false, true, false, false, false, false, false]);
+}
+
+#[test]
 fn full_disk_gives_up_old_archives_where_some_are_deleted_anyway() {
     for (retention, expected) in [(Retention::default(), 5), (Retention { files: Some(9), ..Retention::default() }, 1)]
     {
