@@ -74,7 +74,11 @@ pub(super) const TABLE: Table = Table::single(
         Key::new("models_dir", "\"models\"", "scanned for MLX model folders; the Hugging Face cache is read too"),
         Key::new("default_model", "\"demo\"", "loaded at start; \"\" loads none"),
         Key::new("memory_limit", "\"75%\"", "of the machine's memory, or a size such as \"8 GB\""),
-        Key::new("prompt_cache", "\"512 MiB\"", "of it, for what earlier prompts begin with; \"0 B\" is off"),
+        Key::new(
+            "prompt_cache",
+            "\"512 MiB\"",
+            "at most, so that only what is new in a prompt is computed; \"0 B\" is off",
+        ),
         Key::new("idle_unload", "\"never\"", "or a duration such as \"15 min\""),
         Key::new("max_batch", "16", "requests computed at the same time"),
     ],
