@@ -140,6 +140,12 @@ impl Core {
             Work::Stats { reply } => drop(reply.send(self.stats())),
             #[cfg(test)]
             Work::Panic => panic!("as a test asked"),
+            #[cfg(test)]
+            Work::Fail => {
+                let ids: Vec<_> = self.sequences.keys().copied().collect();
+                let error = Exception::custom("as a test asked");
+                ids.into_iter().for_each(|id| self.end(id, GenerationEvent::Failed(failed(&error))));
+            }
         }
         self.tell_depth();
     }

@@ -159,6 +159,9 @@ pub(super) enum Work {
     },
     #[cfg(test)]
     Panic,
+    /// MLX fails at all sequences.
+    #[cfg(test)]
+    Fail,
 }
 
 /// The handle. Clones talk to the same thread. Dropping the last one waits for the thread to end, which takes up to one
@@ -253,6 +256,11 @@ impl Engine {
     #[cfg(test)]
     pub(super) fn make_it_panic(&self) {
         self.link.send(Command::Work(Work::Panic)).map_err(drop).expect("the engine runs");
+    }
+
+    #[cfg(test)]
+    pub(super) fn make_it_fail(&self) {
+        self.link.send(Command::Work(Work::Fail)).map_err(drop).expect("the engine runs");
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, EngineError> {

@@ -181,7 +181,10 @@ mod tests {
             if tokens.len() < SHORTEST || bytes > limit {
                 return false;
             }
-            if let Some(position) = self.0.iter().position(|(of, key, ..)| of == model && key.starts_with(tokens)) {
+            let covers = |(of, key, ..): &(ModelName, Vec<u32>, usize, u64)| of == model && key.starts_with(tokens);
+            let covering = (0..self.0.len()).filter(|position| covers(&self.0[*position]));
+            // Of several that are as good the first in lexicographic order is used.
+            if let Some(position) = covering.min_by_key(|position| &self.0[*position].1) {
                 let entry = self.0.remove(position);
                 self.0.push(entry);
                 return false;

@@ -134,15 +134,18 @@ fn of_a_prompt_that_is_not_wanted_any_more_the_computed_part_is_kept() {
         core.obey(Work::Generate(Box::new(Submission { request, events, submitted, queue_span })));
         receiver
     };
-    let mut leaving = submit(&mut core);
     // Its turn comes, then two chunks; it ends within the step after which nothing is to be done.
-    for _ in 0..3 {
+    for computed in [0, 100] {
+        let mut leaving = submit(&mut core);
+        for _ in 0..3 {
+            core.step();
+        }
+        let started = leaving.try_recv();
+        assert!(matches!(started, Ok(GenerationEvent::Started { cached, .. }) if cached == computed), "{started:?}");
+        drop(leaving);
         core.step();
+        assert!(core.is_idle());
     }
-    assert!(matches!(leaving.try_recv(), Ok(GenerationEvent::Started { cached: 0, .. })));
-    drop(leaving);
-    core.step();
-    assert!(core.is_idle());
     let mut events = submit(&mut core);
     while !core.is_idle() {
         core.step();
@@ -156,22 +159,27 @@ fn of_a_prompt_that_is_not_wanted_any_more_the_computed_part_is_kept() {
             _ => {}
         }
     }
-    assert_eq!((tokens.as_slice(), from_cache), (&golden.greedy_ids[..8], Some(100)));
+    assert_eq!((tokens.as_slice(), from_cache), (&golden.greedy_ids[..8], Some(200)));
 }
 
 #[tokio::test]
 async fn unloading_gives_the_kept_back_too() {
     let engine = Engine::start(settings()).unwrap();
     let (_, golden) = loaded(&engine, "qwen3-q4-tied").await;
-    ask(&engine, "qwen3-q4-tied", &golden.prompt_ids).await;
-    let (held, kept) = (engine.stats().await.unwrap().memory.active, kept_bytes(&engine).await);
+    let active = async || engine.stats().await.unwrap().memory.active;
+    let before = active().await;
+    let prompt = &golden.prompt_ids[..40];
+    ask(&engine, "qwen3-q4-tied", prompt).await;
+    let (held, kept) = (active().await, kept_bytes(&engine).await);
     // Two arrays for each of two layers, of two heads with 32 floats, for the prompt and all of the answer but its end.
-    assert_eq!(kept, 2 * 2 * 2 * 32 * 4 * (golden.prompt_ids.len() as u64 + u64::from(TOKENS) - 1));
+    assert_eq!(kept, 2 * 2 * 2 * 32 * 4 * (40 + u64::from(TOKENS) - 1));
+    // While it ran it had room for 256 positions.
+    assert!(held < before + 2 * kept, "{} bytes are held to keep {kept}", held - before);
     engine.unload("qwen3-q4-tied", "idle").await.unwrap();
-    let left = engine.stats().await.unwrap().memory.active;
+    let left = active().await;
     assert!(left + kept < held, "{left} of {held} bytes are still held");
     loaded(&engine, "qwen3-q4-tied").await;
-    assert_eq!((kept_bytes(&engine).await, ask(&engine, "qwen3-q4-tied", &golden.prompt_ids).await.1), (0, 0));
+    assert_eq!((kept_bytes(&engine).await, ask(&engine, "qwen3-q4-tied", prompt).await.1), (0, 0));
 }
 
 #[tokio::test]
@@ -182,6 +190,20 @@ async fn after_a_panic_everything_is_computed_anew() {
     engine.make_it_panic();
     assert_eq!(ask(&engine, "qwen3-q4-tied", &golden.prompt_ids).await, before);
     assert_eq!(before.1, 0);
+}
+
+#[tokio::test]
+async fn what_mlx_failed_at_is_not_kept_nor_what_it_began_with() {
+    let engine = Engine::start(settings()).unwrap();
+    let (_, golden) = loaded(&engine, "qwen3-q4-tied").await;
+    let before = ask(&engine, "qwen3-q4-tied", &golden.prompt_ids).await;
+    let mut running = engine.generate(greedy("qwen3-q4-tied", &golden.prompt_ids, 1_000_000));
+    first_token(&mut running).await;
+    engine.make_it_fail();
+    let (_, last) = drain(running).await;
+    assert!(matches!(last, Some(GenerationEvent::Failed(EngineError::Mlx(_)))), "{last:?}");
+    assert_eq!(kept_bytes(&engine).await, 0);
+    assert_eq!(ask(&engine, "qwen3-q4-tied", &golden.prompt_ids).await, before);
 }
 
 #[tokio::test]
