@@ -367,10 +367,10 @@ impl Core {
     /// Ends a sequence with its last event.
     fn end(&mut self, id: SequenceId, last: GenerationEvent) {
         let failed = matches!(last, GenerationEvent::Failed(_));
-        let Some((mut open, sequence)) = self.forget(id) else { return };
-        open.events.tell(last);
+        let Some((Open { model, mut events, .. }, sequence)) = self.forget(id) else { return };
+        events.tell(last);
         if let Some(sequence) = sequence {
-            self.keep(&open.model, sequence, failed);
+            self.keep(&model, sequence, failed);
         }
     }
 
@@ -428,8 +428,8 @@ impl Core {
         let gone: Vec<_> =
             self.sequences.iter().filter(|(_, open)| open.events.is_closed()).map(|(id, _)| *id).collect();
         for id in gone {
-            if let Some((open, Some(sequence))) = self.forget(id) {
-                self.keep(&open.model, sequence, false);
+            if let Some((Open { model, .. }, Some(sequence))) = self.forget(id) {
+                self.keep(&model, sequence, false);
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::server::engine::scheduler::ModelName;
 
 /// The shortest prefix that counts as found. What a chat template puts in front of every prompt would be found always, which
 /// saves next to nothing and would make the share of hits meaningless. vLLM's blocks are of the same length.
-pub(crate) const SHORTEST: usize = 16;
+const SHORTEST: usize = 16;
 
 /// Values by model and sequence of tokens. No sequence is the beginning of another: whatever the shorter one could serve,
 /// the longer one can.
@@ -67,32 +67,28 @@ impl<V> PrefixIndex<V> {
     }
 
     /// Whether a sequence of so many bytes is worth keeping: it can be found, has room, and isn't there already, which then
-    /// counts as a use.
-    pub(crate) fn wants(&mut self, model: &ModelName, tokens: &[u32], bytes: u64) -> bool {
+    /// counts as a use. If it is, its own beginning and the least recently used go until it fits; [`Self::insert`] follows.
+    pub(crate) fn make_room(&mut self, model: &ModelName, tokens: &[u32], bytes: u64) -> bool {
         if tokens.len() < SHORTEST || bytes > self.limit_bytes {
             return false;
         }
         self.clock += 1;
-        let entries = self.models.get_mut(model);
-        let next = entries.and_then(|entries| entries.range_mut::<[u32], _>((Included(tokens), Unbounded)).next());
-        match next {
-            Some((key, entry)) if key.starts_with(tokens) => {
-                entry.last_used = self.clock;
-                false
-            }
-            _ => true,
+        let entries = self.models.entry(Arc::clone(model)).or_default();
+        let after = entries.range_mut::<[u32], _>((Included(tokens), Unbounded)).next();
+        if let Some((_, entry)) = after.filter(|(key, _)| key.starts_with(tokens)) {
+            entry.last_used = self.clock;
+            return false;
         }
+        let before = entries.range::<[u32], _>((Unbounded, Excluded(tokens))).next_back();
+        let outgrown = before.filter(|(key, _)| tokens.starts_with(key)).map(|(key, _)| key.clone());
+        let outgrown = outgrown.and_then(|key| entries.remove(&key));
+        self.bytes -= outgrown.map_or(0, |entry| entry.bytes);
+        while self.bytes + bytes > self.limit_bytes && self.drop_oldest() {}
+        true
     }
 
-    /// Keeps a sequence that is [wanted](Self::wants) in place of its own beginning, and drops the least recently used until
-    /// all fit.
+    /// Keeps a sequence for which [room was made](Self::make_room).
     pub(crate) fn insert(&mut self, model: &ModelName, tokens: Vec<u32>, value: V, bytes: u64) {
-        let entries = self.models.entry(Arc::clone(model)).or_default();
-        let before = entries.range::<[u32], _>((Unbounded, Excluded(tokens.as_slice()))).next_back();
-        let outgrown = before.filter(|(key, _)| tokens.starts_with(key)).map(|(key, _)| key.clone());
-        let replaced = outgrown.and_then(|key| entries.remove(&key));
-        self.bytes -= replaced.map_or(0, |entry| entry.bytes);
-        while self.bytes + bytes > self.limit_bytes && self.drop_oldest() {}
         self.bytes += bytes;
         let entry = Entry { value, bytes, last_used: self.clock };
         self.models.entry(Arc::clone(model)).or_default().insert(tokens, entry);
@@ -216,7 +212,7 @@ mod tests {
                         list.find(&model(number), &tokens, found);
                     }
                     Input::Keep { model: number, tokens, bytes } => {
-                        let wanted = index.wants(&model(number), &tokens, bytes);
+                        let wanted = index.make_room(&model(number), &tokens, bytes);
                         prop_assert_eq!(wanted, list.keep(&model(number), &tokens, value, (bytes, limit)));
                         if wanted {
                             index.insert(&model(number), tokens, value, bytes);

@@ -52,7 +52,7 @@ impl PromptCache {
         let layers = layers.iter().map(|layer| layer.prefix(tokens.len()));
         let layers = layers.collect::<Result<Vec<_>, _>>()?;
         let bytes = layers.iter().map(KeyValueCache::bytes).sum();
-        if !self.0.wants(model, &tokens, bytes) {
+        if !self.0.make_room(model, &tokens, bytes) {
             return Ok(());
         }
         // Copied, since a slice would keep all of the buffer it is cut from.
