@@ -234,7 +234,7 @@ mod tests {
                 for number in 0..2 {
                     prop_assert_eq!(index.bytes_of(&model(number)), list.bytes(Some(&model(number))));
                 }
-                // The same entries, which only shows when they are looked for.
+                // The same entries are left.
                 let mut values: Vec<_> =
                     index.models.values().flat_map(BTreeMap::values).map(|entry| entry.value).collect();
                 values.sort_unstable();
