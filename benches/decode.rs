@@ -117,6 +117,8 @@ endpoint = "http://127.0.0.1:4318"
 send = "never"
 [local]
 default_model = "endless"
+# Every run sends the same prompt, and mlx-lm computes it every time.
+prompt_cache = "0 B"
 [[local.models]]
 name = "endless"
 path = "endless"

@@ -65,7 +65,7 @@ series a metric takes no new ones, and `mlx_manager_metric_series_dropped_total`
 request id is ever a label.
 
 The conventions for GenAI gave the metrics of clients new names in 2026: `gen_ai_client_inference_*`. Both generations are
-recorded. The local engine has no prompt cache yet, so there are no metrics of its hits.
+recorded.
 ";
 
 fn markdown() -> String {

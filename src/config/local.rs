@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use super::{
     decode::{Decoder, Section},
     schema::{Key, Table},
-    setting::{Count, Filled, Raw, Setting, parse_size},
+    setting::{Count, Filled, Raw, Setting, SizeOrZero, parse_size},
 };
 
 /// Local models.
@@ -21,6 +21,8 @@ pub struct LocalConfig {
     pub default_model: Option<String>,
     /// The most memory MLX may hold.
     pub memory_limit: MemoryLimit,
+    /// Bytes that keys and values of earlier prompts and answers may take; 0 keeps none.
+    pub prompt_cache: u64,
     /// When an idle model is unloaded.
     pub idle_unload: IdleUnload,
     /// The most requests computed at the same time.
@@ -72,6 +74,11 @@ pub(super) const TABLE: Table = Table::single(
         Key::new("models_dir", "\"models\"", "scanned for MLX model folders; the Hugging Face cache is read too"),
         Key::new("default_model", "\"demo\"", "loaded at start; \"\" loads none"),
         Key::new("memory_limit", "\"75%\"", "of the machine's memory, or a size such as \"8 GB\""),
+        Key::new(
+            "prompt_cache",
+            "\"512 MiB\"",
+            "at most, so that only what is new in a prompt is computed; \"0 B\" is off",
+        ),
         Key::new("idle_unload", "\"never\"", "or a duration such as \"15 min\""),
         Key::new("max_batch", "16", "requests computed at the same time"),
     ],
@@ -121,6 +128,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
     decoder.check_keys(&section, &["models"]);
     let models_dir = decoder.path(&section, "models_dir");
     let memory_limit = decoder.get(&section, "memory_limit");
+    let prompt_cache = decoder.get::<SizeOrZero>(&section, "prompt_cache");
     let idle_unload = decoder.get(&section, "idle_unload");
     let max_batch = decoder.get::<Count<1, 1024>>(&section, "max_batch");
     let mut names = Vec::new();
@@ -144,6 +152,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
         cache_dir: cache_dir.join("mlx-manager"),
         default_model: default_model?,
         memory_limit: memory_limit?,
+        prompt_cache: prompt_cache?.0,
         idle_unload: idle_unload?,
         max_batch: max_batch?.0 as usize,
         models: models?,

@@ -202,11 +202,22 @@ impl Setting for Size {
     }
 
     fn read(raw: &Raw<'_>) -> Result<Self, Option<String>> {
+        SizeOrZero::read(raw).and_then(|size| if size.0 == 0 { Err(None) } else { Ok(Self(size.0)) })
+    }
+}
+
+/// A size where zero means something.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SizeOrZero(pub(super) u64);
+
+impl Setting for SizeOrZero {
+    fn allowed() -> String {
+        "a size such as \"0 B\", \"10 MB\" (10^6) or \"32 MiB\" (2^20)".to_owned()
+    }
+
+    fn read(raw: &Raw<'_>) -> Result<Self, Option<String>> {
         match raw {
-            Raw::Text { text, .. } => match parse_size(text) {
-                Some(0) | None => Err(None),
-                Some(bytes) => Ok(Self(bytes)),
-            },
+            Raw::Text { text, .. } => parse_size(text).map(Self).ok_or(None),
             Raw::Integer(number) => Err(Some(format!("say the unit: \"{number} B\""))),
             _ => Err(None),
         }

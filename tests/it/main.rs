@@ -10,6 +10,7 @@ mod grpc;
 mod logs;
 mod metrics;
 mod peer;
+mod prompt_cache;
 mod reload;
 mod serve;
 mod spool;

@@ -60,7 +60,7 @@ async fn load(daemon: &Daemon, pause: Duration, go_on: impl Fn(usize) -> bool) -
     traces
 }
 
-async fn eventually(what: &str, mut happened: impl AsyncFnMut() -> bool) {
+pub async fn eventually(what: &str, mut happened: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !happened().await {
         assert!(start.elapsed() < PATIENCE, "{what} never happened");

@@ -46,14 +46,12 @@ impl Transcript {
     /// Takes one event. After `Finished` there is nothing more to tell.
     fn take(&mut self, event: GenerationEvent, events: &mut VecDeque<Event>) -> Result<(), Error> {
         match event {
-            GenerationEvent::Started { queued } => {
-                let usage = Usage { input: Some(self.prompt_tokens), ..Usage::default() };
+            GenerationEvent::Started { queued, cached } => {
+                let usage = Usage { input: Some(self.prompt_tokens), cache_read: Some(cached), ..Usage::default() };
                 events.push_back(Event::Started { id: None, model: Some(self.model.clone()), usage });
                 events.push_back(Event::Queued(queued));
             }
-            GenerationEvent::Prefilled { cached, .. } => {
-                events.push_back(Event::Usage(Usage { cache_read: Some(cached), ..Usage::default() }));
-            }
+            GenerationEvent::Prefilled { .. } => {}
             GenerationEvent::Token(id) => self.take_token(id, events),
             GenerationEvent::Finished { reason, tokens, .. } => {
                 self.counts.output = tokens;
@@ -221,7 +219,7 @@ mod tests {
         let ids = tokenizer.encode(text).unwrap();
         let tokens = ids.len() as u64;
         let mut told = VecDeque::new();
-        transcript.take(GenerationEvent::Started { queued: Duration::ZERO }, &mut told).unwrap();
+        transcript.take(GenerationEvent::Started { queued: Duration::ZERO, cached: 0 }, &mut told).unwrap();
         for id in ids {
             transcript.take(GenerationEvent::Token(id), &mut told).unwrap();
         }

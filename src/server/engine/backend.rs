@@ -53,7 +53,8 @@ impl Engine {
     /// then answers with it, and the daemon serves what it can.
     pub fn start(config: &LocalConfig, tasks: &TaskTracker) -> Self {
         let memory_limit = machine::memory_limit(config.memory_limit);
-        let settings = EngineSettings { max_batch: config.max_batch, memory_limit, ..EngineSettings::default() };
+        let (max_batch, prompt_cache) = (config.max_batch, config.prompt_cache);
+        let settings = EngineSettings { max_batch, memory_limit, prompt_cache, ..EngineSettings::default() };
         let pool = worker::Engine::start(settings).map(|worker| {
             Arc::new(Pool {
                 worker,

@@ -33,6 +33,8 @@ pub(crate) enum Step {
 #[derive(Debug)]
 pub(crate) struct Sequence {
     plan: SequencePlan,
+    /// Prompt tokens that were in the cache from the start.
+    cached: usize,
     /// Prompt tokens that are in the cache.
     prefilled: usize,
     cache: Vec<KeyValueCache>,
@@ -42,14 +44,22 @@ pub(crate) struct Sequence {
     /// The token after it, if it was begun.
     ahead: Option<Array>,
     /// Tokens read, a stop token included.
-    produced: u32,
+    produced: Vec<u32>,
 }
 
 impl Sequence {
-    pub(crate) fn new(model: &Model, plan: SequencePlan) -> Result<Self, Exception> {
+    /// `cached` holds the keys and values of the prompt's first tokens, not of all of them: the last one is computed in any
+    /// case.
+    pub(crate) fn new(
+        model: &Model,
+        plan: SequencePlan,
+        cached: Option<Vec<KeyValueCache>>,
+    ) -> Result<Self, Exception> {
         let sampler = Sampler::new(plan.sampling.clone(), &plan.prompt, model.info.vocabulary)?;
-        let cache = model.decoder.new_cache();
-        Ok(Self { plan, prefilled: 0, cache, sampler, current: None, ahead: None, produced: 0 })
+        let cache = cached.unwrap_or_else(|| model.decoder.new_cache());
+        let prefilled = positions(&cache);
+        let produced = Vec::new();
+        Ok(Self { plan, cached: prefilled, prefilled, cache, sampler, current: None, ahead: None, produced })
     }
 
     /// Whether all prompt tokens but the last are in the cache; the last one goes through the first decode step.
@@ -62,9 +72,23 @@ impl Sequence {
         self.plan.prompt.len() as u64
     }
 
+    /// Tokens of the prompt that were computed before.
+    pub(crate) fn cached_tokens(&self) -> u64 {
+        self.cached as u64
+    }
+
     /// Tokens generated, a stop token included.
     pub(crate) fn produced(&self) -> u64 {
-        u64::from(self.produced)
+        self.produced.len() as u64
+    }
+
+    /// The tokens whose keys and values are computed, and these, layer by layer, perhaps with positions beyond: those of a
+    /// token that nobody has read. The last token that was read is missing if no other was to follow.
+    pub(crate) fn into_computed(self) -> (Vec<u32>, Vec<KeyValueCache>) {
+        let mut tokens = self.plan.prompt;
+        tokens.extend(self.produced);
+        tokens.truncate(positions(&self.cache));
+        (tokens, self.cache)
     }
 
     /// Bytes of the key-value cache.
@@ -95,7 +119,7 @@ impl Sequence {
                 self.next(model, &mlx::ids(last)?)?
             }
         };
-        if self.produced + 1 < self.plan.max_tokens {
+        if self.produced.len() + 1 < self.plan.max_tokens as usize {
             self.ahead = Some(self.next(model, &current)?);
         }
         self.current = Some(current);
@@ -107,10 +131,10 @@ impl Sequence {
         let current = self.current.take().ok_or_else(|| Exception::custom("no token was launched"))?;
         let id = mlx::read_id(&current)?;
         self.current = self.ahead.take();
-        self.produced += 1;
+        self.produced.push(id);
         Ok(if self.plan.stop_ids.contains(&id) {
             Step::Stop(id)
-        } else if self.produced >= self.plan.max_tokens {
+        } else if self.produced.len() >= self.plan.max_tokens as usize {
             Step::LastToken(id)
         } else {
             Step::Token(id)
@@ -123,4 +147,9 @@ impl Sequence {
         mlx::start([&token])?;
         Ok(token)
     }
+}
+
+/// Tokens whose keys and values a cache holds.
+fn positions(cache: &[KeyValueCache]) -> usize {
+    cache.first().map_or(0, |layer| layer.offset() as usize)
 }

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::{
+    cache::PromptCache,
     error::EngineError,
     mlx::{self, Exception, Precision},
     model::{Loader, Model, ModelInfo, Progress},
@@ -17,8 +18,8 @@ use crate::{
     llm::{FinishReason, Usage},
     telemetry::{
         event::{
-            DecodeFinished, EngineMemory, ModelLoadError, ModelLoaded, ModelUnloaded, PrefillFinished, QueueDepth,
-            QueueLeft,
+            DecodeFinished, EngineMemory, ModelLoadError, ModelLoaded, ModelUnloaded, PrefillFinished, PrefixLookedUp,
+            QueueDepth, QueueLeft,
         },
         trace::span,
     },
@@ -33,6 +34,7 @@ pub(super) struct Core {
     scheduler: Scheduler,
     models: HashMap<ModelName, Slot>,
     sequences: HashMap<SequenceId, Open>,
+    prompts: PromptCache,
     next_id: SequenceId,
     decode_steps: u32,
     memory_limited: bool,
@@ -90,8 +92,10 @@ impl Core {
     pub(super) fn new(settings: EngineSettings, limits: Limits, folders: HashMap<ModelName, PathBuf>) -> Self {
         let models =
             folders.into_iter().map(|(name, folder)| (name, Slot { folder, state: SlotState::Known })).collect();
+        let prompts = PromptCache::new(settings.prompt_cache);
         Self {
             settings,
+            prompts,
             scheduler: Scheduler::new(limits),
             models,
             sequences: HashMap::new(),
@@ -117,9 +121,11 @@ impl Core {
         for (_, mut open) in self.sequences.drain() {
             open.events.tell(GenerationEvent::Failed(error.clone()));
         }
-        for slot in self.models.values_mut() {
-            if let SlotState::Loading { replies, .. } = &mut slot.state {
-                answer_all(replies, &Err(error.clone()));
+        for (model, slot) in &mut self.models {
+            match &mut slot.state {
+                SlotState::Known => {}
+                SlotState::Loading { replies, .. } => answer_all(replies, &Err(error.clone())),
+                SlotState::Ready { .. } => EngineMemory { model, kv_cache_bytes: 0 }.emit(),
             }
         }
         QueueDepth(0).emit();
@@ -134,6 +140,12 @@ impl Core {
             Work::Stats { reply } => drop(reply.send(self.stats())),
             #[cfg(test)]
             Work::Panic => panic!("as a test asked"),
+            #[cfg(test)]
+            Work::Fail => {
+                let ids: Vec<_> = self.sequences.keys().copied().collect();
+                let error = Exception::custom("as a test asked");
+                ids.into_iter().for_each(|id| self.end(id, GenerationEvent::Failed(failed(&error))));
+            }
         }
         self.tell_depth();
     }
@@ -148,6 +160,7 @@ impl Core {
             Action::Load(name) => self.step_load(&name),
             Action::Idle => {}
         }
+        self.give_back();
         self.tell_depth();
     }
 
@@ -216,6 +229,7 @@ impl Core {
         };
         self.scheduler.unloaded(name);
         drop(slot);
+        self.prompts.forget(name);
         ModelUnloaded { model: name, reason }.emit();
         mlx::clear_cache().map_err(|error| failed(&error))
     }
@@ -261,10 +275,19 @@ impl Core {
         drop(queue_span);
         let queued = since.elapsed();
         open.span.in_scope(|| QueueLeft { wait: queued }.emit());
-        open.events.tell(GenerationEvent::Started { queued });
-        match Sequence::new(model, plan) {
+        // The last token is computed in any case: what follows it is the answer.
+        let before_last = plan.prompt.split_last().map_or(&[][..], |(_, before)| before);
+        let cached = self.prompts.longest(&open.model, before_last);
+        let sequence = cached.and_then(|cached| Sequence::new(model, plan, cached));
+        let cached = sequence.as_ref().map_or(0, Sequence::cached_tokens);
+        open.events.tell(GenerationEvent::Started { queued, cached });
+        match sequence {
             Ok(sequence) => {
-                let span = span::prefill(&open.span, sequence.prompt_tokens(), 0);
+                let tokens = sequence.prompt_tokens();
+                if self.prompts.is_on() {
+                    open.span.in_scope(|| PrefixLookedUp { model: &open.model, tokens, cached }.emit());
+                }
+                let span = span::prefill(&open.span, tokens, cached);
                 if sequence.is_prefilled() {
                     self.scheduler.prefilled(id);
                 }
@@ -317,10 +340,10 @@ impl Core {
         };
         let mut new_memory = false;
         if running.first_token.is_none() {
-            let (tokens, duration) = (running.sequence.prompt_tokens(), running.started.elapsed());
-            let finished = PrefillFinished { model: &open.model, tokens, cached: 0, duration };
-            open.span.in_scope(|| finished.emit());
-            open.events.tell(GenerationEvent::Prefilled { tokens, cached: 0, duration });
+            let (tokens, cached) = (running.sequence.prompt_tokens(), running.sequence.cached_tokens());
+            let duration = running.started.elapsed();
+            open.span.in_scope(|| PrefillFinished { model: &open.model, tokens, cached, duration }.emit());
+            open.events.tell(GenerationEvent::Prefilled { tokens, duration });
             running.first_token = Some(Instant::now());
             running.span = span::decode(&open.span);
             new_memory = true;
@@ -333,40 +356,71 @@ impl Core {
         if let Some(token) = token {
             open.events.tell(GenerationEvent::Token(token));
         }
-        let model = Arc::clone(&open.model);
         let tokens = running.sequence.produced();
         if let Some((reason, stop_id)) = end {
             self.end(id, GenerationEvent::Finished { reason, tokens, stop_id });
         } else if new_memory {
-            self.tell_memory(&model);
+            self.tell_memory();
         }
     }
 
     /// Ends a sequence with its last event.
     fn end(&mut self, id: SequenceId, last: GenerationEvent) {
-        if let Some(mut open) = self.forget(id) {
-            open.events.tell(last);
+        let failed = matches!(last, GenerationEvent::Failed(_));
+        let Some((Open { model, mut events, .. }, sequence)) = self.forget(id) else { return };
+        events.tell(last);
+        if let Some(sequence) = sequence {
+            self.keep(&model, sequence, failed);
         }
     }
 
     /// Takes a sequence out, stating the facts of its decoding, however far that went.
-    fn forget(&mut self, id: SequenceId) -> Option<Open> {
+    fn forget(&mut self, id: SequenceId) -> Option<(Open, Option<Sequence>)> {
         self.scheduler.remove(id);
         let mut open = self.sequences.remove(&id)?;
-        if let Phase::Running(running) = std::mem::replace(&mut open.phase, Phase::Moving) {
-            let duration = running.first_token.map_or(Duration::ZERO, |first| first.elapsed());
-            if running.first_token.is_some() {
-                let tokens = running.sequence.produced();
-                let finished = DecodeFinished { model: &open.model, tokens, duration };
-                open.span.in_scope(|| finished.emit());
-                let usage =
-                    Usage { input: Some(running.sequence.prompt_tokens()), output: Some(tokens), ..Usage::default() };
-                span::decode_finished(&running.span, &usage, duration);
-            }
-            drop(running);
-            self.tell_memory(&open.model);
+        let Phase::Running(running) = std::mem::replace(&mut open.phase, Phase::Moving) else {
+            return Some((open, None));
+        };
+        let Running { sequence, span, first_token, .. } = *running;
+        let duration = first_token.map_or(Duration::ZERO, |first| first.elapsed());
+        if first_token.is_some() {
+            let tokens = sequence.produced();
+            let finished = DecodeFinished { model: &open.model, tokens, duration };
+            open.span.in_scope(|| finished.emit());
+            let usage = Usage { input: Some(sequence.prompt_tokens()), output: Some(tokens), ..Usage::default() };
+            span::decode_finished(&span, &usage, duration);
         }
-        Some(open)
+        Some((open, Some(sequence)))
+    }
+
+    /// Keeps what was computed for a sequence that is over, for prompts that begin alike.
+    fn keep(&mut self, model: &ModelName, sequence: Sequence, failed: bool) {
+        let kept = if failed {
+            // What was computed before may be what it failed by.
+            self.prompts.forget(model);
+            Ok(())
+        } else {
+            let (tokens, layers) = sequence.into_computed();
+            self.prompts.keep(model, tokens, &layers)
+        };
+        if let Err(error) = kept {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a prompt can't be kept");
+            self.prompts.forget(model);
+        }
+        self.tell_memory();
+    }
+
+    /// Near its limit MLX lets running work wait for memory. What is only kept goes before that.
+    fn give_back(&mut self) {
+        let Some(limit) = self.settings.memory_limit else { return };
+        let is_near = || mlx::memory().is_ok_and(|memory| memory.active > limit / 10 * 9);
+        let mut dropped = false;
+        while self.prompts.bytes() > 0 && is_near() && self.prompts.drop_oldest() {
+            dropped = true;
+        }
+        if dropped {
+            self.tell_memory();
+        }
     }
 
     /// Drops the sequences whose clients went away.
@@ -374,7 +428,9 @@ impl Core {
         let gone: Vec<_> =
             self.sequences.iter().filter(|(_, open)| open.events.is_closed()).map(|(id, _)| *id).collect();
         for id in gone {
-            self.forget(id);
+            if let Some((Open { model, .. }, Some(sequence))) = self.forget(id) {
+                self.keep(&model, sequence, false);
+            }
         }
     }
 
@@ -391,11 +447,15 @@ impl Core {
             Phase::Running(running) => running.sequence.cache_bytes(),
             Phase::Waiting { .. } | Phase::Moving => 0,
         });
-        bytes.sum()
+        bytes.sum::<u64>() + self.prompts.bytes_of(model)
     }
 
-    fn tell_memory(&self, model: &ModelName) {
-        EngineMemory { model, kv_cache_bytes: self.cache_bytes(model) }.emit();
+    /// Of all models: keeping a prompt of one may have cost another its own.
+    fn tell_memory(&self) {
+        for model in self.models.iter().filter(|(_, slot)| matches!(slot.state, SlotState::Ready { .. })).map(|of| of.0)
+        {
+            EngineMemory { model, kv_cache_bytes: self.cache_bytes(model) }.emit();
+        }
     }
 
     fn tell_depth(&mut self) {

@@ -43,13 +43,22 @@ pub struct EngineSettings {
     pub prefill_chunk: usize,
     /// Bytes that MLX is asked to stay below.
     pub memory_limit: Option<u64>,
+    /// Bytes that keys and values of sequences that ended may take, for prompts that begin alike; 0 keeps none.
+    pub prompt_cache: u64,
     /// `None` takes the fastest precision for the device.
     pub precision: Option<Precision>,
 }
 
 impl Default for EngineSettings {
     fn default() -> Self {
-        Self { max_batch: 16, queue_limit: 256, prefill_chunk: 2048, memory_limit: None, precision: None }
+        Self {
+            max_batch: 16,
+            queue_limit: 256,
+            prefill_chunk: 2048,
+            memory_limit: None,
+            prompt_cache: 512 << 20,
+            precision: None,
+        }
     }
 }
 
@@ -77,14 +86,14 @@ pub enum GenerationEvent {
     Started {
         /// From submission to now.
         queued: Duration,
+        /// How many tokens of the prompt came from the prompt cache.
+        cached: u64,
     },
     /// The prompt is computed, and the first token is there.
     Prefilled {
         /// Tokens of the prompt.
         tokens: u64,
-        /// How many of them came from a cache.
-        cached: u64,
-        /// Time to compute the rest.
+        /// Time to compute those that didn't come from the prompt cache.
         duration: Duration,
     },
     /// One more token of the answer.
@@ -111,7 +120,7 @@ pub struct EngineStats {
     pub running: usize,
     /// MLX's allocator.
     pub memory: Memory,
-    /// The loaded models, with the bytes of their key-value caches.
+    /// The loaded models, with the bytes of their key-value caches, those of ended sequences included.
     pub models: Vec<(Arc<ModelInfo>, u64)>,
 }
 
@@ -150,6 +159,9 @@ pub(super) enum Work {
     },
     #[cfg(test)]
     Panic,
+    /// MLX fails at all sequences.
+    #[cfg(test)]
+    Fail,
 }
 
 /// The handle. Clones talk to the same thread. Dropping the last one waits for the thread to end, which takes up to one
@@ -244,6 +256,11 @@ impl Engine {
     #[cfg(test)]
     pub(super) fn make_it_panic(&self) {
         self.link.send(Command::Work(Work::Panic)).map_err(drop).expect("the engine runs");
+    }
+
+    #[cfg(test)]
+    pub(super) fn make_it_fail(&self) {
+        self.link.send(Command::Work(Work::Fail)).map_err(drop).expect("the engine runs");
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, EngineError> {

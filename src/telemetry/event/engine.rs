@@ -104,6 +104,30 @@ impl QueueLeft {
     }
 }
 
+/// It was looked whether a prompt begins like one that was computed before.
+#[derive(Debug)]
+pub struct PrefixLookedUp<'a> {
+    /// The model.
+    pub model: &'a str,
+    /// Prompt tokens.
+    pub tokens: u64,
+    /// How many of them need not be computed; 0 when nothing was found.
+    pub cached: u64,
+}
+
+impl PrefixLookedUp<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::trace!(
+            target: "mlx_manager::server::engine",
+            model = self.model, tokens = self.tokens, cached = self.cached, "prompt looked up"
+        );
+        let labels = Labels::none().with_text(Label::Model, self.model);
+        add(Counter::PrefixCacheLookups, labels.clone(), 1);
+        add(Counter::PrefixCacheHits, labels, u64::from(self.cached > 0));
+    }
+}
+
 /// A prompt was computed.
 #[derive(Debug)]
 pub struct PrefillFinished<'a> {
@@ -162,7 +186,7 @@ impl DecodeFinished<'_> {
 pub struct EngineMemory<'a> {
     /// The model.
     pub model: &'a str,
-    /// Bytes of the key-value caches of all open sequences.
+    /// Bytes of the key-value caches of open sequences, and of those kept for later prompts.
     pub kv_cache_bytes: u64,
 }
 

@@ -17,7 +17,8 @@ pub use cloud::{
     AttemptFailed, AttemptFinished, AttemptRetried, BreakerChanged, BreakerState, RateLimitSeen, TargetFailedOver,
 };
 pub use engine::{
-    DecodeFinished, EngineMemory, ModelLoadError, ModelLoaded, ModelUnloaded, PrefillFinished, QueueDepth, QueueLeft,
+    DecodeFinished, EngineMemory, ModelLoadError, ModelLoaded, ModelUnloaded, PrefillFinished, PrefixLookedUp,
+    QueueDepth, QueueLeft,
 };
 pub use http::{HttpRequestFinished, HttpRequestStarted};
 pub use request::{OverheadMeasured, Phase, RequestDecoded, RequestFinished, RouteDecided, TargetCalled, TargetFailed};

@@ -92,8 +92,11 @@ pub(super) fn open_local_model(model: &str) {
         open_requests(api, LOCAL_PROVIDER, model, &Outcome::ALL);
     }
     open_tokens(LOCAL_PROVIDER, model);
+    let labels = Labels::none().with_text(Label::Model, model);
+    add(Counter::PrefixCacheLookups, labels.clone(), 0);
+    add(Counter::PrefixCacheHits, labels.clone(), 0);
     // Adding nothing leaves a model that is already loaded as it is.
-    super::shift(Gauge::ModelLoaded, Labels::none().with_text(Label::Model, model), 0.0);
+    super::shift(Gauge::ModelLoaded, labels, 0.0);
 }
 
 fn open_cloud(known: &Known<'_>) {

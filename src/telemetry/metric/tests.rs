@@ -26,6 +26,7 @@ fn metrics_with(limits: Limits, meter_provider: Option<opentelemetry_sdk::metric
         cache_dir: "cache".into(),
         default_model: Some("demo".into()),
         memory_limit: MemoryLimit::Share(0.75),
+        prompt_cache: 512 << 20,
         idle_unload: IdleUnload::Never,
         max_batch: 16,
         models: vec![LocalModel { name: "demo".into(), path: ModelPath::BuiltinDemo }],
@@ -394,6 +395,7 @@ fn emit_everything() {
     event::ModelLoadError { model: "broken", folder: None, error: &error }.emit();
     event::QueueDepth(2).emit();
     event::QueueLeft { wait: Duration::from_millis(2) }.emit();
+    event::PrefixLookedUp { model: "demo", tokens: 9, cached: 4 }.emit();
     event::PrefillFinished { model: "demo", tokens: 9, cached: 0, duration: Duration::from_millis(4) }.emit();
     event::DecodeFinished { model: "demo", tokens: 11, duration: Duration::from_secs(1) }.emit();
     event::ModelUnloaded { model: "demo", reason: "idle" }.emit();

@@ -62,10 +62,22 @@ impl KeyValueCache {
         Ok(all)
     }
 
-    /// Forgets the last `count` positions, as many as there are.
-    #[cfg_attr(not(test), expect(dead_code, reason = "a cache of prompts will go back to the prefix that fits"))]
-    pub(crate) fn trim(&mut self, count: i32) {
-        self.offset -= count.clamp(0, self.offset);
+    /// The first so many positions, as many as there are, on the same buffers. They have no room left there, so that what is
+    /// appended goes to buffers of its own.
+    pub(crate) fn prefix(&self, positions: usize) -> Result<Self, Exception> {
+        let end = i32::try_from(positions).unwrap_or(i32::MAX).min(self.offset);
+        let buffers = self.map(|buffer| buffer.try_index((Ellipsis, ..end, ..)))?;
+        Ok(Self { buffers, offset: end })
+    }
+
+    /// The same in buffers that share no memory with any other. Nothing is computed yet.
+    pub(crate) fn compact(&self) -> Result<Self, Exception> {
+        Ok(Self { buffers: self.map(Array::contiguous)?, offset: self.offset })
+    }
+
+    fn map(&self, change: impl Fn(&Array) -> Result<Array, Exception>) -> Result<Option<(Array, Array)>, Exception> {
+        let changed = self.buffers.as_ref().map(|(keys, values)| Ok((change(keys)?, change(values)?)));
+        changed.transpose()
     }
 }
 
@@ -86,6 +98,7 @@ mod tests {
     use mlx_rs::Array;
 
     use super::{BLOCK, KeyValueCache};
+    use crate::server::engine::mlx;
 
     fn positions(first: i32, count: i32) -> Array {
         let values: Vec<f32> = (first..first + count).map(|value| value as f32).collect();
@@ -113,13 +126,53 @@ mod tests {
     }
 
     #[test]
-    fn trimmed_positions_are_written_again() {
+    fn sequences_that_share_a_prefix_do_not_write_into_each_other() {
+        for length in [10, BLOCK - 1, BLOCK, BLOCK + 1] {
+            let mut cache = KeyValueCache::default();
+            cache.append(&positions(0, length), &positions(0, length)).unwrap();
+            let kept = cache.prefix(length as usize).unwrap().compact().unwrap();
+            mlx::evaluate(kept.arrays()).unwrap();
+            assert_eq!(kept.bytes(), 8 * length as u64, "no room is kept");
+            // Two that go on from its first positions, one from all of them, and the one that it came from.
+            for shared in [length - 4, length - 4, length] {
+                let mut other = kept.prefix(shared as usize).unwrap();
+                assert_eq!((other.offset(), other.bytes()), (shared, 8 * shared as u64));
+                for step in 0..3 {
+                    let added = positions(1000 * (step + 1), 1);
+                    let (keys, values) = other.append(&added, &added).unwrap();
+                    let mut expected: Vec<f32> = (0..shared).map(|value| value as f32).collect();
+                    expected.extend((0..=step).map(|step| 1000.0 * (step as f32 + 1.0)));
+                    assert_eq!((contents(&keys), contents(&values)), (expected.clone(), expected));
+                }
+            }
+            cache.append(&positions(5000, 2), &positions(5000, 2)).unwrap();
+            mlx::evaluate(cache.arrays()).unwrap();
+            let all: Vec<f32> = (0..length).map(|value| value as f32).collect();
+            kept.arrays().for_each(|array| assert_eq!(contents(array), all));
+        }
+    }
+
+    #[test]
+    fn writing_in_place_spares_whoever_holds_the_same_buffer() {
         let mut cache = KeyValueCache::default();
         cache.append(&positions(0, 10), &positions(0, 10)).unwrap();
-        cache.trim(4);
-        let (keys, _) = cache.append(&positions(100, 2), &positions(100, 2)).unwrap();
-        assert_eq!(contents(&keys), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 100.0, 101.0]);
-        cache.trim(1000);
-        assert_eq!(cache.offset(), 0);
+        mlx::evaluate(cache.arrays()).unwrap();
+        let held: Vec<Array> = cache.arrays().cloned().collect();
+        let before = contents(&held[0]);
+        // There is room, so that no other buffer is made by us.
+        cache.append(&positions(100, 3), &positions(100, 3)).unwrap();
+        mlx::evaluate(cache.arrays()).unwrap();
+        assert_eq!(cache.arrays().next().unwrap().dim(2), BLOCK);
+        held.iter().for_each(|array| assert_eq!(contents(array), before));
+        assert_ne!(contents(cache.arrays().next().unwrap()), before);
+    }
+
+    #[test]
+    fn there_are_no_more_positions_in_a_prefix_than_there_were() {
+        let mut cache = KeyValueCache::default();
+        assert_eq!(cache.prefix(3).unwrap().offset(), 0);
+        cache.append(&positions(0, 10), &positions(0, 10)).unwrap();
+        let all = cache.prefix(1000).unwrap();
+        assert_eq!((all.offset(), all.bytes()), (10, 80));
     }
 }

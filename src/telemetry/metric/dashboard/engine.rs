@@ -52,7 +52,7 @@ const GLANCE: Row = Row {
         },
         Panel {
             title: "Key-value caches",
-            description: "Memory that the caches of all open sequences take.",
+            description: "Memory that the caches of open sequences take, and the prompt cache.",
             unit: "bytes",
             queries: &[query("", "sum(mlx_manager_kv_cache_bytes{$daemon})")],
             ..Panel::STAT
@@ -170,8 +170,26 @@ const MEMORY: Row = Row {
     title: "Caches and memory",
     panels: &[
         Panel {
+            title: "Prompt cache",
+            description: "Share of prompts that begin like an earlier one, and of input tokens that were not computed again.",
+            unit: "percentunit",
+            max: Some(1.0),
+            spans: r#"name="prefill""#,
+            queries: &[
+                query(
+                    "{{model}} prompts",
+                    "sum by (model) (rate(mlx_manager_prefix_cache_hits_total{$daemon}[$rate])) / (sum by (model) (rate(mlx_manager_prefix_cache_lookups_total{$daemon}[$rate])) > 0)",
+                ),
+                query(
+                    "{{model}} tokens",
+                    r#"sum by (model) (rate(mlx_manager_tokens_total{$daemon,provider="mlx",type="cache_read"}[$rate])) / (sum by (model) (rate(mlx_manager_tokens_total{$daemon,provider="mlx",type="input"}[$rate])) > 0)"#,
+                ),
+            ],
+            ..Panel::LINES
+        },
+        Panel {
             title: "Memory",
-            description: "What the weights of loaded models and the key-value caches of open sequences take.",
+            description: "What the weights of loaded models take, the key-value caches of open sequences and the prompt cache.",
             unit: "bytes",
             queries: &[
                 query("{{model}} weights", "sum by (model) (mlx_manager_model_memory_bytes{$daemon})"),

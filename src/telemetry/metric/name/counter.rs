@@ -29,6 +29,10 @@ pub enum Counter {
     Retries,
     /// Requests that moved on to the next target of their route.
     Fallbacks,
+    /// Prompts for whose beginning the prompt cache was searched.
+    PrefixCacheLookups,
+    /// Prompts whose beginning came from the prompt cache.
+    PrefixCacheHits,
     /// Local models unloaded to give memory back.
     Evictions,
     /// Log records written, by sink.
@@ -55,7 +59,7 @@ pub enum Counter {
 
 impl Counter {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Requests,
         Self::Tokens,
         Self::GenAiClientUsageInputTokens,
@@ -66,6 +70,8 @@ impl Counter {
         Self::RouteDecisions,
         Self::Retries,
         Self::Fallbacks,
+        Self::PrefixCacheLookups,
+        Self::PrefixCacheHits,
         Self::Evictions,
         Self::LogRecordsWritten,
         Self::LogRecordsDropped,
@@ -160,6 +166,22 @@ impl Counter {
                 unit: "{request}",
                 help: "Requests that moved on to the next target of their route.",
                 labels: &[Label::From, Label::To],
+                buckets: &[],
+            },
+            Self::PrefixCacheLookups => &Definition {
+                name: "mlx_manager_prefix_cache_lookups_total",
+                otlp_name: "mlx_manager.prefix_cache.lookups",
+                unit: "{prompt}",
+                help: "Prompts for whose beginning the prompt cache was searched.",
+                labels: &[Label::Model],
+                buckets: &[],
+            },
+            Self::PrefixCacheHits => &Definition {
+                name: "mlx_manager_prefix_cache_hits_total",
+                otlp_name: "mlx_manager.prefix_cache.hits",
+                unit: "{prompt}",
+                help: "Prompts whose beginning came from the prompt cache.",
+                labels: &[Label::Model],
                 buckets: &[],
             },
             Self::Evictions => &Definition {

@@ -13,7 +13,7 @@ pub enum Gauge {
     ModelLoaded,
     /// Memory that a local model's weights take.
     ModelMemoryBytes,
-    /// Key-value caches of all open sequences.
+    /// Key-value caches of open sequences, and those kept in the prompt cache.
     KvCacheBytes,
     /// Circuit breaker of a provider: 0 closed, 1 half open, 2 open.
     BreakerState,
@@ -99,7 +99,7 @@ impl Gauge {
                 name: "mlx_manager_kv_cache_bytes",
                 otlp_name: "mlx_manager.kv_cache.size",
                 unit: "By",
-                help: "Key-value caches of all open sequences.",
+                help: "Key-value caches of open sequences, and those kept in the prompt cache.",
                 labels: &[Label::Model],
                 buckets: &[],
             },
