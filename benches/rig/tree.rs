@@ -139,8 +139,8 @@ impl Daemon {
             .unwrap_or_default();
         let request_id: Arc<str> = Uuid::now_v7().to_string().into();
         let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 50_000));
-        let span = span::http_server(true, "POST", ROUTE, Some(peer), &request_id);
-        span::http_server_request(&span, ROUTE, &request);
+        let span = span::http_server(true, "POST", Some(ROUTE), Some(peer), &request_id);
+        span::http_server_request(&span, Some(ROUTE), &request);
         trace::extract(&span, request.headers());
         HttpRequestStarted { method: "POST", route: ROUTE }.emit();
         let context = Context {

@@ -106,6 +106,8 @@ pub struct Record {
     pub trace_id: Option<String>,
     /// Hexadecimal id of its server span, to which the span of the audit row's statement is linked.
     pub span_id: Option<String>,
+    /// Whether its trace was chosen from the start to be exported.
+    pub sampled: bool,
     /// When the request arrived.
     pub started_at: Timestamp,
     /// When its last byte was handed over, or it failed, or the client left.

@@ -23,6 +23,7 @@ fn record(model: &str, started_at: Timestamp) -> Record {
         request_id: "r-1".to_owned(),
         trace_id: Some("0af7651916cd43dd8448eb211c80319c".to_owned()),
         span_id: Some("b7ad6b7169203331".to_owned()),
+        sampled: true,
         started_at,
         finished_at: started_at,
         api: Api::Messages,

@@ -27,7 +27,7 @@ fn words(letter: u8) -> (&'static [&'static str], &'static [&'static str]) {
 }
 
 /// How tokens of well-known issuers begin, and how many letters follow at least.
-const TOKENS: [(&str, usize); 9] = [
+const TOKENS: [(&str, usize); 10] = [
     ("sk-", 16),
     ("pylf_v1_", 16),
     ("ghp_", 20),
@@ -36,6 +36,7 @@ const TOKENS: [(&str, usize); 9] = [
     ("xoxb-", 16),
     ("xoxp-", 16),
     ("AKIA", 16),
+    ("AIza", 30),
     ("eyJ", 24),
 ];
 

@@ -43,7 +43,8 @@ const ROUTES: [&str; 6] =
 
 /// Gives a request its [`Context`], runs it inside its server span and sees it to its end.
 pub async fn observe(mut request: Request, next: Next) -> Response {
-    let route = route_label(request.extensions().get::<MatchedPath>());
+    let matched = known_route(request.extensions().get::<MatchedPath>());
+    let route = matched.unwrap_or("_other");
     let method = method_label(request.method());
     let request_id = request_id(request.headers());
     let span = if UNTRACED.contains(&route) {
@@ -51,8 +52,8 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     } else {
         let inference = [Api::ChatCompletions, Api::Messages].iter().any(|api| api.path() == route);
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
-        let span = span::http_server(inference, method, route, peer, &request_id);
-        span::http_server_request(&span, route, &request);
+        let span = span::http_server(inference, method, matched, peer, &request_id);
+        span::http_server_request(&span, matched, &request);
         trace::extract(&span, request.headers());
         span
     };
@@ -73,8 +74,8 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     response.map(|body| Body::new(ObservedBody { body, exchange }))
 }
 
-fn route_label(matched: Option<&MatchedPath>) -> &'static str {
-    matched.and_then(|path| ROUTES.into_iter().find(|route| *route == path.as_str())).unwrap_or("_other")
+fn known_route(matched: Option<&MatchedPath>) -> Option<&'static str> {
+    matched.and_then(|path| ROUTES.into_iter().find(|route| *route == path.as_str()))
 }
 
 fn method_label(method: &Method) -> &'static str {

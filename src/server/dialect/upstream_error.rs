@@ -35,10 +35,8 @@ pub(super) fn decode(dialect: Dialect, status: u16, body: Bytes) -> Error {
     let name = refusal.as_ref().and_then(|refusal| refusal.name.as_deref()).filter(|name| is_name(name));
     if kind == ErrorKind::Unauthorized {
         // The key is ours, not the caller's, and such answers may quote parts of it: not passed on.
-        return Error::new(
-            kind,
-            format!("the provider refused access with the API key configured for it (status {status})"),
-        );
+        // Nor may the words be such that telemetry scrubs them.
+        return Error::new(kind, format!("the provider refused the key configured for it (status {status})"));
     }
     let named = name.map(|name| format!(", {name}")).unwrap_or_default();
     let mut error = Error::new(kind, format!("the provider answered with an error (status {status}{named})"));

@@ -72,6 +72,7 @@ impl Meter {
             record: Record {
                 request_id: context.request_id.to_string(),
                 trace_id: ids.as_ref().map(|ids| ids.trace_id.clone()),
+                sampled: ids.as_ref().is_some_and(|ids| ids.sampled),
                 span_id: ids.map(|ids| ids.span_id),
                 started_at: context.arrived_at,
                 finished_at: context.arrived_at,

@@ -370,7 +370,7 @@ fn what_the_thread_says_of_a_request_names_it() {
     let trace_id = tracing::dispatcher::with_default(&dispatch, || {
         let mut core = Core::new(settings(), Limits { max_batch: 1, queue: 1 }, Default::default());
         core.obey(Work::Load { name: "m".into(), folder, reply: oneshot::channel().0 });
-        let span = trace::span::http_server(true, "POST", "/v1/chat/completions", None, "req-7");
+        let span = trace::span::http_server(true, "POST", Some("/v1/chat/completions"), None, "req-7");
         let request = Generate { span: span.clone(), ..greedy("m", &golden.prompt_ids, 3) };
         let (events, _kept) = unbounded_channel();
         let queue_span = trace::span::queue(&span);

@@ -64,6 +64,7 @@ fn record(outcome: Outcome) -> Record {
         request_id: "request".into(),
         trace_id: Some("trace".into()),
         span_id: None,
+        sampled: false,
         started_at: jiff::Timestamp::UNIX_EPOCH,
         finished_at: jiff::Timestamp::UNIX_EPOCH,
         api: Api::Messages,

@@ -94,6 +94,7 @@ fn record(provider: Option<&str>, model: &str, outcome: Outcome) -> Record {
         request_id: "id".into(),
         trace_id: None,
         span_id: None,
+        sampled: false,
         started_at: jiff::Timestamp::UNIX_EPOCH,
         finished_at: jiff::Timestamp::UNIX_EPOCH,
         api: Api::ChatCompletions,

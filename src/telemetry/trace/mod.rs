@@ -196,6 +196,8 @@ pub struct SpanIds {
     pub trace_id: String,
     /// 16 digits.
     pub span_id: String,
+    /// Whether the trace was chosen from the start to be exported.
+    pub sampled: bool,
 }
 
 /// The ids of a span, when it is traced.
@@ -203,5 +205,9 @@ pub fn ids(span: &Span) -> Option<SpanIds> {
     let context = span.context();
     let span = context.span();
     let ids = span.span_context();
-    ids.is_valid().then(|| SpanIds { trace_id: ids.trace_id().to_string(), span_id: ids.span_id().to_string() })
+    ids.is_valid().then(|| SpanIds {
+        trace_id: ids.trace_id().to_string(),
+        span_id: ids.span_id().to_string(),
+        sampled: ids.is_sampled(),
+    })
 }

@@ -12,6 +12,8 @@ pub(super) enum Sampler {
     Never,
     /// A share of all traces. One whose remote parent is sampled is kept whatever the share; a remote parent that is not
     /// sampled does not hide a trace, for what is visible is the operator's choice and not the client's.
+    ///
+    /// What only has links belongs to the traces that they lead to, and is in the share if one of them is.
     Share(f64),
 }
 
@@ -23,13 +25,16 @@ impl ShouldSample for Sampler {
         _: &str,
         _: &SpanKind,
         _: &[KeyValue],
-        _: &[Link],
+        links: &[Link],
     ) -> SamplingResult {
         let parent = parent.map(|context| context.span().span_context().clone()).filter(|parent| parent.is_valid());
         let sampled = match (self, &parent) {
             (Self::Never, _) => None,
             (Self::Share(_), Some(parent)) if parent.is_sampled() => Some(true),
             (Self::Share(_), Some(parent)) if !parent.is_remote() => Some(false),
+            (Self::Share(_), None) if !links.is_empty() => {
+                Some(links.iter().any(|link| link.span_context.is_sampled()))
+            }
             (Self::Share(share), _) => Some(in_share(trace_id, *share)),
         };
         SamplingResult {

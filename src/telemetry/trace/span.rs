@@ -28,15 +28,16 @@ const LEVEL_WARN: i64 = 13;
 const LEVEL_ERROR: i64 = 17;
 
 /// The server span of an inference request (`inference`, target `mlx_manager::server::http`) or of any other traced
-/// request (target `mlx_manager::http`). Health checks get [`Span::none`] from their caller instead.
+/// request (target `mlx_manager::http`), which may match no route. Health checks get [`Span::none`] from their caller
+/// instead.
 pub fn http_server(
     inference: bool,
     method: &'static str,
-    route: &'static str,
+    route: Option<&'static str>,
     peer: Option<SocketAddr>,
     request_id: &str,
 ) -> Span {
-    let name = format!("{method} {route}");
+    let name = route.map_or_else(|| method.to_owned(), |route| format!("{method} {route}"));
     let span = if inference {
         tracing::info_span!(target: "mlx_manager::server::http", "http", otel.name = name, otel.kind = "server", request_id)
     } else {
@@ -45,16 +46,19 @@ pub fn http_server(
     if conventions(&span).is_some() {
         // One by one, since a look at the span's context would start it, and its parent is yet to be extracted.
         span.set_attribute("http.request.method", method);
-        span.set_attribute("http.route", route);
-        if !is_pattern(route) {
-            span.set_attribute("url.path", route);
+        if let Some(route) = route {
+            span.set_attribute("http.route", route);
+        }
+        if let Some(path) = path(route) {
+            span.set_attribute("url.path", path);
         }
         if let Some(peer) = peer {
             span.set_attribute("client.address", peer.ip().to_string());
             span.set_attribute("client.port", i64::from(peer.port()));
         }
         span.set_attribute("logfire.span_type", "span");
-        span.set_attribute("logfire.msg_template", "{http.request.method} {http.route}");
+        let template = if route.is_some() { "{http.request.method} {http.route}" } else { "{http.request.method}" };
+        span.set_attribute("logfire.msg_template", template);
         span.set_attribute("logfire.msg", name);
     }
     span
@@ -62,12 +66,12 @@ pub fn http_server(
 
 /// Adds to a server span what its constructor doesn't know: the address asked for and the kind of client. May come before
 /// [`super::extract`].
-pub fn http_server_request<B>(span: &Span, route: &str, request: &http::Request<B>) {
+pub fn http_server_request<B>(span: &Span, route: Option<&'static str>, request: &http::Request<B>) {
     if conventions(span).is_none() {
         return;
     }
     let uri = request.uri();
-    if is_pattern(route) {
+    if path(route).is_none() {
         span.set_attribute("url.path", redact::text(clipped(uri.path())).into_owned());
     }
     let version = match request.version() {
@@ -429,7 +433,8 @@ pub fn database(statement: Statement<'_>, records: &[Record]) -> Span {
 fn server_span(record: &Record) -> Option<SpanContext> {
     let trace_id = TraceId::from_hex(record.trace_id.as_deref()?).ok()?;
     let span_id = SpanId::from_hex(record.span_id.as_deref()?).ok()?;
-    Some(SpanContext::new(trace_id, span_id, TraceFlags::SAMPLED, true, TraceState::default()))
+    let flags = TraceFlags::default().with_sampled(record.sampled);
+    Some(SpanContext::new(trace_id, span_id, flags, true, TraceState::default()))
 }
 
 /// Ends a database span; `code` is the database system's own for the error.
@@ -527,9 +532,9 @@ fn finish(span: &SpanRef<'_>, mut attributes: Vec<KeyValue>, failed: Option<(Val
     span.end();
 }
 
-/// Whether a route stands for several paths.
-fn is_pattern(route: &str) -> bool {
-    route.contains(['{', '*'])
+/// The path of a route that stands for no other.
+fn path(route: Option<&'static str>) -> Option<&'static str> {
+    route.filter(|route| !route.contains(['{', '*']))
 }
 
 /// What a client chose, cut to a length that a name may have.

@@ -8,7 +8,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use opentelemetry::{SpanId, TraceId, trace::Status};
+use opentelemetry::{
+    SpanId, TraceId,
+    trace::{SpanKind, Status},
+};
 use opentelemetry_sdk::trace::SpanData;
 
 /// Spans waiting at most, over all traces.
@@ -45,10 +48,17 @@ impl Tail {
     /// Takes a span that was recorded but not sampled.
     pub(super) fn end(&mut self, span: SpanData) -> Verdict {
         let trace = span.span_context.trace_id();
-        if self.kept.contains(&trace) {
+        let links_to_kept = span.links.iter().any(|link| self.kept.contains(&link.span_context.trace_id()));
+        if self.kept.contains(&trace) || links_to_kept {
             return Verdict { keep: vec![span], dropped: 0 };
         }
-        let is_root = span.parent_span_id == SpanId::INVALID || span.parent_span_is_remote;
+        // The statement that writes a finished request's row has only the id of its parent, as if that were remote. It
+        // shares the fate of its trace, and if that was let go, there is nothing to wait for.
+        let is_afterthought = span.parent_span_is_remote && span.span_kind != SpanKind::Server;
+        if is_afterthought && !self.waiting.contains_key(&trace) {
+            return Verdict::default();
+        }
+        let is_root = span.parent_span_id == SpanId::INVALID || span.parent_span_is_remote && !is_afterthought;
         if !is_root {
             let dropped = self.wait(trace, span);
             return Verdict { keep: Vec::new(), dropped };
@@ -157,7 +167,12 @@ mod tests {
 
         let mut remote = span(4, 1, 9, 10, Status::Unset);
         remote.parent_span_is_remote = true;
+        let mut afterthought = remote.clone();
+        remote.span_kind = SpanKind::Server;
         assert_eq!(kept(tail.end(remote)), 1, "a local root with a remote parent");
+        assert_eq!(kept(tail.end(afterthought.clone())), 1, "what was said later of a kept trace");
+        afterthought.span_context = span(1, 5, 1, 1, Status::Unset).span_context;
+        assert_eq!(kept(tail.end(afterthought)), 0, "and of one that was let go");
         assert_eq!(tail.spans, 0);
         assert!(tail.waiting.is_empty());
     }

@@ -68,7 +68,7 @@ fn within<T>(dispatch: &Dispatch, f: impl FnOnce() -> T) -> T {
 }
 
 fn server_span() -> Span {
-    span::http_server(true, "POST", "/v1/chat/completions", Some(([127, 0, 0, 1], 4711).into()), "req-1")
+    span::http_server(true, "POST", Some("/v1/chat/completions"), Some(([127, 0, 0, 1], 4711).into()), "req-1")
 }
 
 /// A server span that ended with a status.

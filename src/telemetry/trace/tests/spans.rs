@@ -38,6 +38,7 @@ pub(super) fn record() -> Record {
         request_id: "req-1".to_owned(),
         trace_id: None,
         span_id: None,
+        sampled: false,
         started_at: Timestamp::now(),
         finished_at: Timestamp::now(),
         api: Api::ChatCompletions,
@@ -95,7 +96,7 @@ fn one_chat_completion_is_the_tree_that_the_conventions_want() {
             .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
             .body(())
             .unwrap();
-        span::http_server_request(&server, "/v1/chat/completions", &incoming);
+        span::http_server_request(&server, Some("/v1/chat/completions"), &incoming);
         extract(&server, incoming.headers());
         let route = span::route(&server, "gpt-4o");
         span::route_finished(&route, "gpt-*", &["openai".to_owned(), "backup".to_owned()]);
@@ -245,7 +246,7 @@ fn a_status_is_an_error_only_when_it_is_ours() {
             ("/broken", Some(500), Some("engine_error")),
             ("/cut", Some(200), Some("upstream_error")),
         ] {
-            let server = span::http_server(true, "GET", route, None, "r");
+            let server = span::http_server(true, "GET", Some(route), None, "r");
             server.in_scope(|| tracing::warn!(target: "mlx_manager::server", error = "some trouble", "talk"));
             span::http_server_finished(&server, status, error);
         }
@@ -315,8 +316,8 @@ fn trace_id(span: &Span) -> Option<String> {
 
 /// A record as the meter leaves it, which outlives the request's spans.
 fn written(server: &Span) -> Record {
-    let (trace_id, span_id) = ids(server).map(|ids| (ids.trace_id, ids.span_id)).unzip();
-    Record { trace_id, span_id, ..record() }
+    let Some(ids) = ids(server) else { return record() };
+    Record { trace_id: Some(ids.trace_id), span_id: Some(ids.span_id), sampled: ids.sampled, ..record() }
 }
 
 #[test]
@@ -423,26 +424,38 @@ fn with_a_sample_ratio_errors_slow_traces_and_the_callers_choice_are_kept() {
     let (dispatch, handle, _) = subscriber(&config, &[logfire(&collector)]);
     within(&dispatch, || {
         let run = |route: &'static str, status: u16, before_the_end: fn()| {
-            let server = span::http_server(true, "GET", route, None, "r");
+            let server = span::http_server(true, "GET", Some(route), None, "r");
             span::route_finished(&span::route(&server, route), "rule", &[]);
             before_the_end();
             span::http_server_finished(&server, Some(status), None);
+            written(&server)
         };
-        run("/fine", 200, || {});
-        run("/broken", 500, || {});
-        run("/slow", 200, || std::thread::sleep(Duration::from_millis(60)));
+        let write = |records: &[Record]| {
+            span::database_finished(&span::database(statement("sqlite", None), records), 1, None, None);
+        };
+        let fine = run("/fine", 200, || {});
+        let broken = run("/broken", 500, || {});
+        let slow = run("/slow", 200, || std::thread::sleep(Duration::from_millis(60)));
+        // The statements that write their rows share their fate, alone or together.
+        write(std::slice::from_ref(&fine));
+        write(std::slice::from_ref(&slow));
+        write(&[fine.clone(), broken]);
+        write(&[fine.clone(), fine]);
         let mut headers = HeaderMap::new();
         headers
             .insert("traceparent", HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
-        let sampled = span::http_server(true, "GET", "/sampled", None, "r");
+        let sampled = span::http_server(true, "GET", Some("/sampled"), None, "r");
         extract(&sampled, &headers);
         span::http_server_finished(&sampled, Some(200), None);
+        write(&[written(&sampled)]);
     });
     assert!(handle.flush(LONG));
     let mut names: Vec<_> = collector.spans().into_iter().map(|(_, span)| span.name).collect();
     names.sort_unstable();
-    assert_eq!(names, ["GET /broken", "GET /sampled", "GET /slow", "route /broken", "route /slow"]);
-    assert_eq!(counts(&handle), (5, 0, 0));
+    let statements = ["INSERT requests"; 3];
+    let requests = ["GET /broken", "GET /sampled", "GET /slow", "route /broken", "route /slow"];
+    assert_eq!(names, [&requests[..3], &statements, &requests[3..]].concat());
+    assert_eq!(counts(&handle), (8, 0, 0));
 }
 
 #[test]
@@ -457,7 +470,7 @@ fn both_services_take_the_operators_names() {
         let Traces { layer, handle, .. } = build(&traces(), &telemetry, &[logfire(&collector)]).unwrap();
         within(&Dispatch::new(Registry::default().with(layer)), || {
             served(200);
-            span::http_server_finished(&span::http_server(false, "GET", "/admin", None, "r"), Some(200), None);
+            span::http_server_finished(&span::http_server(false, "GET", Some("/admin"), None, "r"), Some(200), None);
         });
         assert!(handle.flush(LONG));
         collector.spans().into_iter().map(|(service, _)| service).rev().take(2).collect::<Vec<_>>()
