@@ -9,6 +9,7 @@ mod gateway;
 mod logs;
 mod metrics;
 mod peer;
+mod pull;
 mod reload;
 mod serve;
 mod spool;

@@ -1,5 +1,6 @@
 //! Simulated peers on real sockets, and the daemon itself as a process.
 
 pub mod daemon;
+pub mod hub;
 pub mod otlp;
 pub mod upstream;
