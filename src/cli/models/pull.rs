@@ -81,8 +81,13 @@ fn show(bar: &ProgressBar, progress: Progress<'_>) {
     match progress {
         Progress::File(name) => bar.set_message(name.to_owned()),
         Progress::Bytes(there, all) => {
+            let begins = bar.length() != Some(all);
             bar.set_length(all);
             bar.set_position(there);
+            if begins {
+                // What an earlier attempt left says nothing of the speed.
+                bar.reset_eta();
+            }
         }
         Progress::Waiting(reason, delay) => bar.println(format!("{reason}: trying again in {delay:.1?}")),
     }
