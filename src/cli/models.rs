@@ -1,6 +1,7 @@
 //! `mlx-manager models`: what is on disk, and how more gets there.
 
 mod pull;
+mod show;
 
 use std::io::Write;
 
@@ -27,6 +28,18 @@ pub(super) enum Command {
         #[arg(value_name = "ORG/NAME[@REVISION]")]
         model: Source,
     },
+    /// Show what is known of a model
+    Show {
+        /// As `models list` names it
+        name: String,
+    },
+    /// Remove a model from local.models_dir
+    ///
+    /// Models in the Hugging Face cache and those with a path in the configuration are left alone.
+    Remove {
+        /// As `models list` names it
+        name: String,
+    },
 }
 
 pub(super) fn run(
@@ -44,5 +57,7 @@ pub(super) fn run(
             Ok(())
         }
         Command::Pull { model } => pull::run(config, environment, terminal, model),
+        Command::Show { name } => Ok(show::show(&config.local, name, &mut std::io::stdout().lock())?),
+        Command::Remove { name } => Ok(show::remove_model(&config.local, name)?),
     }
 }

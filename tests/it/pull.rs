@@ -441,3 +441,42 @@ async fn a_pull_that_fails_is_a_failed_trace() {
     assert!(format!("{:?}", root.span.events[0]).contains("the hub has no model acme/missing"));
     assert_eq!(calls_for(&calls, "main"), [(Some(401), None, Some("401".to_owned()))]);
 }
+
+#[tokio::test]
+async fn a_model_is_shown_and_removed_unless_it_is_somebody_elses() {
+    let hub = Hub::start().await;
+    let folder = TempDir::new().unwrap();
+    let cached = folder.path().join(".cache/huggingface/hub/models--acme--cached/snapshots/1");
+    let named = folder.path().join("elsewhere");
+    for other in [&cached, &named] {
+        fs::create_dir_all(other).unwrap();
+        fs::write(other.join("config.json"), r#"{"model_type": "qwen3"}"#).unwrap();
+    }
+    let config = "[[local.models]]\nname = \"named\"\npath = \"elsewhere\"\n";
+    fs::write(folder.path().join("config.toml"), config).unwrap();
+    well(&pull(folder.path(), &hub, MODEL).await);
+    let models = async |arguments: [&str; 2]| {
+        let hub_cache = folder.path().join(".cache/huggingface/hub");
+        command(folder.path()).env("HF_HUB_CACHE", hub_cache).arg("models").args(arguments).output().await.unwrap()
+    };
+    let shown = well_said(&models(["show", MODEL]).await);
+    for line in [
+        format!("pulled        {MODEL}@{}", hub.commit()),
+        "architecture  qwen3".to_owned(),
+        "listed        yes".to_owned(),
+        "size          1.6 MiB".to_owned(),
+    ] {
+        assert!(shown.contains(&line), "{line}: {shown}");
+    }
+    for (name, expected) in [
+        ("named", "is an entry of [[local.models]]"),
+        ("acme/cached", "`hf cache rm model/acme/cached`"),
+        ("../elsewhere", "`mlx-manager models list` names"),
+    ] {
+        assert!(failed(&models(["remove", name]).await, 1).contains(expected), "{name}");
+    }
+    assert!(cached.join("config.json").exists() && named.join("config.json").exists());
+    assert!(well(&models(["remove", MODEL]).await).contains("acme/tiny is removed: 1.6 MiB freed"));
+    assert!(!folder.path().join("models/acme").exists());
+    assert!(failed(&models(["show", MODEL]).await, 1).contains("there is no model"));
+}

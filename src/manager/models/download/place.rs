@@ -8,23 +8,12 @@ use std::{
 };
 
 use rustix::fs::{CWD, RenameFlags};
-use serde::{Deserialize, Serialize};
 
 use super::{
     PullError, Repository,
     listing::{CONFIG, Listing},
 };
-
-const PARTIAL: &str = ".partial";
-
-/// In the model's folder: what it was made of.
-const RECEIPT: &str = ".pulled.json";
-
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Receipt {
-    repository: String,
-    commit: String,
-}
+use crate::manager::models::folder::{HIDDEN, RECEIPT, Receipt};
 
 /// What there is of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +45,7 @@ impl Place {
         if outer.join(CONFIG).exists() {
             return Err(PullError::Taken { folder: outer });
         }
-        let partial = models_dir.join(PARTIAL);
+        let partial = models_dir.join(HIDDEN);
         fs::create_dir_all(&partial).map_err(failure(&partial))?;
         // It stays: were it removed, two processes could hold a lock on two files of this name.
         let path = partial.join(format!("{organisation}--{name}.lock"));
@@ -86,9 +75,7 @@ impl Place {
         if !self.folder.exists() {
             return Ok(Installed::Absent);
         }
-        let receipt = fs::read(self.folder.join(RECEIPT)).ok();
-        let receipt: Option<Receipt> = receipt.and_then(|text| serde_json::from_slice(&text).ok());
-        let Some(receipt) = receipt.filter(|receipt| receipt.repository == self.repository) else {
+        let Some(receipt) = Receipt::of(&self.folder).filter(|receipt| receipt.repository == self.repository) else {
             return Err(PullError::Taken { folder: self.folder.clone() });
         };
         let complete = receipt.commit == listing.commit && present(&self.folder, listing) == listing.bytes();
@@ -110,9 +97,7 @@ impl Place {
     /// Puts the gathered files in the model's place, in one step.
     pub(super) fn install(&self, scratch: &Path, listing: &Listing, installed: Installed) -> Result<(), PullError> {
         let receipt = Receipt { repository: self.repository.clone(), commit: listing.commit.clone() };
-        let path = scratch.join(RECEIPT);
-        let text = serde_json::to_vec(&receipt).map_err(io::Error::from).map_err(failure(&path))?;
-        fs::write(&path, text).map_err(failure(&path))?;
+        receipt.write(scratch).map_err(failure(scratch))?;
         for entry in fs::read_dir(scratch).map_err(failure(scratch))?.flatten() {
             // An earlier choice of files may have left one.
             let name = entry.file_name();
