@@ -190,9 +190,9 @@ impl Run<'_> {
         let mut retry = Retry::new(hub::FILE_TRIES);
         let mut restarted = false;
         let others = self.present - partial.length().min(self.present);
+        let mut reached = partial.length();
         loop {
             while !partial.is_whole() {
-                let before = self.downloaded;
                 let total = listing.bytes();
                 let progress = self.progress;
                 let result = hub
@@ -202,8 +202,9 @@ impl Run<'_> {
                     })
                     .await;
                 let Err(failure) = result else { continue };
-                if self.downloaded > before {
-                    // The connection works at times, so that waiting for it is worth it.
+                if partial.length() > reached {
+                    // The connection works at times. Where it can only begin anew, that leads nowhere.
+                    reached = partial.length();
                     retry = Retry::new(hub::FILE_TRIES);
                 }
                 self.wait(&file.name, failure, &mut retry).await?;
