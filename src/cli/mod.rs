@@ -46,7 +46,7 @@ enum Command {
         #[arg(long)]
         show: bool,
     },
-    /// Show local models
+    /// Show local models and get more
     Models {
         #[command(subcommand)]
         command: models::Command,
@@ -105,7 +105,9 @@ pub fn main() -> ExitCode {
             shown.map(|()| ExitCode::from(2)).map_err(Failure::from)
         }
         (Ok(loaded), Command::Serve) => serve::run(options, loaded, terminal).map(|()| ExitCode::SUCCESS),
-        (Ok(loaded), Command::Models { command }) => models::run(&loaded.config, &command).map(|()| ExitCode::SUCCESS),
+        (Ok(loaded), Command::Models { command }) => {
+            models::run(&loaded.config, &options.environment, terminal, &command).map(|()| ExitCode::SUCCESS)
+        }
         (Ok(loaded), Command::Logs { command: logs::Command::Explain { target, level } }) => {
             logs::explain_event(&loaded, &target, level).map(|()| ExitCode::SUCCESS)
         }

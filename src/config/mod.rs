@@ -12,6 +12,7 @@ mod database;
 mod decode;
 mod environment;
 mod example;
+mod hub;
 mod load;
 mod local;
 mod log;
@@ -36,6 +37,7 @@ pub use cloud::{Breaker, Calls, CloudConfig, Provider, ProviderKind, Route, Targ
 pub use database::DatabaseConfig;
 pub use environment::Environment;
 pub use example::{EXAMPLE, write_example};
+pub use hub::{HubConfig, HubConfigError};
 pub use load::{LoadOptions, Loaded, load, load_text};
 pub use local::{IdleUnload, LocalConfig, LocalModel, MemoryLimit, ModelPath};
 pub use log::{

@@ -1,3 +1,4 @@
 //! mlx-manager: everything that is not an inference request.
 
 pub mod api;
+pub mod models;

@@ -11,6 +11,7 @@ mod logs;
 mod metrics;
 mod peer;
 mod prompt_cache;
+mod pull;
 mod reload;
 mod serve;
 mod spool;

@@ -21,7 +21,7 @@ use crate::config::{LocalConfig, LocalModel, ModelPath};
 const RESCAN: Duration = Duration::from_secs(1);
 
 /// What `model_type` may say for a model to be listed; others are found too, so that the answer can say what is wrong.
-pub(super) const SUPPORTED: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+pub const SUPPORTED: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
 /// A model that requests may name.
 #[derive(Debug, Clone, PartialEq, Eq)]

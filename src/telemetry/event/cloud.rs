@@ -34,15 +34,35 @@ impl AttemptFinished<'_> {
             provider = self.provider, status = self.status, error_type = self.error_type,
             duration_ms = milliseconds(self.duration), "provider called"
         );
+        let Self { address, port, status, error_type, duration, .. } = self;
         // Every call to a provider is a POST.
-        let labels = Labels::none()
-            .with(Label::Method, "POST")
-            .with_text(Label::ServerAddress, self.address)
-            .with_text(Label::ServerPort, self.port.to_string())
-            .with_optional(Label::StatusCode, self.status.map(|status| status.to_string()))
-            .with_optional(Label::ErrorType, self.error_type);
-        observe(Histogram::HttpClientRequestDuration, labels, self.duration.as_secs_f64());
+        observe_call("POST", HttpCall { address, port, status, error_type, duration });
     }
+}
+
+/// A physical HTTP call, as its metric has it.
+#[derive(Debug, Clone, Copy)]
+pub struct HttpCall<'a> {
+    /// `server.address`
+    pub address: &'a str,
+    /// `server.port`
+    pub port: u16,
+    /// The status, if an answer came.
+    pub status: Option<u16>,
+    /// The failure's kind.
+    pub error_type: Option<&'a str>,
+    /// From the request to the headers, or to the failure.
+    pub duration: Duration,
+}
+
+pub(super) fn observe_call(method: &'static str, call: HttpCall<'_>) {
+    let labels = Labels::none()
+        .with(Label::Method, method)
+        .with_text(Label::ServerAddress, call.address)
+        .with_text(Label::ServerPort, call.port.to_string())
+        .with_optional(Label::StatusCode, call.status.map(|status| status.to_string()))
+        .with_optional(Label::ErrorType, call.error_type);
+    observe(Histogram::HttpClientRequestDuration, labels, call.duration.as_secs_f64());
 }
 
 /// One HTTP call to a provider failed, and another is about to be made.

@@ -5,6 +5,7 @@ mod audit;
 mod cloud;
 mod engine;
 mod http;
+mod pull;
 mod request;
 mod telemetry;
 #[cfg(test)]
@@ -14,13 +15,15 @@ use std::time::Duration;
 
 pub use audit::{AuditQueueDepth, AuditRowsDropped, AuditRowsWritten, AuditWriteError, StatementFinished};
 pub use cloud::{
-    AttemptFailed, AttemptFinished, AttemptRetried, BreakerChanged, BreakerState, RateLimitSeen, TargetFailedOver,
+    AttemptFailed, AttemptFinished, AttemptRetried, BreakerChanged, BreakerState, HttpCall, RateLimitSeen,
+    TargetFailedOver,
 };
 pub use engine::{
     DecodeFinished, EngineMemory, ModelLoadError, ModelLoaded, ModelUnloaded, PrefillFinished, PrefixLookedUp,
     QueueDepth, QueueLeft,
 };
 pub use http::{HttpRequestFinished, HttpRequestStarted};
+pub use pull::{DownloadFinished, DownloadRetried, FileDownloaded, PullFinished, PullStarted};
 pub use request::{OverheadMeasured, Phase, RequestDecoded, RequestFinished, RouteDecided, TargetCalled, TargetFailed};
 pub use telemetry::{ExportTotals, LogSinkTotals, SpoolSize};
 

@@ -4,6 +4,8 @@
 //! Attributes go to OpenTelemetry directly and not through fields of the `tracing` span: log lines show those fields, an
 //! unsigned one would be exported as a string, and arrays have no field type. When nothing is recorded, none are made.
 
+mod pull;
+
 use std::{error::Error as StdError, net::SocketAddr, time::Duration};
 
 use opentelemetry::{
@@ -19,6 +21,8 @@ use crate::{
     llm::{Api, Chat, Error, Outcome, Record, Request, Usage},
     telemetry::{genai, redact},
 };
+
+pub use pull::{download, download_finished, pull, pull_finished, pull_resolved};
 
 /// Logfire's number for a span in which all went well.
 const LEVEL_INFO: i64 = 9;
@@ -298,14 +302,23 @@ pub fn attempt(parent: &Span, url: &reqwest::Url, resend: u32) -> Span {
     let span = tracing::info_span!(
         target: "mlx_manager::server::cloud", parent: parent, "attempt", otel.name = "POST", otel.kind = "client"
     );
+    start_call(&span, "POST", url, resend);
+    span
+}
+
+fn start_call(span: &Span, method: &'static str, url: &reqwest::Url, resend: u32) {
     let host = url.host_str().unwrap_or_default();
-    start(&span, "POST {server.address}{url.path}", format!("POST {host}{}", url.path()), |_| {
+    let template = match method {
+        "GET" => "GET {server.address}{url.path}",
+        _ => "POST {server.address}{url.path}",
+    };
+    start(span, template, format!("{method} {host}{}", url.path()), |_| {
         let port = url.port_or_known_default();
         // Neither user info nor query: either may hold a key.
         let explicit_port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
         let full = format!("{}://{host}{explicit_port}{}", url.scheme(), url.path());
         let mut attributes = vec![
-            KeyValue::new("http.request.method", "POST"),
+            KeyValue::new("http.request.method", method),
             KeyValue::new("url.full", full),
             KeyValue::new("url.path", url.path().to_owned()),
             KeyValue::new("url.scheme", url.scheme().to_owned()),
@@ -315,14 +328,16 @@ pub fn attempt(parent: &Span, url: &reqwest::Url, resend: u32) -> Span {
         attributes.extend((resend > 0).then(|| KeyValue::new("http.request.resend_count", i64::from(resend))));
         attributes
     });
-    span
 }
 
 /// Ends an attempt: with its status, or with the kind of failure.
 pub fn attempt_finished(span: &Span, status: Option<u16>, error_type: Option<&str>) {
+    finish_call(span, status, error_type, Vec::new());
+}
+
+fn finish_call(span: &Span, status: Option<u16>, error_type: Option<&str>, mut attributes: Vec<KeyValue>) {
     let Some((_, context)) = recording(span) else { return end(span) };
-    let attributes: Vec<_> =
-        status.into_iter().map(|status| KeyValue::new("http.response.status_code", i64::from(status))).collect();
+    attributes.extend(status.map(|status| KeyValue::new("http.response.status_code", i64::from(status))));
     // To a client, a refusal is a failure too.
     let refused = status.filter(|&status| status >= 400).map(|status| status.to_string());
     let failed = error_type.map(str::to_owned).or(refused).map(|kind| (kind.into(), None));

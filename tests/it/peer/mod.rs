@@ -2,5 +2,6 @@
 
 pub mod daemon;
 pub mod grpc;
+pub mod hub;
 pub mod otlp;
 pub mod upstream;
