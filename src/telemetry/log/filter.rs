@@ -20,8 +20,18 @@ pub const MAX_SINKS: usize = 62;
 const STORY: Level = Level::Debug;
 
 /// The path that an exporter's own connections log under. Exporting these would make every export cause another one.
-const EXPORT_PATH: [&str; 9] =
-    ["hyper", "hyper_util", "h2", "tonic", "tower", "reqwest", "rustls", "opentelemetry", "tracing_opentelemetry"];
+const EXPORT_PATH: [&str; 10] = [
+    "hyper",
+    "hyper_util",
+    "h2",
+    "tonic",
+    "tower",
+    "reqwest",
+    "rustls",
+    "rustls_platform_verifier",
+    "opentelemetry",
+    "tracing_opentelemetry",
+];
 
 /// What a callsite is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
