@@ -34,7 +34,11 @@ pub(super) fn relations(decoder: &mut Decoder<'_>, config: &Config) {
     }
     for (index, sink) in config.log.sinks.iter().enumerate() {
         let SinkKind::File { path, .. } = &sink.kind else { continue };
-        if let Some((_, other)) = files.iter().find(|(known, _)| is_same_file(&lock_of(known), path)) {
+        let is_lock_of = |known: &Path| {
+            let lock = lock_of(known);
+            lock.file_name() == path.file_name() && is_same_file(&lock, path)
+        };
+        if let Some((_, other)) = files.iter().find(|(known, _)| is_lock_of(known)) {
             let key = format!("log.sinks[{index}].file");
             let message = format!("is the lock file of the sink \"{other}\"");
             decoder.report_relation(&key, decoder.place_of(&key), &message, "give it another name");

@@ -94,7 +94,7 @@ pub enum SinkKind {
     },
     /// A file that rotates.
     File {
-        /// The active file, absolute or below `log.dir`, already joined.
+        /// The active file, absolute or below `log.dir`, already joined, and what it leads to if it is a link.
         path: PathBuf,
         /// When a new file is begun.
         rotation: Rotation,
@@ -119,7 +119,7 @@ pub enum Format {
 /// Whether a console is coloured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Color {
-    /// On a terminal, unless NO_COLOR is set.
+    /// On a terminal, unless NO_COLOR is set or TERM is dumb.
     Auto,
     /// Always.
     Always,
