@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Subcommand;
 use globset::GlobBuilder;
 use tracing::Level;
@@ -17,7 +17,7 @@ use crate::{
     config::{self, Loaded, Shown},
     telemetry::log::{
         explain::{InRequest, Reason, explain, in_request},
-        verify::{Family, Fault, Gap, Spot, verify},
+        verify::{Family, Fault, Gap, Spot, verify_live},
     },
 };
 
@@ -104,11 +104,17 @@ fn shown<'a>(loaded: &'a Loaded, key: &str) -> Option<&'a Shown> {
 
 /// Reads log files and says what their numbers prove.
 pub(super) fn verify_files(patterns: &[String]) -> Result<ExitCode, Failure> {
-    let mut paths = Vec::new();
-    for pattern in patterns {
-        paths.extend(expand(pattern).map_err(|error| Failure { code: 2, error })?);
+    let list = || patterns.iter().map(|pattern| expand(pattern)).collect::<anyhow::Result<Vec<_>>>();
+    let found = list().map_err(|error| Failure { code: 2, error })?;
+    let nothing = patterns.iter().zip(&found).filter(|(_, found)| found.is_empty());
+    let nothing: Vec<&str> = nothing.map(|(pattern, _)| pattern.as_str()).collect();
+    if nothing.len() == patterns.len() {
+        return Err(Failure { code: 2, error: anyhow!("no file matches {}", nothing.join(" or ")) });
     }
-    let families = verify(&paths);
+    for pattern in nothing {
+        super::say(format_args!("mlx-manager: no file matches {pattern}"));
+    }
+    let families = verify_live(found.concat(), || Some(list().ok()?.concat()));
     let mut stdout = io::stdout().lock();
     for family in &families {
         write_family(&mut stdout, family)?;
@@ -123,7 +129,7 @@ pub(super) fn verify_files(patterns: &[String]) -> Result<ExitCode, Failure> {
     })
 }
 
-/// The files that an argument names: itself, or what matches it.
+/// The files that an argument names: itself, or what matches it, if anything does.
 fn expand(pattern: &str) -> anyhow::Result<Vec<PathBuf>> {
     let path = Path::new(pattern);
     match fs::metadata(path) {
@@ -144,9 +150,6 @@ fn expand(pattern: &str) -> anyhow::Result<Vec<PathBuf>> {
         };
     }
     found.retain(|path| path.is_file());
-    if found.is_empty() {
-        bail!("no file matches {pattern}");
-    }
     Ok(found)
 }
 
@@ -197,7 +200,9 @@ fn write_family(out: &mut impl Write, family: &Family) -> io::Result<()> {
             let verdict = match (missing(false), missing(true)) {
                 (0, 0) if family.is_whole() => "none is missing".to_owned(),
                 (0, 0) => "none is missing, but the numbers can't be trusted".to_owned(),
+                (0, 1) => "1 is missing, explained by a loss record".to_owned(),
                 (0, lost) => format!("{lost} are missing, all explained by loss records"),
+                (1, 0) => "1 is missing, unexplained".to_owned(),
                 (unexplained, 0) => format!("{unexplained} are missing, unexplained"),
                 (unexplained, lost) => {
                     format!(

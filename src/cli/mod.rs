@@ -81,7 +81,7 @@ pub fn main() -> ExitCode {
         LoadOptions { config: arguments.config, overrides: arguments.set, environment: Environment::from_process() };
     let terminal = Terminal {
         is_terminal: std::io::stderr().is_terminal(),
-        no_color: options.environment.set("NO_COLOR").is_some(),
+        no_color: options.environment.refuses_color(),
         journald: options.environment.set("JOURNAL_STREAM").is_some_and(|name| is_journal(name, std::io::stderr())),
     };
     let color = terminal.is_terminal && !terminal.no_color;

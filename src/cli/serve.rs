@@ -107,6 +107,10 @@ fn reload(options: &LoadOptions, running: &Loaded, logs: &LogHandle) {
     if !differences.is_empty() {
         tracing::warn!("needs a restart: {}", differences.join(", "));
     }
+    let beaten = loaded.beaten_changes(running, "log.");
+    if !beaten.is_empty() {
+        tracing::warn!("changed in the file and beaten from outside: {}", beaten.join(", "));
+    }
     tracing::info!("[log] reloaded");
 }
 

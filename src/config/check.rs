@@ -3,13 +3,13 @@
 use std::{
     io,
     net::SocketAddr,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Component, Path, PathBuf},
 };
 
 use rustix::fs::Access;
 
-use super::{Config, ModelPath, Rotation, SinkKind, database::sqlite_file, decode::Decoder};
+use super::{Config, ModelPath, Rotation, SinkKind, database::sqlite_file, decode::Decoder, is_stream, lock_of};
 
 /// Contradictions between keys.
 pub(super) fn relations(decoder: &mut Decoder<'_>, config: &Config) {
@@ -31,6 +31,24 @@ pub(super) fn relations(decoder: &mut Decoder<'_>, config: &Config) {
             decoder.report_relation(&key, decoder.place_of(&key), &message, "give it another name");
         }
         files.push((path, &sink.name));
+    }
+    for (index, sink) in config.log.sinks.iter().enumerate() {
+        let SinkKind::File { path, .. } = &sink.kind else { continue };
+        let is_lock_of = |known: &Path| {
+            let lock = lock_of(known);
+            lock.file_name() == path.file_name() && is_same_file(&lock, path)
+        };
+        if let Some((_, other)) = files.iter().find(|(known, _)| is_lock_of(known)) {
+            let key = format!("log.sinks[{index}].file");
+            let message = format!("is the lock file of the sink \"{other}\"");
+            decoder.report_relation(&key, decoder.place_of(&key), &message, "give it another name");
+        }
+    }
+    if let Some(database) = sqlite_file(&config.database.url)
+        && let Some((_, sink)) = files.iter().find(|(path, _)| is_same_file(path, database))
+    {
+        let (key, message) = ("database.url", format!("is the log file of the sink \"{sink}\""));
+        decoder.report_relation(key, decoder.place_of(key), &message, "give the database a file of its own");
     }
     if let Some(name) = &config.local.default_model {
         let known = config.local.models.iter().any(|model| model.name == *name);
@@ -121,6 +139,14 @@ fn log_files(decoder: &mut Decoder<'_>, config: &Config) {
     let mut dir_reported = false;
     for (index, sink) in config.log.sinks.iter().enumerate() {
         let SinkKind::File { path, rotation, .. } = &sink.kind else { continue };
+        let hint = "name another file, or change the owner or mode of what is there";
+        let key = format!("log.sinks[{index}].file");
+        if is_stream(path) {
+            if let Some(reason) = cannot_append(path) {
+                decoder.obstacle(&key, &format!("can't be written: {reason}"), hint);
+            }
+            continue;
+        }
         let folder = path.parent().unwrap_or(Path::new("/"));
         if let Some(reason) = cannot_hold(dir).filter(|_| path.starts_with(dir)) {
             if !dir_reported {
@@ -132,9 +158,9 @@ fn log_files(decoder: &mut Decoder<'_>, config: &Config) {
         }
         let archive = folder.join("archive");
         let archives = || cannot_hold(&archive).filter(|_| *rotation != Rotation::default());
-        if let Some(reason) = cannot_hold(folder).or_else(|| cannot_append(path)).or_else(archives) {
-            let hint = "name another file, or change the owner or mode of what is there";
-            decoder.obstacle(&format!("log.sinks[{index}].file"), &format!("can't be written: {reason}"), hint);
+        let files = || cannot_append(path).or_else(|| cannot_append(&lock_of(path)));
+        if let Some(reason) = cannot_hold(folder).or_else(files).or_else(archives) {
+            decoder.obstacle(&key, &format!("can't be written: {reason}"), hint);
         }
     }
 }
@@ -143,8 +169,12 @@ fn log_files(decoder: &mut Decoder<'_>, config: &Config) {
 fn cannot_append(path: &Path) -> Option<String> {
     match path.metadata() {
         Ok(metadata) if metadata.is_dir() => Some(format!("{} is a folder", path.display())),
+        Ok(metadata) if metadata.file_type().is_socket() => Some(format!("{} is a socket", path.display())),
+        // What it holds would be overwritten.
+        Ok(metadata) if metadata.file_type().is_block_device() => Some(format!("{} is a disk", path.display())),
         Ok(_) => denied(path, Access::READ_OK | Access::WRITE_OK),
-        Err(_) => None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => Some(format!("{}: {error}", path.display())),
     }
 }
 

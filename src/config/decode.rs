@@ -89,6 +89,8 @@ pub(super) struct Decoder<'a> {
     /// What stands in the way of the daemon, and of no other command.
     pub(super) obstacles: Vec<Problem>,
     pub(super) shown: Vec<Shown>,
+    /// What the file says, as it stands there, of keys whose value comes from elsewhere.
+    pub(super) beaten: Vec<(String, Secret)>,
     /// Where tables in braces stand.
     pub(super) places: BTreeMap<String, Place>,
     /// Every key that was looked up.
@@ -122,6 +124,7 @@ impl<'a> Decoder<'a> {
             warnings: Vec::new(),
             obstacles: Vec::new(),
             shown: Vec::new(),
+            beaten: Vec::new(),
             places: BTreeMap::new(),
             asked: BTreeSet::new(),
             secrets: Vec::new(),
@@ -277,6 +280,10 @@ impl<'a> Decoder<'a> {
         let path = section.key_path(name);
         self.asked.insert(path.clone());
         if let Some(Overlay { text, place }) = self.overlays.get(&path).cloned() {
+            if let Some(value) = get(&section.table, name).filter(|_| section.from_user) {
+                let said = self.text.get(value.span()).unwrap_or_default();
+                self.beaten.push((path.clone(), Secret::new(said)));
+            }
             let raw = Raw::Text { text: text.to_owned(), substituted: true };
             let (variables, lone_variable) = (Vec::new(), None);
             return Ok(Some(Found { path, raw, place, variables, lone_variable, from_user: false }));

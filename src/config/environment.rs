@@ -50,6 +50,11 @@ impl Environment {
         self.get(name).filter(|value| !value.is_empty())
     }
 
+    /// Whether a terminal is to be left without colours.
+    pub fn refuses_color(&self) -> bool {
+        self.set("NO_COLOR").is_some() || self.get("TERM") == Some("dumb")
+    }
+
     /// The names of all variables.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.variables.keys().map(String::as_str)

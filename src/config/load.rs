@@ -10,7 +10,7 @@ use annotate_snippets::Level as Severity;
 use toml::de::DeTable;
 
 use super::{
-    Config, EXAMPLE, Environment, Problem, Problems, Shown, check, cloud, database,
+    Config, EXAMPLE, Environment, Problem, Problems, Secret, Shown, check, cloud, database,
     decode::{Decoder, Sources},
     local, log, metrics, otlp,
     overrides::overlays,
@@ -45,6 +45,7 @@ pub struct Loaded {
     pub warnings: Vec<Problem>,
     /// What keeps the daemon from starting, though the configuration is sound: log files that can't be written.
     pub obstacles: Vec<Problem>,
+    beaten: Vec<(String, Secret)>,
     source: Redacted,
 }
 
@@ -76,6 +77,16 @@ impl Loaded {
             _ => shown.key.clone(),
         };
         changed.chain(added).filter(ours).map(key).collect()
+    }
+
+    /// What changed in a section of the file since `earlier` and has no effect, because something beats the file: each key
+    /// with what does, in words.
+    pub fn beaten_changes(&self, earlier: &Self, section: &str) -> Vec<String> {
+        let changed = self.beaten.iter().filter(|beaten| !earlier.beaten.contains(beaten));
+        let keys = changed.map(|(key, _)| key).filter(|key| key.starts_with(section));
+        let by =
+            |key: &String| self.shown.iter().find(|shown| shown.key == *key).map(|by| by.source(&self.file_name()));
+        keys.map(|key| format!("{key} (by {})", by(key).unwrap_or_default())).collect()
     }
 
     /// Itself, if nothing keeps the daemon from starting.
@@ -185,6 +196,7 @@ pub fn load_text(text: &str, file: Option<&Path>, options: &LoadOptions) -> Resu
             shown: decoder.shown,
             warnings: decoder.warnings,
             obstacles: decoder.obstacles,
+            beaten: decoder.beaten,
             source,
         }),
         _ if problems.is_empty() => Err(Problems::bare(

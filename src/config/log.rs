@@ -9,6 +9,9 @@ use super::{
     setting::{Choice, Raw, Setting, nearest},
 };
 
+/// The most sinks: each has a bit in a mask of 64, of which two are taken.
+pub const MAX_SINKS: usize = 62;
+
 /// Levels, caps for noisy targets, and sinks.
 #[derive(Debug, Clone)]
 pub struct LogConfig {
@@ -91,7 +94,7 @@ pub enum SinkKind {
     },
     /// A file that rotates.
     File {
-        /// The active file, absolute or below `log.dir`, already joined.
+        /// The active file, absolute or below `log.dir`, already joined, and what it leads to if it is a link.
         path: PathBuf,
         /// When a new file is begun.
         rotation: Rotation,
@@ -116,7 +119,7 @@ pub enum Format {
 /// Whether a console is coloured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Color {
-    /// On a terminal, unless NO_COLOR is set.
+    /// On a terminal, unless NO_COLOR is set or TERM is dumb.
     Auto,
     /// Always.
     Always,
@@ -451,6 +454,11 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LogConfig> {
     let mut sinks = Vec::new();
     for section in decoder.entries(&SINKS) {
         sinks.push(decode_sink(decoder, &section, (&dir_or_empty, &mut names)));
+    }
+    if sinks.len() > MAX_SINKS {
+        let key = format!("log.sinks[{MAX_SINKS}]");
+        let place = decoder.place_of(&format!("{key}.name"));
+        decoder.report(&key, place, "is one sink too many", &format!("allowed: {MAX_SINKS} sinks"));
     }
     let filter = filter?;
     Some(LogConfig {

@@ -1,35 +1,98 @@
-//! The part of `[[log.sinks]]` that only file sinks have: rotation and retention.
+//! The part of `[[log.sinks]]` that only file sinks have: where the file is, rotation and retention.
+
+use std::path::{Path, PathBuf};
 
 use super::{
-    Period, Retention, Rotation, SinkKind,
+    Compression, Period, Retention, Rotation, SinkKind,
     decode::{Decoder, Found, Section},
     log::Every,
     schema::Key,
-    setting::{Count, Filled, Raw, Size},
+    setting::{Count, Raw, Setting, Size},
 };
 
 const ROTATION: &[Key] = &[Key::bare("size", ""), Key::bare("every", ""), Key::bare("at", ""), Key::bare("on", "")];
 const RETENTION: &[Key] = &[Key::bare("age", ""), Key::bare("files", ""), Key::bare("total", "")];
 
+/// The longest name in a log file's path, in bytes. File systems take 255, and an archive's name is longer than its
+/// file's.
+const LONGEST_NAME: usize = 200;
+/// As many links in a row as Linux follows.
+const MOST_LINKS: usize = 40;
+
+/// A log file's path as it is written.
+struct FilePath(String);
+
+impl Setting for FilePath {
+    fn allowed() -> String {
+        format!("a file, with names of at most {LONGEST_NAME} bytes")
+    }
+
+    fn read(raw: &Raw<'_>) -> Result<Self, Option<String>> {
+        let text = String::read(raw)?;
+        let names_a_file = !matches!(text.rsplit('/').next(), Some("" | "." | ".."));
+        let fits = text.split('/').all(|name| name.len() <= LONGEST_NAME);
+        if names_a_file && fits && !text.contains('\0') && !text.trim().is_empty() { Ok(Self(text)) } else { Err(None) }
+    }
+}
+
+/// Whether a path leads to what is written to as it is, without anything beside it: a device, a pipe, or what the process
+/// was handed open, such as `/dev/stderr`, whatever that is.
+pub fn is_stream(path: &Path) -> bool {
+    is_handed_over(path) || path.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
+}
+
+fn is_handed_over(path: &Path) -> bool {
+    path.starts_with("/dev/fd") || path.starts_with("/proc")
+}
+
+/// The file whose lock keeps a second daemon away from a log file.
+pub fn lock_of(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.lock"))
+}
+
+/// Where a file's own links lead, whether or not it exists: what stands beside a file stands beside that one. Links of
+/// folders are left as they are, because somebody may turn them while the daemon runs.
+fn follow_links(mut path: PathBuf) -> PathBuf {
+    for _ in 0..MOST_LINKS {
+        match path.read_link() {
+            Ok(target) if !is_handed_over(&path) => path = path.parent().unwrap_or(&path).join(target),
+            _ => break,
+        }
+    }
+    path
+}
+
 /// The file, rotation, retention and compression of a sink of kind `file`; `dir` is `log.dir`.
-pub(super) fn decode_file<'a>(
-    decoder: &mut Decoder<'a>,
-    section: &Section<'a>,
-    dir: &std::path::Path,
-) -> Option<SinkKind> {
-    let file = decoder.required::<Filled>(section, "file");
+pub(super) fn decode_file<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, dir: &Path) -> Option<SinkKind> {
+    let file = decoder.required::<FilePath>(section, "file");
     let compression = decoder.get(section, "compression");
     let rotation = decode_rotation(decoder, section);
     let retention = decode_retention(decoder, section);
-    let (rotation, mut retention) = (rotation?, retention?);
-    if rotation == Rotation::default() && retention != Retention::default() {
-        if decoder.given(section, "retention") {
-            let key = format!("{}.retention", section.path);
-            let place = decoder.place_of(&key);
-            let hint = "only archives are deleted: set a rotation, or retention = \"never\"";
-            decoder.report_relation(&key, place, "can delete nothing, because the sink never rotates", hint);
+    let path = follow_links(dir.join(file?.0));
+    let (mut rotation, mut retention, mut compression) = (rotation?, retention?, compression?);
+    if is_stream(&path) {
+        for name in ["rotation", "retention", "compression"] {
+            if !decoder.given(section, name) {
+                continue;
+            }
+            let message = format!("has no effect, because {} is a device or a pipe", path.display());
+            decoder.warn(&format!("{}.{name}", section.path), &message, "leave it out, or name a file");
         }
-        retention = Retention::default();
+        (rotation, retention, compression) = (Rotation::default(), Retention::default(), Compression::None);
+    }
+    if rotation == Rotation::default() {
+        let useless =
+            [("retention", retention != Retention::default()), ("compression", compression != Compression::None)];
+        for (name, set) in useless {
+            if set && decoder.given(section, name) {
+                let key = format!("{}.{name}", section.path);
+                let hint = "it is about archives: set a rotation, or leave it out";
+                let message = "can do nothing, because the sink never rotates";
+                decoder.report_relation(&key, decoder.place_of(&key), message, hint);
+            }
+        }
+        (retention, compression) = (Retention::default(), Compression::None);
     }
     if let (Some(size), Some(total)) = (rotation.size, retention.total)
         && total < size
@@ -37,7 +100,7 @@ pub(super) fn decode_file<'a>(
         let key = format!("{}.retention", section.path);
         decoder.warn(&key, "keeps less than one full archive", "make `total` larger than the rotation's `size`");
     }
-    Some(SinkKind::File { path: dir.join(file?.0), rotation, retention, compression: compression? })
+    Some(SinkKind::File { path, rotation, retention, compression })
 }
 
 /// Whether the key says `"never"`, which stands in place of a table.

@@ -41,9 +41,10 @@ pub use hub::{HubConfig, HubConfigError};
 pub use load::{LoadOptions, Loaded, load, load_text};
 pub use local::{IdleUnload, LocalConfig, LocalModel, MemoryLimit, ModelPath};
 pub use log::{
-    Color, Compression, Directive, Format, Level, LogConfig, Period, Retention, Rotation, Sink, SinkKind, Timezone,
-    is_target,
+    Color, Compression, Directive, Format, Level, LogConfig, MAX_SINKS, Period, Retention, Rotation, Sink, SinkKind,
+    Timezone, is_target,
 };
+pub use log_file::{is_stream, lock_of};
 pub use metrics::PrometheusConfig;
 pub use otlp::{OtlpConfig, OtlpKind, Protocol, Send, Signal, Spool};
 pub use problem::{Place, Problem, Problems};

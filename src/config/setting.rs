@@ -106,7 +106,7 @@ impl<T: Choice> Setting for T {
 
     fn read(raw: &Raw<'_>) -> Result<Self, Option<String>> {
         let text = raw.text().ok_or(None)?;
-        let found = T::CHOICES.iter().find(|(name, _)| *name == text);
+        let found = T::CHOICES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
         found.map(|(_, choice)| *choice).ok_or_else(|| suggest(text, T::CHOICES.iter().map(|(name, _)| *name)))
     }
 }

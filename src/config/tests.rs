@@ -161,11 +161,12 @@ fn sinks() {
     check(&format!("{file}color = \"auto\""), &[("5:1 `log.sinks[0].color` is only for kind = \"console\"", "")]);
     let twice = format!("{file}[[log.sinks]]\nname = \"b\"\nkind = \"file\"\nfile = \"x/../a.log\"");
     check(&twice, &[("8:8 `log.sinks[1].file` is the file of the sink \"a\" too", "a file of its own")]);
+    check(&format!("{file}rotation = {{ every = \"Week\", on = \"Sunday\" }}"), &[]);
     check(&format!("{file}rotation = {{}}"), &[("5:12 `log.sinks[0].rotation` sets nothing", "\"never\"")]);
     check(&format!("{file}retention = {{}}"), &[("5:13 `log.sinks[0].retention` can delete nothing", "\"never\"")]);
     check(
         &format!("{file}rotation = \"never\"\nretention = {{ files = 3 }}"),
-        &[("6:13 `log.sinks[0].retention` can delete nothing, because the sink never rotates", "")],
+        &[("6:13 `log.sinks[0].retention` can do nothing, because the sink never rotates", "")],
     );
     check(
         &format!("{file}rotation = {{ size = \"1 MB\", at = \"01:00\" }}"),

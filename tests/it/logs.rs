@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, symlink},
+    os::unix::fs::{FileTypeExt, MetadataExt, symlink},
     path::{Path, PathBuf},
     process::Output,
     thread,
@@ -11,7 +11,7 @@ use std::{
 
 use mlx_manager::{
     config::{Environment, LoadOptions, load_text},
-    telemetry::log::{LogHandle, Router, Terminal, build},
+    telemetry::log::{LogError, LogHandle, Router, Terminal, build},
 };
 use tempfile::TempDir;
 use tracing::subscriber::with_default;
@@ -35,8 +35,12 @@ fn verify(folder: &Path, files: &[&str]) -> (i32, String, String) {
 }
 
 fn sinks(folder: &Path, config: &str) -> (Router, LogHandle) {
+    try_sinks(folder, config).unwrap()
+}
+
+fn try_sinks(folder: &Path, config: &str) -> Result<(Router, LogHandle), LogError> {
     let options = LoadOptions { environment: Environment::new(folder), ..LoadOptions::default() };
-    build(&load_text(config, None, &options).unwrap().config.log, Terminal::default(), None, None).unwrap()
+    build(&load_text(config, None, &options).unwrap().config.log, Terminal::default(), None, None)
 }
 
 fn one_sink(format: &str, rest: &str) -> String {
@@ -182,6 +186,39 @@ fn logrotate_may_take_the_files_away() {
 }
 
 #[test]
+fn pipe_takes_everything_and_stays_a_pipe() {
+    let folder = TempDir::new().unwrap();
+    let logs = folder.path().join("logs");
+    fs::create_dir(&logs).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(logs.join("app.log")).status().unwrap().success());
+    let reader = {
+        let pipe = logs.join("app.log");
+        thread::spawn(move || fs::read_to_string(pipe).unwrap())
+    };
+    // A thousand times the size at which a file would be rotated, and more than fits into a pipe.
+    log(sinks(folder.path(), &one_sink("json", "rotation = { size = \"1 kB\" }")), 1_000, 1_000);
+    assert_eq!(reader.join().unwrap().lines().count(), 1_000);
+    let entries = fs::read_dir(&logs).unwrap().map(|entry| entry.unwrap());
+    let entries: Vec<_> = entries.map(|entry| (entry.file_name(), entry.file_type().unwrap().is_fifo())).collect();
+    assert_eq!(entries, [("app.log".into(), true)]);
+}
+
+#[test]
+fn link_leads_to_the_file_its_archives_and_its_lock() {
+    let folder = TempDir::new().unwrap();
+    let config = one_sink("json", "rotation = { size = \"2 kB\" }");
+    fs::create_dir(folder.path().join("logs")).unwrap();
+    symlink("../real/app.log", folder.path().join("logs/app.log")).unwrap();
+    let (router, handle) = sinks(folder.path(), &config);
+    let direct = format!("log.dir = \"real\"\n{config}");
+    assert!(matches!(try_sinks(folder.path(), &direct), Err(LogError::InUse { .. })));
+    log((router, handle), 20, 500);
+    assert!(folder.path().join("logs/app.log").is_symlink() && !folder.path().join("logs/archive").exists());
+    let (code, out, _) = verify(folder.path(), &["logs/app.log", "real/archive/*"]);
+    assert!(code == 0 && out.contains(": 20 records in ") && !out.contains(" 1 file,"), "{out}");
+}
+
+#[test]
 fn what_proves_nothing_is_said_clearly() {
     let folder = TempDir::new().unwrap();
     log(sinks(folder.path(), &one_sink("text", "")), 3, 1);
@@ -194,13 +231,20 @@ fn what_proves_nothing_is_said_clearly() {
     for (argument, expected) in [
         ("logs", "logs is a folder: name the files in it, such as 'logs/*.log'"),
         ("logs/nothing.log", "logs/nothing.log can't be read: No such file"),
-        ("logs/*.json", "no file matches logs/*.json"),
+        ("logs/*.json", "no file matches logs/*.json\n"),
     ] {
         let (code, out, talk) = verify(folder.path(), &[argument]);
         assert_eq!((code, out.as_str()), (2, ""));
         assert!(talk.contains(expected), "{talk}");
     }
     assert_eq!(verify(folder.path(), &[]).0, 2);
+    // Before the first rotation there are no archives.
+    fs::write(folder.path().join("a.log"), "message=a seq=1\nmessage=a seq=3\n").unwrap();
+    let (code, out, talk) = verify(folder.path(), &["*.log", "archive/*"]);
+    assert!(code == 1 && out.contains("a.log: 2 records in 1 file, seq 1 to 3: 1 is missing, unexplained\n"), "{out}");
+    assert_eq!(talk, "mlx-manager: no file matches archive/*\n");
+    let (code, _, talk) = verify(folder.path(), &["*.txt", "archive/*"]);
+    assert!(code == 2 && talk.contains("no file matches *.txt or archive/*"), "{talk}");
     // A broken configuration says nothing about log files.
     fs::write(folder.path().join("config.toml"), "broken").unwrap();
     fs::write(folder.path().join("a.log"), "message=a seq=1\n").unwrap();

@@ -159,9 +159,13 @@ async fn environment_beats_the_file_at_a_reload_too() {
         command.env("LOG_LEVEL", "info");
     })
     .await;
+    daemon.signal("HUP");
+    let log = logged(&daemon, "[log] reloaded", 1).await;
+    assert!(!log.contains("beaten"), "{log}");
     rewrite(&daemon, |text| text.replace("debug", "trace"));
     daemon.signal("HUP");
-    logged(&daemon, "[log] reloaded", 1).await;
+    let log = logged(&daemon, "[log] reloaded", 2).await;
+    assert!(log.contains("changed in the file and beaten from outside: log.level (by environment LOG_LEVEL)"), "{log}");
     assert_eq!(daemon.get("/health").await.status(), 200);
     assert!(daemon.stop().await.success());
     let log = daemon.read("logs/mlx-manager.log");

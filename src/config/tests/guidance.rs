@@ -160,6 +160,13 @@ fn a_warning_knows_where_its_value_came_from() {
 }
 
 #[test]
+fn a_terminal_may_refuse_colors() {
+    let refuses = |name: &str, value: &str| Environment::new("/").with(name, value).refuses_color();
+    assert!(refuses("NO_COLOR", "1") && refuses("TERM", "dumb"));
+    assert!(!refuses("NO_COLOR", "") && !refuses("TERM", "xterm-256color"));
+}
+
+#[test]
 fn whoever_named_a_missing_file_is_named() {
     let missing = |options: &LoadOptions| problems_of(load(options)).remove(0);
     let environment = Environment::new("/nowhere").with("MLX_MANAGER_CONFIG", "gone.toml");

@@ -54,6 +54,70 @@ fn log_file_that_cannot_be_written_stops_the_daemon_only() {
 }
 
 #[test]
+fn what_the_daemon_could_not_open_is_said_before() {
+    let folder = TempDir::new().unwrap();
+    let logs = folder.path().join("logs");
+    fs::create_dir(&logs).unwrap();
+    let shown = logs.display().to_string();
+    let check = |text: &str, expected: &[(&str, &str)]| check_in(&folder, text, &[], expected);
+    let unwritable = "4:8 `log.sinks[0].file` can't be written: ";
+
+    let long = "x".repeat(300);
+    for file in ["x/", "x/.", "..", "a\\u0000b", long.as_str(), &format!("{long}/a.log")] {
+        check(
+            &sink("a", file),
+            &[("4:8 `log.sinks[0].file` can't be ", "allowed: a file, with names of at most 200 bytes")],
+        );
+    }
+    let deep = "x/".repeat(3000) + "a.log";
+    check(&sink("a", &deep), &[(unwritable, "too long")]);
+    symlink("loop.log", logs.join("loop.log")).unwrap();
+    check(&sink("a", "loop.log"), &[(unwritable, "symbolic link")]);
+    // The link is followed to where the file will be.
+    fs::write(folder.path().join("file"), "").unwrap();
+    symlink("../file/there.log", logs.join("dangling.log")).unwrap();
+    check(&sink("a", "dangling.log"), &[(unwritable, "/file isn't a folder")]);
+    let _socket = std::os::unix::net::UnixListener::bind(logs.join("socket.log")).unwrap();
+    check(&sink("a", "socket.log"), &[(unwritable, "/socket.log is a socket")]);
+    // Permissions don't stop root, so a folder stands for a lock file that isn't ours.
+    fs::create_dir(logs.join(".f.log.lock")).unwrap();
+    let lock = format!("{unwritable}{shown}/.f.log.lock is a folder");
+    check(&sink("a", "f.log"), &[(&lock, "name another file")]);
+    fs::remove_dir(logs.join(".f.log.lock")).unwrap();
+
+    let many: String = (0..63).map(|index| sink(&format!("s{index}"), &format!("{index}.log"))).collect();
+    check(&many, &[("250:8 `log.sinks[62]` is one sink too many", "allowed: 62 sinks")]);
+    let locks = sink("a", ".f.log.lock") + &sink("b", "f.log");
+    check(&locks, &[("4:8 `log.sinks[0].file` is the lock file of the sink \"b\"", "another name")]);
+    let database = format!("database.url = \"sqlite:logs/a.log\"\n{}", sink("a", "a.log"));
+    check(&database, &[("1:16 `database.url` is the log file of the sink \"a\"", "a file of its own")]);
+    let never = sink("a", "a.log") + "rotation = \"never\"\n";
+    let useless = "6:15 `log.sinks[0].compression` can do nothing, because the sink never rotates";
+    check(&(never.clone() + "compression = \"gzip\""), &[(useless, "set a rotation, or leave it out")]);
+    check(&(never + "compression = \"none\""), &[]);
+}
+
+#[test]
+fn streams_are_written_to_as_they_are() {
+    let folder = TempDir::new().unwrap();
+    let load = |text: &str| load_in(&folder, text, &[]).unwrap();
+    let plain = load(&sink("a", "/dev/null"));
+    let SinkKind::File { rotation, retention, .. } = &plain.config.log.sinks[0].kind else { panic!() };
+    assert_eq!((rotation, retention), (&Rotation::default(), &Retention::default()));
+    assert!(plain.warnings.is_empty() && plain.obstacles.is_empty(), "{:?} {:?}", plain.warnings, plain.obstacles);
+    let text = sink("a", "/dev/null") + "rotation.size = \"1 MB\"\nretention.files = 2\ncompression = \"gzip\"\n";
+    let messages: Vec<_> = load(&text).warnings.iter().map(|warning| warning.message.clone()).collect();
+    let expected = ["rotation", "retention", "compression"]
+        .map(|name| format!("`log.sinks[0].{name}` has no effect, because /dev/null is a device or a pipe"));
+    assert_eq!(messages, expected);
+    // Whatever standard error is here, it isn't ours to move.
+    let SinkKind::File { path, rotation, .. } = &load(&sink("a", "/dev/stderr")).config.log.sinks[0].kind else {
+        panic!()
+    };
+    assert!(is_stream(path) && *rotation == Rotation::default(), "{path:?}");
+}
+
+#[test]
 fn a_file_is_one_file_by_whatever_name() {
     let folder = TempDir::new().unwrap();
     fs::create_dir(folder.path().join("logs")).unwrap();

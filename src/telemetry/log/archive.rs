@@ -84,8 +84,12 @@ impl Shelf {
     /// Moves the active file onto the shelf.
     ///
     /// # Errors
-    /// What the file system says; the active file then stays where it is.
+    /// What the file system says; the active file then stays where it is. So does one in whose place somebody put a link
+    /// or a device: what is behind it would be lost.
     pub fn shelve(&self, active: &Path, now: Timestamp) -> io::Result<()> {
+        if !fs::symlink_metadata(active)?.is_file() {
+            return Err(io::Error::other("it is no regular file any more"));
+        }
         fs::create_dir_all(&self.folder)?;
         let newest = self.list()?.pop();
         // The order of names is the order of writing, also when the clock steps back.

@@ -4,6 +4,7 @@
 
 use tracing::{Level as TracingLevel, level_filters::LevelFilter};
 
+pub use crate::config::MAX_SINKS;
 use crate::config::{Directive, Level, LogConfig};
 
 /// One bit per sink from bit 0 up, and the two bits below at the top.
@@ -13,8 +14,6 @@ pub type Mask = u64;
 pub const SPAN: Mask = 1 << 63;
 /// The event goes to the record observer.
 pub const OBSERVED: Mask = 1 << 62;
-/// How many sinks a mask has room for.
-pub const MAX_SINKS: usize = 62;
 
 /// The level up to which a request's story goes.
 const STORY: Level = Level::Debug;

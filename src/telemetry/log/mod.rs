@@ -71,7 +71,7 @@ const DROP_DEADLINE: Duration = Duration::from_secs(2);
 pub struct Terminal {
     /// A terminal.
     pub is_terminal: bool,
-    /// NO_COLOR is set.
+    /// NO_COLOR is set, or TERM is dumb.
     pub no_color: bool,
     /// systemd's journal.
     pub journald: bool,

@@ -14,7 +14,7 @@ use std::{
 use jiff::{Timestamp, ToSpan, Zoned, civil::DateTime, tz::TimeZone};
 
 use super::{archive::Shelf, clock::Clock, line::TORN};
-use crate::config::{Period, Rotation};
+use crate::config::{Period, Rotation, is_stream, lock_of};
 
 /// The group may read logs, others may not.
 const MODE: u32 = 0o640;
@@ -53,8 +53,9 @@ pub struct RollingFile {
     next_rotation: Instant,
     /// Called after each rotation, and with the error of one that failed.
     rotated: Rotated,
-    /// Held as long as the daemon lives. Not the log file itself, because that changes with each rotation.
-    lock: File,
+    /// Held as long as the daemon lives. Not the log file itself, because that changes with each rotation. A stream has
+    /// none, and is only written to.
+    lock: Option<File>,
     /// What happens instead of a write.
     #[cfg(test)]
     pub(super) fault: Option<Box<dyn FnMut() -> Option<io::Error> + Send>>,
@@ -73,10 +74,10 @@ impl RollingFile {
         if let Some(folder) = plan.path.parent() {
             fs::create_dir_all(folder)?;
         }
-        let lock = lock(&plan.path)?;
+        let lock = if is_stream(&plan.path) { None } else { Some(lock(&lock_of(&plan.path))?) };
         // Before it is opened: opening an existing file leaves its time alone, but a repair would not.
         let last_written = fs::metadata(&plan.path).and_then(|metadata| metadata.modified()).ok();
-        let (file, size) = open_active(&plan.path)?;
+        let (file, size) = open_active(&plan.path, lock.is_none())?;
         let since = match last_written.and_then(|time| Timestamp::try_from(time).ok()) {
             Some(time) if size > 0 => time,
             _ => plan.clock.now(),
@@ -113,7 +114,8 @@ impl RollingFile {
     /// What the file system says.
     pub fn noted_sequence(&self) -> io::Result<Option<u64>> {
         let mut note = [0; NOTE_BYTES];
-        let length = self.lock.read_at(&mut note, 0)?;
+        let Some(lock) = &self.lock else { return Ok(None) };
+        let length = lock.read_at(&mut note, 0)?;
         Ok(std::str::from_utf8(&note[..length]).ok().and_then(|note| note.trim_end().parse().ok()))
     }
 
@@ -124,7 +126,7 @@ impl RollingFile {
     /// What the file system says.
     pub fn note_sequence(&self, next: u64) -> io::Result<()> {
         // Of one length, so that it is overwritten whole and needs no space on a full disk.
-        self.lock.write_all_at(format!("{next:020}\n").as_bytes(), 0)
+        self.lock.as_ref().map_or(Ok(()), |lock| lock.write_all_at(format!("{next:020}\n").as_bytes(), 0))
     }
 
     /// The active file.
@@ -139,7 +141,8 @@ impl RollingFile {
 
     /// How many bytes fit into the active file.
     pub fn room(&self) -> u64 {
-        self.plan.rotation.size.map_or(u64::MAX, |limit| limit.saturating_sub(self.size))
+        let limit = self.plan.rotation.size.filter(|_| self.lock.is_some());
+        limit.map_or(u64::MAX, |limit| limit.saturating_sub(self.size))
     }
 
     /// Once a second: opens the file anew if it was renamed or deleted, and rotates it if its period is over.
@@ -150,17 +153,16 @@ impl RollingFile {
         if Instant::now() < self.next_look {
             return Ok(());
         }
-        let ours = self.file.metadata()?;
-        let in_place =
-            fs::metadata(&self.plan.path).is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()));
-        if in_place {
+        let is_locked = || self.lock.as_ref().is_none_or(|lock| leads_to(&lock_of(&self.plan.path), lock));
+        if !leads_to(&self.plan.path, &self.file) || !is_locked() {
+            self.reopen()?;
+        } else if self.lock.is_some() {
+            let length = self.file.metadata()?.len();
             // Somebody may have cut the file, as a copying log rotation does.
-            if ours.len() < self.size {
+            if length < self.size {
                 self.generation += 1;
             }
-            self.size = ours.len();
-        } else {
-            self.reopen()?;
+            self.size = length;
         }
         // Only now: a file that can't be opened is tried again before anything is written into one that was moved away.
         self.next_look = Instant::now() + LOOK_EVERY;
@@ -179,15 +181,22 @@ impl RollingFile {
         }
     }
 
-    /// Opens the file anew under its name.
+    /// Opens the file anew under its name, and takes the lock anew if somebody took that away.
     ///
     /// # Errors
-    /// When it could not be opened; writing then goes on in the old file.
+    /// When it could not be opened or another daemon writes it; writing then goes on in the old file.
     pub fn reopen(&mut self) -> io::Result<()> {
-        if let Some(folder) = self.plan.path.parent() {
+        let path = &self.plan.path;
+        if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        (self.file, self.size) = open_active(&self.plan.path)?;
+        let name = lock_of(path);
+        if is_stream(path) {
+            self.lock = None;
+        } else if !self.lock.as_ref().is_some_and(|lock| leads_to(&name, lock)) {
+            self.lock = Some(lock(&name)?);
+        }
+        (self.file, self.size) = open_active(path, self.lock.is_none())?;
         self.generation += 1;
         Ok(())
     }
@@ -200,7 +209,7 @@ impl RollingFile {
     pub fn make_room_for(&mut self, length: u64) -> io::Result<()> {
         let now = self.plan.clock.now();
         let period_over = self.period_end.is_some_and(|end| now >= end);
-        if !period_over && (length <= self.room() || self.size == 0) {
+        if self.lock.is_none() || !period_over && (length <= self.room() || self.size == 0) {
             return Ok(());
         }
         if self.size > 0 {
@@ -255,22 +264,30 @@ impl RollingFile {
     }
 }
 
+fn leads_to(path: &Path, file: &File) -> bool {
+    let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    path.metadata().is_ok_and(|named| file.metadata().is_ok_and(|ours| inode(named) == inode(ours)))
+}
+
 fn lock(path: &Path) -> io::Result<File> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let path = path.with_file_name(format!(".{name}.lock"));
-    let file = OpenOptions::new().create(true).read(true).write(true).truncate(false).mode(MODE).open(path)?;
+    let opened = OpenOptions::new().create(true).read(true).write(true).truncate(false).mode(MODE).open(path);
+    // Who reads of the log file only would look at the wrong one.
+    let file = opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+        Err(TryLockError::WouldBlock) => {
+            Err(io::Error::new(io::ErrorKind::WouldBlock, "another running daemon writes it"))
+        }
         // Some network file systems have no locks. Logging there is worth more than the check.
         Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(file),
         Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
-fn open_active(path: &Path) -> io::Result<(File, u64)> {
+fn open_active(path: &Path, is_stream: bool) -> io::Result<(File, u64)> {
+    // Also for reading, for the sake of pipes: one without a reader opens all the same, and keeps what fits into it.
     let mut file = OpenOptions::new().create(true).append(true).read(true).mode(MODE).open(path)?;
-    let mut size = file.metadata()?.len();
+    let mut size = if is_stream { 0 } else { file.metadata()?.len() };
     if size > 0 {
         // A crash may have torn the last record. It says so, because half a number looks like a whole one, and the next
         // one starts on a line of its own.

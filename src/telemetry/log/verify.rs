@@ -19,6 +19,11 @@ mod gaps;
 
 pub use gaps::Gap;
 
+/// How often files are listed that somebody archives all the time.
+const MOST_LISTINGS: usize = 100;
+/// How many files are open at once.
+const MOST_OPEN: usize = 64;
+
 /// The files of one sink, and what their numbers say.
 #[derive(Debug, Default)]
 pub struct Family {
@@ -136,13 +141,31 @@ struct Reading {
     losses: Vec<(Lost, u64, Spot)>,
 }
 
-/// Reads files, each once, and judges each family. A daemon may be writing them: active files are opened first, so that
-/// one which becomes an archive meanwhile is read to its end, and archives may be compressed meanwhile.
+/// Reads files, each once, and judges each family.
 pub fn verify(paths: &[PathBuf]) -> Vec<Family> {
+    verify_live(paths.to_vec(), || None)
+}
+
+/// Does so while a daemon may be writing them. Active files are opened first, so that one which becomes an archive is read
+/// to its end, and anew until nothing was archived between listing and opening them. `list` lists them again, if it can.
+pub fn verify_live(mut paths: Vec<PathBuf>, list: impl Fn() -> Option<Vec<PathBuf>>) -> Vec<Family> {
+    let mut active = open_active(&paths);
+    for again in (0..MOST_LISTINGS).filter_map(|_| list()) {
+        if again == paths {
+            break;
+        }
+        active = open_active(&again);
+        paths = again;
+    }
     let mut families: BTreeMap<PathBuf, (Family, Reading)> = BTreeMap::new();
-    let mut paths = once_each(paths);
-    paths.sort_by_key(|path| archive::is_compressed(path) || archive::active_name(path).is_some());
+    let mut paths = once_each(&paths);
+    paths.sort_by_key(|path| !may_be_active(path));
     for path in paths {
+        let file = match active.remove(path).map_or_else(|| open(path), Ok) {
+            // Retention deletes whole archives. If one leaves a gap, the gap will tell.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_archive(path) => continue,
+            file => file,
+        };
         let mut name = family_of(path);
         // A file without an extension has archives with one.
         let bare = name.with_extension("");
@@ -158,7 +181,7 @@ pub fn verify(paths: &[PathBuf]) -> Vec<Family> {
             family.name = name;
         }
         family.files += 1;
-        if let Err(error) = open(path).and_then(|file| read(path, BufReader::new(file), family, reading)) {
+        if let Err(error) = file.and_then(|file| read(path, BufReader::new(file), family, reading)) {
             family.faults.push(Fault::Unreadable { path: path.to_owned(), reason: error.to_string() });
         }
     }
@@ -169,8 +192,30 @@ pub fn verify(paths: &[PathBuf]) -> Vec<Family> {
     families.into_values().map(judge).collect()
 }
 
-/// What is the same for all spellings of an active file's path, whether or not it exists.
+/// Opens the active files among these. What isn't open after this is opened when it is read.
+fn open_active(paths: &[PathBuf]) -> BTreeMap<PathBuf, Box<dyn Read>> {
+    let active = paths.iter().filter(|path| may_be_active(path)).take(MOST_OPEN);
+    active.filter_map(|path| Some((path.clone(), open(path).ok()?))).collect()
+}
+
+fn may_be_active(path: &Path) -> bool {
+    !archive::is_compressed(path) && !is_archive(path)
+}
+
+fn is_archive(path: &Path) -> bool {
+    archive::active_name(&plain(path)).is_some()
+}
+
+/// The name of a file without what compression adds to it.
+fn plain(path: &Path) -> PathBuf {
+    if archive::is_compressed(path) { path.with_extension("") } else { path.to_owned() }
+}
+
+/// What is the same for all spellings of an active file's path, whether or not it exists, and for a link to it.
 fn key(name: &Path) -> PathBuf {
+    if let Ok(real) = name.canonicalize() {
+        return real;
+    }
     let folder = name.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     folder.canonicalize().unwrap_or_else(|_| folder.to_owned()).join(name.file_name().unwrap_or_default())
 }
@@ -191,33 +236,46 @@ fn open(path: &Path) -> io::Result<Box<dyn Read>> {
 }
 
 /// The paths without those that lead to a file that was named before, or to its compressed twin: between its last byte
-/// and the end of the plain file, an archive is there in both forms.
+/// and the end of the plain file, an archive is there in both forms. Names alone don't tell: where logrotate began to
+/// compress, `app.log.2.gz` is the younger brother of `app.log.2`.
 fn once_each(paths: &[PathBuf]) -> Vec<&PathBuf> {
     let mut chosen: BTreeMap<PathBuf, &PathBuf> = BTreeMap::new();
     for path in paths.iter().filter(|path| !archive::is_unfinished(path)) {
-        let real = path.canonicalize().unwrap_or_else(|_| path.clone());
-        let plain = if archive::is_compressed(&real) { real.with_extension("") } else { real.clone() };
-        let slot = chosen.entry(plain).or_insert(path);
-        if archive::is_compressed(slot) && !archive::is_compressed(&real) {
-            *slot = path;
-        }
+        chosen.entry(path.canonicalize().unwrap_or_else(|_| path.clone())).or_insert(path);
     }
-    chosen.into_values().collect()
+    let is_twin = |real: &PathBuf| {
+        let plain = plain(real);
+        plain != *real
+            && chosen.contains_key(&plain)
+            && first_line(&plain).is_ok_and(|first| first_line(real).is_ok_and(|other| first == other))
+    };
+    chosen.iter().filter(|(real, _)| !is_twin(real)).map(|(_, path)| *path).collect()
+}
+
+fn first_line(path: &Path) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    BufReader::new(open(path)?).read_until(b'\n', &mut line)?;
+    Ok(line)
 }
 
 /// The active file that a file belongs to, by its name: itself, an archive of ours in `archive` beside it or moved to
-/// the same folder, or what logrotate makes of it (`app.log.1`, `app.log-20261120`).
+/// the same folder, or what logrotate makes of it (`app.log.1`, `app.log-20261120-1795230817`).
 fn family_of(path: &Path) -> PathBuf {
-    let plain = if archive::is_compressed(path) { path.with_extension("") } else { path.to_owned() };
+    let plain = plain(path);
     if let Some(name) = archive::active_name(&plain) {
         let folder = plain.parent().unwrap_or(Path::new(""));
         let folder = if folder.ends_with("archive") { folder.parent().unwrap_or(Path::new("")) } else { folder };
         return folder.join(name);
     }
-    let name = plain.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let (stem, suffix) = name.rsplit_once(['.', '-']).unwrap_or((name, ""));
-    let rotated = !suffix.is_empty() && suffix.bytes().all(|byte| byte.is_ascii_digit()) && stem.contains('.');
-    if rotated { plain.with_file_name(stem) } else { plain }
+    let mut name = plain.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    while let Some((stem, suffix)) = name.rsplit_once(['.', '-'])
+        && !suffix.is_empty()
+        && suffix.bytes().all(|byte| byte.is_ascii_digit())
+        && stem.contains('.')
+    {
+        name = stem;
+    }
+    plain.with_file_name(name)
 }
 
 fn read(path: &Path, mut file: impl BufRead, family: &mut Family, reading: &mut Reading) -> io::Result<()> {

@@ -216,6 +216,72 @@ fn second_writer_is_refused_also_after_rotation() {
 }
 
 #[test]
+fn lock_that_was_taken_away_is_taken_anew() {
+    let stage = Stage::new();
+    let mut file = stage.open(size(100));
+    let refused = || stage.try_open(size(100), TimeZone::UTC).err().map(|error| error.kind());
+    let lock = lock_of(&stage.path());
+    let mut look = || {
+        file.next_look = Instant::now();
+        file.look_after()
+    };
+    // With everything else, and alone.
+    for gone in [vec![&stage.path(), &lock], vec![&lock]] {
+        gone.into_iter().for_each(|path| fs::remove_file(path).unwrap());
+        look().unwrap();
+        assert_eq!(refused(), Some(io::ErrorKind::WouldBlock));
+    }
+    // Another daemon was faster.
+    fs::remove_file(&lock).unwrap();
+    let other = stage.open(size(100));
+    assert_eq!(look().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    drop(other);
+    look().unwrap();
+    assert_eq!(refused(), Some(io::ErrorKind::WouldBlock));
+}
+
+#[test]
+fn lock_that_cannot_be_opened_is_named() {
+    let stage = Stage::new();
+    fs::create_dir(lock_of(&stage.path())).unwrap();
+    let error = stage.try_open(size(100), TimeZone::UTC).err().unwrap().to_string();
+    assert!(error.contains("/.app.log.lock: "), "{error}");
+}
+
+#[test]
+fn device_is_never_moved_and_has_nothing_beside_it() {
+    let stage = Stage::new();
+    std::os::unix::fs::symlink("/dev/null", stage.path()).unwrap();
+    let mut file = stage.open(Rotation { size: Some(3), every: Some(Period::Hour) });
+    let other = stage.open(size(3));
+    for _ in 0..9 {
+        put(&mut file, "a\n");
+        stage.seconds.fetch_add(3600, Ordering::Relaxed);
+        file.next_look = Instant::now();
+        file.look_after().unwrap();
+    }
+    file.note_sequence(7).unwrap();
+    assert_eq!((file.generation(), file.room(), other.noted_sequence().unwrap()), (0, u64::MAX, None));
+    let names: Vec<_> = fs::read_dir(&stage.folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["app.log"]);
+    assert_eq!(stage.path().read_link().unwrap(), Path::new("/dev/null"));
+}
+
+#[test]
+fn link_put_in_place_of_the_file_is_not_moved() {
+    let stage = Stage::new();
+    let mut file = stage.open(size(3));
+    let target = stage.folder.path().join("target");
+    fs::rename(stage.path(), &target).unwrap();
+    std::os::unix::fs::symlink(&target, stage.path()).unwrap();
+    for line in ["a\n", "b\n"] {
+        put(&mut file, line);
+    }
+    assert_eq!(stage.failures.load(Ordering::Relaxed), 1);
+    assert_eq!((fs::read_to_string(target).unwrap(), stage.archives()), ("a\nb\n".into(), vec![]));
+}
+
+#[test]
 fn rotation_that_fails_loses_nothing() {
     let stage = Stage::new();
     let mut file = stage.open(size(3));

@@ -68,7 +68,7 @@ fn family_is_whole_in_any_order_and_form() {
         // The same file by another name.
         stage.0.path().join("logs/archive/../app.log"),
         stage.write("logs/other.log.1", lines([1])),
-        stage.write("logs/other.log-20260101.gz", gzip(&lines([0]))),
+        stage.write("logs/other.log-20260101-1767225600.gz", gzip(&lines([0]))),
     ];
     let families = verify(&paths);
     let judged: Vec<_> =
@@ -88,6 +88,72 @@ fn family_is_one_however_its_files_are_spelled() {
         assert_eq!(families.len(), 1, "{families:?}");
         assert!(families[0].name == path && ranges(&families[0]) == [(2, 2, false)], "{families:?}");
     }
+}
+
+#[test]
+fn brothers_are_no_twins() {
+    let stage = Stage::new();
+    let gzip = |text: String| zstd::encode_all(text.as_bytes(), 0).unwrap();
+    let paths = [
+        stage.write("app.log", lines([4])),
+        stage.write("app.log.2", lines([0, 1])),
+        // Younger, because compression was switched on between the two.
+        stage.write("app.log.2.zst", gzip(lines([2, 3]))),
+        // Twins: logrotate has not deleted the plain one yet.
+        stage.write("twin.log.1", lines([0, 1])),
+        stage.write("twin.log.1.zst", gzip(lines([0, 1]))),
+    ];
+    let judged: Vec<_> =
+        verify(&paths).iter().map(|family| (family.files, family.records, family.is_whole())).collect();
+    assert_eq!(judged, [(3, 5, true), (1, 2, true)]);
+}
+
+#[test]
+fn link_and_file_are_one_family() {
+    let stage = Stage::new();
+    stage.write("real/app.log", lines([2]));
+    let archive = stage.write("real/archive/app.2026-01-01T00-00-01Z.0001.log", lines([1]));
+    let link = stage.0.path().join("link.log");
+    std::os::unix::fs::symlink("real/app.log", &link).unwrap();
+    let families = verify(&[link, archive]);
+    assert_eq!(families.iter().map(|family| (family.files, family.is_whole())).collect::<Vec<_>>(), [(2, true)]);
+}
+
+#[test]
+fn rotation_between_listing_and_reading_leaves_no_gap() {
+    let stage = Stage::new();
+    let active = stage.write("app.log", lines([1]));
+    let archives = std::cell::RefCell::new(vec![stage.write("archive/app.2026-01-01T00-00-01Z.0001.log", lines([0]))]);
+    let listed = || [&[active.clone()][..], &archives.borrow()].concat();
+    let first = listed();
+    let last = std::cell::Cell::new(1);
+    let rotate = || {
+        let next = last.get() + 1;
+        last.set(next);
+        let archive = stage.0.path().join(format!("archive/app.2026-01-01T00-00-02Z.{next:04}.log"));
+        fs::rename(&active, &archive).unwrap();
+        archives.borrow_mut().push(archive);
+        stage.write("app.log", lines([next]));
+    };
+    rotate();
+    let listings = std::cell::Cell::new(0);
+    let list = || {
+        let found = listed();
+        listings.set(listings.get() + 1);
+        // Twice between listing and opening, and once after the opening.
+        if [1, 3, 5].contains(&listings.get()) {
+            rotate();
+        }
+        // A name may be missing for a moment.
+        if listings.get() == 2 { None } else { Some(found) }
+    };
+    let families = verify_live(first, list);
+    assert!(families[0].is_whole() && families[0].numbers == Some((0, 4)), "{families:?}");
+    // What retention deletes meanwhile is no gap.
+    let gone = archives.borrow()[0].clone();
+    fs::remove_file(&gone).unwrap();
+    let families = verify(&listed());
+    assert!(families[0].is_whole() && families[0].numbers == Some((1, 5)), "{families:?}");
 }
 
 #[test]
