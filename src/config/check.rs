@@ -9,18 +9,36 @@ use std::{
 
 use rustix::fs::Access;
 
-use super::{Config, ModelPath, Rotation, SinkKind, database::sqlite_file, decode::Decoder, is_stream, lock_of};
+use super::{
+    Config, DatabaseConfig, LocalConfig, LogConfig, ModelPath, PrometheusConfig, Rotation, ServerConfig, SinkKind,
+    database::sqlite_file, decode::Decoder, is_stream, lock_of,
+};
 
-/// Contradictions between keys.
-pub(super) fn relations(decoder: &mut Decoder<'_>, config: &Config) {
-    if config.prometheus.enabled && collide(config.server.listen, config.prometheus.listen) {
+/// Two listeners on one port. What could not be decoded is `None`, here and below.
+pub(super) fn listeners(
+    decoder: &mut Decoder<'_>,
+    server: Option<&ServerConfig>,
+    prometheus: Option<&PrometheusConfig>,
+) {
+    let (Some(server), Some(prometheus)) = (server, prometheus) else { return };
+    if prometheus.enabled && collide(server.listen, prometheus.listen) {
         let key = "metrics.prometheus.listen";
         let place = decoder.place_of(key);
-        let message = format!("is {}, which `server.listen` takes", config.prometheus.listen);
+        let message = format!("is {}, which `server.listen` takes", prometheus.listen);
         decoder.report_relation(key, place, &message, "give it a port of its own, or 0");
     }
+}
+
+/// Log files that would be each other's, the database's or `own`, the configuration.
+pub(super) fn log_files(
+    decoder: &mut Decoder<'_>,
+    log: Option<&LogConfig>,
+    database: Option<&DatabaseConfig>,
+    own: Option<&Path>,
+) {
+    let Some(log) = log else { return };
     let mut files: Vec<(&Path, &str)> = Vec::new();
-    for (index, sink) in config.log.sinks.iter().enumerate() {
+    for (index, sink) in log.sinks.iter().enumerate() {
         let SinkKind::File { path, .. } = &sink.kind else { continue };
         let key = format!("log.sinks[{index}].file");
         if let Some((_, other)) = files.iter().find(|(known, _)| is_same_file(known, path)) {
@@ -32,8 +50,12 @@ pub(super) fn relations(decoder: &mut Decoder<'_>, config: &Config) {
         }
         files.push((path, &sink.name));
     }
-    for (index, sink) in config.log.sinks.iter().enumerate() {
+    for (index, sink) in log.sinks.iter().enumerate() {
         let SinkKind::File { path, .. } = &sink.kind else { continue };
+        if own.is_some_and(|file| is_same_file(file, path)) {
+            let key = format!("log.sinks[{index}].file");
+            decoder.report_relation(&key, decoder.place_of(&key), "is this very configuration", "give it another name");
+        }
         let is_lock_of = |known: &Path| {
             let lock = lock_of(known);
             lock.file_name() == path.file_name() && is_same_file(&lock, path)
@@ -44,16 +66,21 @@ pub(super) fn relations(decoder: &mut Decoder<'_>, config: &Config) {
             decoder.report_relation(&key, decoder.place_of(&key), &message, "give it another name");
         }
     }
-    if let Some(database) = sqlite_file(&config.database.url)
+    if let Some(database) = database.and_then(|database| sqlite_file(&database.url))
         && let Some((_, sink)) = files.iter().find(|(path, _)| is_same_file(path, database))
     {
         let (key, message) = ("database.url", format!("is the log file of the sink \"{sink}\""));
         decoder.report_relation(key, decoder.place_of(key), &message, "give the database a file of its own");
     }
-    if let Some(name) = &config.local.default_model {
-        let known = config.local.models.iter().any(|model| model.name == *name);
+}
+
+/// A default model that isn't there.
+pub(super) fn default_model(decoder: &mut Decoder<'_>, local: Option<&LocalConfig>) {
+    let Some(local) = local else { return };
+    if let Some(name) = &local.default_model {
+        let known = local.models.iter().any(|model| model.name == *name);
         // Names with a slash are found in the Hugging Face cache, whose state isn't part of the configuration.
-        if !known && !name.contains('/') && !config.local.models_dir.join(name).is_dir() {
+        if !known && !name.contains('/') && !local.models_dir.join(name).is_dir() {
             let message = format!("is \"{name}\", which is neither in [[local.models]] nor in `local.models_dir`");
             decoder.warn("local.default_model", &message, "the daemon starts without a loaded model");
         }
@@ -107,7 +134,7 @@ fn normalize(path: &Path) -> PathBuf {
 /// Folders and files that the daemon will need. Nothing is made here. Log files that can't be written are obstacles: the
 /// daemon says so and doesn't start. Nothing else that is found here stops it.
 pub(super) fn places(decoder: &mut Decoder<'_>, config: &Config) {
-    log_files(decoder, config);
+    log_folders(decoder, &config.log);
     for (index, model) in config.local.models.iter().enumerate() {
         if let ModelPath::Folder(folder) = &model.path
             && !folder.join("config.json").is_file()
@@ -134,10 +161,10 @@ pub(super) fn places(decoder: &mut Decoder<'_>, config: &Config) {
     }
 }
 
-fn log_files(decoder: &mut Decoder<'_>, config: &Config) {
-    let dir = &config.log.dir;
+fn log_folders(decoder: &mut Decoder<'_>, log: &LogConfig) {
+    let dir = &log.dir;
     let mut dir_reported = false;
-    for (index, sink) in config.log.sinks.iter().enumerate() {
+    for (index, sink) in log.sinks.iter().enumerate() {
         let SinkKind::File { path, rotation, .. } = &sink.kind else { continue };
         let hint = "name another file, or change the owner or mode of what is there";
         let key = format!("log.sinks[{index}].file");
@@ -181,6 +208,11 @@ fn cannot_append(path: &Path) -> Option<String> {
 /// Why no file could be made below a folder, as far as can be told without making one.
 fn cannot_hold(folder: &Path) -> Option<String> {
     let existing = folder.ancestors().find(|ancestor| ancestor.symlink_metadata().is_ok())?;
+    // Where a folder is missing, `..` after it goes by the text.
+    let rest = folder.strip_prefix(existing).unwrap_or(folder);
+    if rest.components().any(|component| component == Component::ParentDir) {
+        return cannot_hold(&real_path(folder));
+    }
     match existing.metadata() {
         Err(error) => Some(format!("{}: {error}", existing.display())),
         Ok(metadata) if !metadata.is_dir() => Some(format!("{} isn't a folder", existing.display())),

@@ -151,8 +151,13 @@ pub(super) const ROUTES: Table = Table::array(
 const BREAKER: &[Key] = &[Key::new("failures", "5", ""), Key::new("open", "\"30 s\"", "")];
 const OWN_BREAKER: &[Key] = &[Key::bare("failures", ""), Key::bare("open", "")];
 
-/// Names that routes and the audit use for this machine.
-const RESERVED: [&str; 2] = ["local", "mlx"];
+/// Names that routes, the audit and metrics have a use for.
+const RESERVED: [(&str, &str); 4] = [
+    ("local", "that name stands for this machine's own models"),
+    ("mlx", "that name stands for this machine's own models"),
+    ("_none", "that name stands for requests that reached no provider"),
+    ("_other", "that name stands for all that have none"),
+];
 
 impl Choice for ProviderKind {
     const CHOICES: &'static [(&'static str, Self)] = &[("openai", Self::OpenAi), ("anthropic", Self::Anthropic)];
@@ -237,15 +242,9 @@ fn decode_provider<'a>(
 ) -> Option<Provider> {
     decoder.check_keys(section, &[]);
     let name = decoder.unique_name(section, names);
-    if let Some(reserved) = name.as_deref().filter(|name| RESERVED.contains(name)) {
+    if let Some((reserved, meaning)) = RESERVED.iter().find(|(reserved, _)| name.as_deref() == Some(reserved)) {
         let key = format!("{}.name", section.path);
-        let place = decoder.place_of(&key);
-        decoder.report(
-            &key,
-            place,
-            &format!("can't be \"{reserved}\""),
-            "that name stands for this machine's own models",
-        );
+        decoder.report(&key, decoder.place_of(&key), &format!("can't be \"{reserved}\""), meaning);
     }
     let kind = decoder.required(section, "kind");
     let base_url = decoder.required::<BaseUrl>(section, "base_url").map(|url| url.0);

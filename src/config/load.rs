@@ -170,7 +170,7 @@ pub fn load_text(text: &str, file: Option<&Path>, options: &LoadOptions) -> Resu
         builtin: builtin.into_inner(),
         overlays: overlays(options),
     });
-    let config = decode(&mut decoder);
+    let config = decode(&mut decoder, file);
     decoder.report_unused();
     secrets.append(&mut decoder.secrets);
     let source = Redacted::new(text, secrets);
@@ -265,7 +265,7 @@ fn syntax_problems(text: &str, errors: &[toml::de::Error], source: &Redacted) ->
 }
 
 /// Every section is decoded before the first failure counts, so that all problems are found.
-fn decode(decoder: &mut Decoder<'_>) -> Option<Config> {
+fn decode(decoder: &mut Decoder<'_>, file: Option<&Path>) -> Option<Config> {
     decoder.check_headers(TABLES);
     let server = server::decode(decoder);
     let log = log::decode(decoder);
@@ -276,6 +276,9 @@ fn decode(decoder: &mut Decoder<'_>) -> Option<Config> {
     let local = local::decode(decoder);
     let (providers, cloud) = cloud::decode(decoder);
     let database = database::decode(decoder);
+    check::listeners(decoder, server.as_ref(), prometheus.as_ref());
+    check::log_files(decoder, log.as_ref(), database.as_ref(), file);
+    check::default_model(decoder, local.as_ref());
     let config = Config {
         server: server?,
         log: log?,
@@ -288,7 +291,6 @@ fn decode(decoder: &mut Decoder<'_>) -> Option<Config> {
         cloud: cloud?,
         database: database?,
     };
-    check::relations(decoder, &config);
     if decoder.problems.is_empty() {
         check::places(decoder, &config);
     }

@@ -134,11 +134,12 @@ fn decode_rotation<'a>(decoder: &mut Decoder<'a>, sink: &Section<'a>) -> Option<
         let message = "sets nothing";
         decoder.report(&section.path, section.place.clone(), message, "allowed: size and/or every, or \"never\"");
     }
-    if decoder.given(&section, "at") && !matches!(every, Some(Every::Day | Every::Week)) {
+    let is_wrong = every.is_none() && decoder.given(&section, "every");
+    if decoder.given(&section, "at") && !is_wrong && !matches!(every, Some(Every::Day | Every::Week)) {
         let (key, hint) = (format!("{}.at", section.path), "add every = \"day\" or \"week\", or leave it out");
         decoder.report_relation(&key, decoder.place_of(&key), "has no day or week to start", hint);
     }
-    if decoder.given(&section, "on") && every != Some(Every::Week) {
+    if decoder.given(&section, "on") && !is_wrong && every != Some(Every::Week) {
         let (key, hint) = (format!("{}.on", section.path), "add every = \"week\", or leave it out");
         decoder.report_relation(&key, decoder.place_of(&key), "has no week to start", hint);
     }

@@ -176,6 +176,10 @@ fn sinks() {
         &format!("{file}rotation = {{ every = \"week\", on = \"mon\", at = \"25:00\" }}"),
         &[("5:35 `log.sinks[0].rotation.on`", "did you mean `monday`?"), ("5:47 `log.sinks[0].rotation.at`", "23:30")],
     );
+    check(
+        &format!("{file}rotation = {{ every = \"year\", at = \"01:00\", on = \"monday\" }}"),
+        &[("5:22 `log.sinks[0].rotation.every` can't be \"year\"", "\"week\"")],
+    );
     check(&format!("{file}retention = {{ files = 0 }}"), &[("5:23 `log.sinks[0].retention.files` can't be 0", "")]);
     check(
         &format!("{file}compression = \"lz4\""),
@@ -279,7 +283,9 @@ fn providers_and_routes() {
 #[test]
 fn every_problem_is_reported_at_once() {
     check(
-        "[server]\nlisten = 1\nmax_body = 2\n[traces]\nsample_ratio = 3\nx = 4\n[[local.models]]\npath = \"builtin:x\"\n",
+        "[server]\nlisten = 1\nmax_body = 2\n[traces]\nsample_ratio = 3\nx = 4\n[[local.models]]\npath = \"builtin:x\"\n\
+         [[log.sinks]]\nname = \"a\"\nkind = \"file\"\nfile = \"a\"\n\
+         [[log.sinks]]\nname = \"b\"\nkind = \"file\"\nfile = \"a\"\n",
         &[
             ("2:10 ", ""),
             ("3:12 ", ""),
@@ -287,6 +293,7 @@ fn every_problem_is_reported_at_once() {
             ("6:1 ", ""),
             ("7:1 `local.models[0].name` is missing", ""),
             ("8:8 `local.models[0].path` can't be \"builtin:x\"", ""),
+            ("16:8 `log.sinks[1].file` is the file of the sink \"a\" too", ""),
         ],
     );
 }

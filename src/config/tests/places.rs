@@ -41,6 +41,8 @@ fn log_file_that_cannot_be_written_stops_the_daemon_only() {
     let taken = format!("4:8 `log.sinks[0].file` can't be written: {shown}/logs/taken.log is a folder");
     check(&sink("a", "taken.log"), &[(&taken, "name another file")]);
     check(&sink("a", "../file/a.log"), &[("4:8 `log.sinks[0].file` can't be written: ", "/file isn't a folder")]);
+    let nowhere = format!("log.dir = \"nowhere\"\n{}", sink("a", "../file/a.log"));
+    check(&nowhere, &[("5:8 `log.sinks[0].file` can't be written: ", "/file isn't a folder")]);
     check(&sink("a", "../dangling/a.log"), &[("4:8 `log.sinks[0].file` can't be written: ", "No such file")]);
     check(&sink("a", "../other/a.log"), &[("4:8 `log.sinks[0].file` can't be written: ", "/archive isn't a folder")]);
     check(&(sink("a", "../other/a.log") + "rotation = \"never\""), &[]);
@@ -91,6 +93,8 @@ fn what_the_daemon_could_not_open_is_said_before() {
     check(&locks, &[("4:8 `log.sinks[0].file` is the lock file of the sink \"b\"", "another name")]);
     let database = format!("database.url = \"sqlite:logs/a.log\"\n{}", sink("a", "a.log"));
     check(&database, &[("1:16 `database.url` is the log file of the sink \"a\"", "a file of its own")]);
+    fs::write(folder.path().join("config.toml"), "").unwrap();
+    check(&sink("a", "../config.toml"), &[("4:8 `log.sinks[0].file` is this very configuration", "another name")]);
     let never = sink("a", "a.log") + "rotation = \"never\"\n";
     let useless = "6:15 `log.sinks[0].compression` can do nothing, because the sink never rotates";
     check(&(never.clone() + "compression = \"gzip\""), &[(useless, "set a rotation, or leave it out")]);
