@@ -68,10 +68,10 @@ fn eventually(what: &str, happened: impl Fn() -> bool) {
 
 /// Keeps `LEVEL fields` of this room's events.
 #[derive(Clone, Default)]
-struct Heard(Arc<Mutex<Vec<String>>>);
+pub(super) struct Heard(Arc<Mutex<Vec<String>>>);
 
 impl Heard {
-    fn lines(&self) -> Vec<String> {
+    pub(super) fn lines(&self) -> Vec<String> {
         self.0.lock().unwrap().clone()
     }
 }
