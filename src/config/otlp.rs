@@ -112,7 +112,10 @@ pub(super) const TABLE: Table = Table {
             .sample("{ Authorization = \"Basic ${COLLECTOR_LOGIN}\" }"),
         Key::new("signals", "[\"traces\", \"metrics\", \"logs\"]", ""),
         Key::new("timeout", "\"10 s\"", "of one export"),
-        Key::bare("spool", "where batches wait while the endpoint is away; left out: in memory, where a busy minute fills the room"),
+        Key::bare(
+            "spool",
+            "where batches wait while the endpoint is away; left out: in memory, where a busy minute fills the room",
+        ),
     ],
     entries: Some(&[&[
         ("name", "\"logfire\""),

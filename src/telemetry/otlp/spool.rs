@@ -190,12 +190,19 @@ impl Spool {
     /// case of an error too. A batch that can never fit is an error.
     pub(super) fn push(&self, batch: &Batch, now: SystemTime, lost: &mut Vec<Lost>) -> io::Result<Entry> {
         let mut state = self.lock();
-        let pushed = self.append(&mut state, batch, now, lost);
+        let pushed = self.append(&mut state, batch, now, lost, |entry| self.write(entry, &batch.body));
         self.bytes.store(state.bytes, Ordering::Relaxed);
         pushed
     }
 
-    fn append(&self, state: &mut State, batch: &Batch, now: SystemTime, lost: &mut Vec<Lost>) -> io::Result<Entry> {
+    fn append(
+        &self,
+        state: &mut State,
+        batch: &Batch,
+        now: SystemTime,
+        lost: &mut Vec<Lost>,
+        mut write: impl FnMut(&Entry) -> io::Result<()>,
+    ) -> io::Result<Entry> {
         let now = u64::try_from(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros()).unwrap_or(u64::MAX);
         // A clock that steps back must not put a new batch before an older one.
         let last = state.queues[batch.signal as usize].back();
@@ -212,7 +219,7 @@ impl Spool {
             remove_file(&self.path(&oldest))?;
         }
         loop {
-            let Err(error) = self.write(&entry, &batch.body) else { break };
+            let Err(error) = write(&entry) else { break };
             remove_file(&self.path(&entry).with_extension("partial"))?;
             match error.kind() {
                 ErrorKind::NotFound if !self.dir.exists() => state._lock = create(&self.dir)?,
@@ -422,6 +429,28 @@ mod tests {
         assert!(spool.remove(&lost).0);
         assert_eq!(bodies(&spool), ["kept"]);
         assert!(Spool::open(&folder, 100).is_err(), "it has an owner");
+    }
+
+    #[test]
+    fn on_a_full_disk_the_oldest_make_room_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), 100).unwrap();
+        let now = SystemTime::now();
+        for text in ["one", "two", "three"] {
+            push(&spool, &batch(text, 1), now);
+        }
+        let mut lost = Vec::new();
+        // There is room for two files.
+        let write = |entry: &Entry| match fs::read_dir(dir.path()).unwrap().count() - 1 {
+            0..2 => spool.write(entry, b"four"),
+            _ => Err(ErrorKind::StorageFull.into()),
+        };
+        spool.append(&mut spool.lock(), &batch("four", 4), now, &mut lost, write).unwrap();
+        assert_eq!(lost, [(); 2].map(|()| Lost { signal: Signal::Traces, items: 1, cause: Cause::DiskFull }));
+        assert_eq!(bodies(&spool), ["three", "four"]);
+        let full = |_: &Entry| Err(ErrorKind::StorageFull.into());
+        let error = spool.append(&mut spool.lock(), &batch("five", 5), now, &mut lost, full).unwrap_err();
+        assert!(error.kind() == ErrorKind::StorageFull && lost.len() == 2, "there is nothing to let go: {error}");
     }
 
     #[test]
