@@ -218,8 +218,7 @@ impl Spool {
             lost.push(oldest.lost(Cause::SpoolFull));
             remove_file(&self.path(&oldest))?;
         }
-        loop {
-            let Err(error) = write(&entry) else { break };
+        while let Err(error) = write(&entry) {
             remove_file(&self.path(&entry).with_extension("partial"))?;
             match error.kind() {
                 ErrorKind::NotFound if !self.dir.exists() => state._lock = create(&self.dir)?,
