@@ -186,5 +186,10 @@ async fn what_is_refused_is_mentioned_once_with_its_cause() {
     let said = lines(&daemon, "status 404 Not Found");
     assert!(!said.is_empty(), "{:#?}", daemon.stderr());
     assert!(said[0].contains("WARN") && said[0].contains("metrics") && said[0].contains("collector"), "{said:#?}");
+    assert_eq!(
+        lines(&daemon, "the queue in memory is full"),
+        Vec::<String>::new(),
+        "what is said at the end isn't sent"
+    );
     assert_eq!(lines(&daemon, "opentelemetry_sdk"), Vec::<String>::new());
 }

@@ -310,9 +310,11 @@ impl Exporters {
         }
         self.await_answers(half);
         self.stop.notify_one();
-        let left = self.join(until) & self.abandon() & flushed;
+        let complete = self.join(until) & self.abandon() & flushed;
+        // Nobody is left to send these records.
+        let _suppressed = opentelemetry::Context::enter_telemetry_suppressed_scope();
         self.counters.report(true);
-        left
+        complete
     }
 
     /// Waits for the answers that are under way: what an endpoint took need not be sent again after a restart.
