@@ -217,7 +217,12 @@ impl Destination {
             };
             tokio::select! {
                 biased;
-                _ = closing.wait_for(|closing| *closing) => return,
+                _ = closing.wait_for(|closing| *closing) => {
+                    // An answer that is about to come is waited for.
+                    if self.lane(signal).under_way().is_none() {
+                        return;
+                    }
+                }
                 () = tokio::time::sleep(delay.unwrap_or_default()), if delay.is_some() => {}
                 () = self.lane(signal).spooled.notified(), if delay.is_none() => {}
             }
