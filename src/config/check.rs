@@ -131,8 +131,8 @@ fn normalize(path: &Path) -> PathBuf {
     result
 }
 
-/// Folders and files that the daemon will need. Nothing is made here. Log files that can't be written are obstacles: the
-/// daemon says so and doesn't start. Nothing else that is found here stops it.
+/// Folders and files that the daemon will need. Nothing is made here. Log files and spools that can't be written are
+/// obstacles: the daemon says so and doesn't start. Nothing else that is found here stops it.
 pub(super) fn places(decoder: &mut Decoder<'_>, config: &Config) {
     log_folders(decoder, &config.log);
     for (index, model) in config.local.models.iter().enumerate() {
@@ -153,10 +153,10 @@ pub(super) fn places(decoder: &mut Decoder<'_>, config: &Config) {
             "the audit will be lost until it can be written",
         );
     }
-    for (index, destination) in config.otlp.iter().enumerate() {
+    for (index, destination) in config.otlp.iter().enumerate().filter(|(_, destination)| destination.is_active()) {
         if let Some(reason) = destination.spool.as_ref().and_then(|spool| cannot_hold(&spool.dir)) {
-            let key = format!("otlp[{index}].spool.dir");
-            decoder.warn(&key, &format!("can't be used: {reason}"), "batches will wait in memory only");
+            let hint = "name a folder that the daemon may write to, or leave out `spool`";
+            decoder.obstacle(&format!("otlp[{index}].spool.dir"), &format!("can't be used: {reason}"), hint);
         }
     }
 }
@@ -216,8 +216,22 @@ fn cannot_hold(folder: &Path) -> Option<String> {
     match existing.metadata() {
         Err(error) => Some(format!("{}: {error}", existing.display())),
         Ok(metadata) if !metadata.is_dir() => Some(format!("{} isn't a folder", existing.display())),
+        Ok(_) if is_kernels(existing) => Some(format!("{} belongs to the kernel", existing.display())),
         Ok(_) => denied(existing, Access::WRITE_OK | Access::EXEC_OK),
     }
+}
+
+/// Whether a folder is one of /proc or /sys, where not even root makes files, though access(2) doesn't say so.
+#[cfg(target_os = "linux")]
+fn is_kernels(folder: &Path) -> bool {
+    const SYSFS_MAGIC: rustix::fs::FsWord = 0x6265_6572;
+    let file_system = rustix::fs::statfs(folder).map(|stats| stats.f_type);
+    file_system.is_ok_and(|magic| [rustix::fs::PROC_SUPER_MAGIC, SYSFS_MAGIC].contains(&magic))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_kernels(_: &Path) -> bool {
+    false
 }
 
 fn denied(path: &Path, access: Access) -> Option<String> {

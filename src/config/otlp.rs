@@ -32,7 +32,7 @@ pub struct OtlpConfig {
     pub signals: Vec<Signal>,
     /// How long one export may take.
     pub timeout: Duration,
-    /// Where batches wait while the endpoint is away; `None` keeps them in memory only.
+    /// Where batches wait while the endpoint is away or slow; `None` keeps in memory what fits there, for minutes at most.
     pub spool: Option<Spool>,
 }
 
@@ -112,7 +112,10 @@ pub(super) const TABLE: Table = Table {
             .sample("{ Authorization = \"Basic ${COLLECTOR_LOGIN}\" }"),
         Key::new("signals", "[\"traces\", \"metrics\", \"logs\"]", ""),
         Key::new("timeout", "\"10 s\"", "of one export"),
-        Key::bare("spool", "where batches wait while the endpoint is away; left out: in memory only"),
+        Key::bare(
+            "spool",
+            "where batches wait while the endpoint is away; left out: in memory, where a busy minute fills the room",
+        ),
     ],
     entries: Some(&[&[
         ("name", "\"logfire\""),
@@ -128,6 +131,7 @@ pub(super) const TABLE: Table = Table {
         ("kind", "\"otlp\""),
         ("endpoint", "\"http://127.0.0.1:4318\""),
         ("protocol", "\"http/protobuf\""),
+        ("spool", "{ dir = \"spool\", size = \"256 MB\" }"),
     ]],
 };
 

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod config;
+mod delivery;
 mod demo;
 mod floors;
 mod gateway;

@@ -122,6 +122,26 @@ fn streams_are_written_to_as_they_are() {
 }
 
 #[test]
+fn spool_that_cannot_be_written_stops_the_daemon_only() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("file"), "").unwrap();
+    let otlp = |dir: &str, send: &str| {
+        format!(
+            "[[otlp]]\nname = \"c\"\nkind = \"otlp\"\nendpoint = \"http://127.0.0.1:4318\"\nsend = \"{send}\"\nspool = {{ dir = \"{dir}\" }}\n"
+        )
+    };
+    check_in(&folder, &otlp("new/deep", "always"), &[], &[]);
+    let start = "6:17 `otlp[0].spool.dir` can't be used: ";
+    check_in(&folder, &otlp("file/spool", "always"), &[], &[(start, "/file isn't a folder | ")]);
+    check_in(&folder, &otlp("file/spool", "never"), &[], &[]);
+    if cfg!(target_os = "linux") {
+        check_in(&folder, &otlp("/proc/nope", "always"), &[], &[(start, "leave out `spool`")]);
+    }
+    // Other commands need no spool.
+    assert!(load_in(&folder, &otlp("file/spool", "always"), &[]).is_ok());
+}
+
+#[test]
 fn a_file_is_one_file_by_whatever_name() {
     let folder = TempDir::new().unwrap();
     fs::create_dir(folder.path().join("logs")).unwrap();

@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::llm::BoxFuture;
 
-use super::counters::Counter;
+use super::{counters::Counter, report::Cause};
 
 /// Items waiting at most. At 2 kB per span that is 32 MB when the endpoint is away, and 16 s of 1,000 spans per second.
 pub(super) const QUEUE_ITEMS: usize = 16_384;
@@ -67,12 +67,8 @@ impl Load {
     /// Counts what is still here as dropped, when nobody is left to send it. Returns how many items that are.
     pub(super) fn abandon(&self) -> u64 {
         let items = self.items.swap(0, Ordering::Relaxed);
-        self.counter.count_dropped(items);
+        self.counter.lose(Cause::Exit, items, "");
         items
-    }
-
-    pub(super) fn counter(&self) -> &Counter {
-        &self.counter
     }
 }
 
@@ -102,18 +98,18 @@ impl<T> Queue<T> {
     pub(crate) fn push(&self, item: T) {
         let bytes = (self.weigh)(&item);
         if !self.load.admit(bytes) {
-            self.load.counter.count_dropped(1);
+            self.count_dropped(1);
         } else if self.items.try_send((item, bytes)).is_err() {
             self.load.release(1, bytes);
-            self.load.counter.count_dropped(1);
+            self.count_dropped(1);
         } else if self.items.max_capacity() - self.items.capacity() >= BATCH_ITEMS {
             self.full.notify_one();
         }
     }
 
-    /// Counts items that were lost before they came here.
+    /// Counts items that were lost before they came here, for want of room too.
     pub(crate) fn count_dropped(&self, items: u64) {
-        self.load.counter.count_dropped(items);
+        self.load.counter.lose(Cause::QueueFull, items, "");
     }
 }
 

@@ -1,10 +1,14 @@
 //! What became of telemetry on its way out, per signal and destination. Polled by the metrics, never pushed.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 
+use super::report::{Cause, Report};
 use crate::config::Signal;
 
 /// Counts the items (spans, log records, metric batches) of one signal for one destination.
@@ -15,26 +19,27 @@ pub struct Counter {
     exported: AtomicU64,
     dropped: AtomicU64,
     failed: AtomicU64,
+    pub(super) report: Report,
 }
 
 impl Counter {
     pub(super) fn new(destination: Arc<str>, signal: Signal) -> Self {
         let zero = || AtomicU64::new(0);
-        Self { destination, signal, exported: zero(), dropped: zero(), failed: zero() }
+        let report = Report::new(Arc::clone(&destination), signal);
+        Self { destination, signal, exported: zero(), dropped: zero(), failed: zero(), report }
     }
 
     pub(super) fn count_exported(&self, items: u64) {
         self.exported.fetch_add(items, Ordering::Relaxed);
     }
 
-    /// Lost on our side: a full queue, a full spool, or too old.
-    pub(super) fn count_dropped(&self, items: u64) {
-        self.dropped.fetch_add(items, Ordering::Relaxed);
-    }
-
-    /// Refused by the other side, or given up.
-    pub(super) fn count_failed(&self, items: u64) {
-        self.failed.fetch_add(items, Ordering::Relaxed);
+    /// Counts items that will never arrive, and sees to it that the log mentions them.
+    pub(super) fn lose(&self, cause: Cause, items: u64, reason: &str) {
+        if items > 0 {
+            let lost = if cause.is_failure() { &self.failed } else { &self.dropped };
+            lost.fetch_add(items, Ordering::Relaxed);
+            self.report.trouble(cause, items, reason);
+        }
     }
 
     /// The counts so far. `exported` counts only what the remote end took.
@@ -84,6 +89,11 @@ impl TelemetryCounters {
     /// What became of each signal at each destination.
     pub fn read(&self) -> impl Iterator<Item = CounterReading> {
         self.counters.iter().map(|counter| counter.read())
+    }
+
+    /// Says in the log what was lost lately; with `all` what it would rather say later, too.
+    pub(super) fn report(&self, all: bool) {
+        self.counters.iter().for_each(|counter| counter.report.say(Instant::now(), all));
     }
 
     /// How much waits on disk.

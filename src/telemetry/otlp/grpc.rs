@@ -14,10 +14,7 @@ use tonic::{
 };
 use tonic_types::StatusExt;
 
-use super::{
-    spool::Batch,
-    transport::{Answer, Destination, rejected_items},
-};
+use super::{answer::Answer, spool::Batch, transport::Destination};
 use crate::config::{OtlpConfig, Signal};
 
 /// Makes a client fit to carry gRPC: HTTP/2 from the first byte.
@@ -43,7 +40,7 @@ pub(super) async fn call(destination: &Destination, batch: &Batch) -> Answer {
     *request.metadata_mut() = MetadataMap::from_headers(destination.headers.clone());
     request.set_timeout(destination.timeout);
     match Grpc::with_origin(carrier, origin).unary(request, method(batch.signal), Encoded).await {
-        Ok(response) => Answer::Taken { rejected: rejected_items(response.get_ref()) },
+        Ok(response) => Answer::taken(response.get_ref(), &destination.headers),
         Err(status) => judge(&status),
     }
 }
@@ -72,7 +69,7 @@ fn method(signal: Signal) -> PathAndQuery {
     })
 }
 
-/// A batch's message. It is compressed if it was spooled for an endpoint that takes it so over HTTP.
+/// A batch's message. It is compressed if it was spooled.
 fn plain(batch: &Batch) -> std::io::Result<Bytes> {
     if !batch.gzip {
         return Ok(batch.body.clone());
@@ -100,6 +97,7 @@ fn judge(status: &Status) -> Answer {
         | Code::DataLoss => Answer::Away { reason, retry_after },
         // Only a server that says when to come again will have room then; otherwise the batch is too much for it.
         Code::ResourceExhausted if retry_after.is_some() => Answer::Away { reason, retry_after },
+        Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented => Answer::Denied(reason),
         _ => Answer::Refused(reason),
     }
 }
@@ -161,8 +159,11 @@ mod tests {
         for code in 1..=16 {
             let answer = judge(&Status::new(Code::from_i32(code), "Authorization: top-secret"));
             let reason = format!("gRPC status {:?}", Code::from_i32(code));
-            let expected =
-                if away.contains(&code) { Answer::Away { reason, retry_after: None } } else { Answer::Refused(reason) };
+            let expected = match code {
+                _ if away.contains(&code) => Answer::Away { reason, retry_after: None },
+                7 | 12 | 16 => Answer::Denied(reason),
+                _ => Answer::Refused(reason),
+            };
             assert_eq!(answer, expected, "{code}");
         }
     }

@@ -3,9 +3,11 @@
 //! [`Exporters::start`] makes one thread with one small runtime; everything that leaves goes through it. It must not know
 //! what the telemetry says.
 
+mod answer;
 mod batch;
 mod counters;
 mod grpc;
+mod report;
 mod resource;
 mod spool;
 #[cfg(test)]
@@ -40,12 +42,13 @@ use opentelemetry_sdk::{
     trace::{SpanData, SpanExporter as _},
 };
 use tokio::sync::{Notify, mpsc::UnboundedSender, watch};
+use tokio_util::task::TaskTracker;
 
 use crate::config::{OtlpConfig, OtlpKind, Protocol, Secret, Signal, TelemetryConfig};
 
 use batch::{FlushRequest, Load};
-use spool::Spool;
-use transport::{Client, Destination};
+use spool::{SIGNALS, Spool};
+use transport::{Client, Destination, Lane};
 
 /// Why exporters could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +124,7 @@ pub struct Exporters {
     flushes: Mutex<Vec<UnboundedSender<FlushRequest>>>,
     loads: Mutex<Vec<Arc<Load>>>,
     closing: watch::Sender<bool>,
+    drains: TaskTracker,
     stop: Arc<Notify>,
     runtime: Option<tokio::runtime::Handle>,
     thread: Mutex<Option<(thread::JoinHandle<()>, mpsc::Receiver<()>)>>,
@@ -140,6 +144,7 @@ impl Exporters {
             flushes: Mutex::default(),
             loads: Mutex::default(),
             closing,
+            drains: TaskTracker::new(),
             stop: Arc::new(Notify::new()),
             runtime: None,
             thread: Mutex::default(),
@@ -147,13 +152,23 @@ impl Exporters {
         for config in otlp.iter().filter(|config| config.is_active() && !config.signals.is_empty()) {
             let runtime = exporters.runtime()?;
             let destination = Arc::new(destination(config, runtime.clone(), closed.clone())?);
-            exporters.counters.counters.extend(destination.counters.iter().map(|(_, counter)| Arc::clone(counter)));
+            let counters = config.signals.iter().map(|&signal| Arc::clone(&destination.lane(signal).counter));
+            exporters.counters.counters.extend(counters);
             if let Some(spool) = &destination.spool {
-                exporters.counters.spools.push((Arc::clone(&destination.name), spool.bytes()));
-                runtime.spawn(Arc::clone(&destination).drain());
+                exporters.counters.spools.push((config.name.as_str().into(), spool.bytes()));
+                for signal in SIGNALS {
+                    exporters.drains.spawn_on(Arc::clone(&destination).drain(signal), &runtime);
+                }
             }
             exporters.destinations.push(Configured { config: config.clone(), destination });
         }
+        let counters = exporters.counters();
+        exporters.spawn(async move {
+            loop {
+                tokio::time::sleep(report::REPORT_INTERVAL).await;
+                counters.report(false);
+            }
+        });
         Ok(exporters)
     }
 
@@ -241,9 +256,7 @@ impl Exporters {
     {
         let mut queues = Vec::new();
         for configured in self.with_signal(signal) {
-            let Some((_, counter)) = configured.destination.counters.iter().find(|(other, _)| *other == signal) else {
-                continue;
-            };
+            let counter = &configured.destination.lane(signal).counter;
             let server = Arc::new(make(configured, Service::Server)?);
             let manager = Arc::new(make(configured, Service::Manager)?);
             let (export, counted) = (export.clone(), Arc::clone(counter));
@@ -288,14 +301,34 @@ impl Exporters {
     /// Flushes and ends the export thread. From a plain thread or a blocking task. `false`: something was lost, or the
     /// deadline came first. Half of the time is for the endpoints; after that, what has a spool goes there.
     pub fn shutdown(&self, deadline: Duration) -> bool {
-        let until = Instant::now() + deadline;
+        let start = Instant::now();
+        let (half, until) = (start + deadline / 2, start + deadline);
         let mut flushed = self.flush(deadline / 2);
         self.closing.send_replace(true);
         if !flushed {
             flushed = self.flush(until.saturating_duration_since(Instant::now()));
         }
+        self.await_answers(half);
         self.stop.notify_one();
-        self.join(until) & self.abandon() & flushed
+        let complete = self.join(until) & self.abandon() & flushed;
+        // Nobody is left to send these records.
+        let _suppressed = opentelemetry::Context::enter_telemetry_suppressed_scope();
+        self.counters.report(true);
+        complete
+    }
+
+    /// Waits for the answers that are under way: what an endpoint took need not be sent again after a restart.
+    fn await_answers(&self, until: Instant) {
+        self.drains.close();
+        let (done, answered) = mpsc::channel();
+        let drains = self.drains.clone();
+        self.spawn(async move {
+            drains.wait().await;
+            // The one who asked may have run out of patience, which is no failure.
+            done.send(()).unwrap_or_default();
+        });
+        // Too late or not: what has no answer stays on disk.
+        answered.recv_timeout(until.saturating_duration_since(Instant::now())).unwrap_or_default();
     }
 
     fn join(&self, until: Instant) -> bool {
@@ -309,21 +342,13 @@ impl Exporters {
         }
     }
 
-    /// Counts what nobody is left to send, and says so. `true`: there is none.
+    /// Counts what nobody is left to send. `true`: there is none.
     fn abandon(&self) -> bool {
-        let mut none = true;
-        for load in self.loads.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            let items = load.abandon();
-            if items > 0 {
-                none = false;
-                let CounterReading { destination, signal, .. } = load.counter().read();
-                let signal = spool::signal_name(signal);
-                tracing::warn!(
-                    target: "mlx_manager::telemetry", %destination, signal, items, "telemetry was lost at the end"
-                );
-            }
-        }
-        none
+        self.loads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .fold(true, |none, load| none & (load.abandon() == 0))
     }
 
     /// The export runtime, for a test of what may not happen on its thread.
@@ -422,17 +447,9 @@ fn destination(
         client,
         timeout: config.timeout,
         spool,
-        spooled: Notify::new(),
-        resume: Mutex::new(tokio::time::Instant::now()),
-        counters: config
-            .signals
-            .iter()
-            .map(|&signal| (signal, Arc::new(Counter::new(Arc::clone(&name), signal))))
-            .collect(),
-        name,
+        lanes: SIGNALS.map(|signal| Lane::new(Counter::new(Arc::clone(&name), signal))),
         runtime,
         closing,
-        condition: (transport::Condition::Well as u8).into(),
     })
 }
 

@@ -5,7 +5,8 @@ use std::{
     fmt::{Debug, Write as _},
     io::{Read, Write},
     net::{SocketAddr, TcpListener},
-    sync::atomic::{AtomicU16, AtomicUsize, Ordering},
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering},
     time::SystemTime,
 };
 
@@ -24,13 +25,18 @@ struct Endpoint {
     address: SocketAddr,
     status: Arc<AtomicU16>,
     answered: Arc<AtomicUsize>,
+    held: Arc<AtomicBool>,
 }
 
 impl Endpoint {
     fn start(status: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint =
-            Self { address: listener.local_addr().unwrap(), status: Arc::new(status.into()), answered: Arc::default() };
+        let endpoint = Self {
+            address: listener.local_addr().unwrap(),
+            status: Arc::new(status.into()),
+            answered: Arc::default(),
+            held: Arc::default(),
+        };
         let own = endpoint.clone();
         thread::spawn(move || {
             for stream in listener.incoming() {
@@ -43,6 +49,7 @@ impl Endpoint {
                     request.extend_from_slice(&piece[..length]);
                     assert!(length > 0, "the request broke off");
                 }
+                eventually("its release", || !own.held.load(Ordering::SeqCst));
                 let status = own.status.load(Ordering::SeqCst);
                 let answer = format!("HTTP/1.1 {status} So\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
                 stream.write_all(answer.as_bytes()).unwrap();
@@ -68,10 +75,10 @@ fn eventually(what: &str, happened: impl Fn() -> bool) {
 
 /// Keeps `LEVEL fields` of this room's events.
 #[derive(Clone, Default)]
-struct Heard(Arc<Mutex<Vec<String>>>);
+pub(super) struct Heard(Arc<Mutex<Vec<String>>>);
 
 impl Heard {
-    fn lines(&self) -> Vec<String> {
+    pub(super) fn lines(&self) -> Vec<String> {
         self.0.lock().unwrap().clone()
     }
 }
@@ -105,21 +112,13 @@ impl Subscriber for Heard {
     fn exit(&self, _: &span::Id) {}
 }
 
-#[test]
-fn an_endpoint_that_is_away_at_the_start_is_mentioned_once_and_so_is_its_return() {
-    let dir = tempfile::tempdir().unwrap();
-    let folder = Spool::open(&dir.path().join("collector"), 1_000).unwrap();
-    let batch = Batch {
-        signal: Signal::Logs,
-        gzip: false,
-        items: 1,
-        body: bytes::Bytes::from_static(b"an old batch, the end"),
-    };
-    for _ in 0..2 {
-        folder.push(&batch, SystemTime::now(), &mut Vec::new()).unwrap();
-    }
-    drop(folder);
-    let endpoint = Endpoint::start(503);
+fn batch(items: u64) -> Batch {
+    let body = bytes::Bytes::from_static(b"an old batch, the end");
+    Batch { signal: Signal::Logs, gzip: false, items, body }
+}
+
+/// Exporters of logs to an endpoint, with a spool below a folder.
+fn exporters(endpoint: &Endpoint, dir: &Path) -> Exporters {
     let config = OtlpConfig {
         name: "collector".to_owned(),
         kind: OtlpKind::Otlp,
@@ -129,12 +128,29 @@ fn an_endpoint_that_is_away_at_the_start_is_mentioned_once_and_so_is_its_return(
         headers: Vec::new(),
         send: Send::Always,
         signals: vec![Signal::Logs],
-        timeout: Duration::from_secs(10),
-        spool: Some(SpoolConfig { dir: dir.path().to_owned(), size: 1_000 }),
+        timeout: Duration::from_secs(30),
+        spool: Some(SpoolConfig { dir: dir.to_owned(), size: 1_000 }),
     };
     let telemetry =
         TelemetryConfig { environment: "test".to_owned(), service_prefix: String::new(), service_name: None };
-    let exporters = Exporters::start(&telemetry, &[config]).unwrap();
+    Exporters::start(&telemetry, &[config]).unwrap()
+}
+
+fn reading(exporters: &Exporters) -> (u64, u64, u64) {
+    let reading = exporters.counters().read().next().unwrap();
+    (reading.exported, reading.dropped, reading.failed)
+}
+
+#[test]
+fn an_endpoint_that_is_away_at_the_start_is_mentioned_once_and_so_is_its_return() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = Spool::open(&dir.path().join("collector"), 1_000).unwrap();
+    for _ in 0..2 {
+        folder.push(&batch(1), SystemTime::now(), &mut Vec::new()).unwrap();
+    }
+    drop(folder);
+    let endpoint = Endpoint::start(503);
+    let exporters = exporters(&endpoint, dir.path());
     // The second attempt shows that the first was judged, with nobody there to hear of it.
     endpoint.wait_for_more(2);
     let heard = Heard::default();
@@ -153,6 +169,47 @@ fn an_endpoint_that_is_away_at_the_start_is_mentioned_once_and_so_is_its_return(
     assert!(lines[0].starts_with("WARN") && lines[0].contains("telemetry endpoint is away"), "{lines:#?}");
     assert!(lines[0].contains("503") && lines[0].contains("collector"), "{lines:#?}");
     assert!(lines[1].starts_with("INFO") && lines[1].contains("telemetry endpoint is back"), "{lines:#?}");
+}
+
+#[test]
+fn spooled_batches_that_are_damaged_are_counted_and_hold_up_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("collector");
+    let spool = Spool::open(&folder, 1_000).unwrap();
+    for items in [1, 10, 100] {
+        spool.push(&batch(items), SystemTime::now(), &mut Vec::new()).unwrap();
+    }
+    drop(spool);
+    let file = |items: u64| {
+        let mut files = std::fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path());
+        files.find(|path| path.to_str().unwrap().contains(&format!(".logs.{items}."))).unwrap()
+    };
+    std::fs::write(file(1), "").unwrap();
+    let ten = file(10);
+    std::fs::remove_file(&ten).unwrap();
+    std::fs::create_dir(ten).unwrap();
+    let exporters = exporters(&Endpoint::start(200), dir.path());
+    eventually("the one that is whole", || reading(&exporters) == (100, 11, 0));
+}
+
+#[test]
+fn what_an_endpoint_takes_while_the_daemon_ends_is_not_left_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let endpoint = Endpoint::start(200);
+    endpoint.held.store(true, Ordering::SeqCst);
+    let exporters = Arc::new(exporters(&endpoint, dir.path()));
+    let client = Client { destination: Arc::clone(&exporters.destinations[0].destination), signal: Signal::Logs };
+    let request = http::Request::new(batch(1).body);
+    let spooled = exporters.export_runtime().block_on(opentelemetry_http::HttpClient::send_bytes(&client, request));
+    assert!(spooled.is_ok() && exporters.counters().spools().all(|spool| spool.bytes > 0));
+    let ending = Arc::clone(&exporters);
+    let ending = thread::spawn(move || ending.shutdown(Duration::from_mins(2)));
+    eventually("the end", || *exporters.closing.borrow());
+    assert_eq!(reading(&exporters), (0, 0, 0));
+    endpoint.held.store(false, Ordering::SeqCst);
+    assert!(ending.join().unwrap());
+    assert_eq!(reading(&exporters), (1, 0, 0));
+    assert!(exporters.counters().spools().all(|spool| spool.bytes == 0));
 }
 
 #[test]

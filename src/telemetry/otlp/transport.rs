@@ -1,31 +1,31 @@
-//! How encoded batches get to an endpoint: one request, a judgement of its answer, and what to do when the endpoint is
-//! away. With a spool a batch goes to disk at once and counts as delivered; without one it is tried again for a while.
+//! How encoded batches get to an endpoint: who may go when, and what to do when the endpoint is away or slow. With a spool
+//! a batch goes to disk then, and counts as delivered; without one it is tried again for a while.
 //!
-//! Everything here runs on the export runtime, whose thread is inside a telemetry-suppressed scope, so that our own
+//! Everything here runs on the export runtime, whose one thread is inside a telemetry-suppressed scope, so that our own
 //! requests are neither traced nor logged to where they go.
 
 use std::{
     cell::Cell,
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, header};
 use opentelemetry_http::{HttpClient, HttpError};
 use tokio::{
     sync::{Notify, watch},
+    task::JoinHandle,
     time::Instant,
 };
 
 use super::{
+    answer::{self, Answer},
     counters::Counter,
     grpc,
-    spool::{Batch, Lost, Spool, signal_name},
+    report::Cause,
+    spool::{self, Batch, Entry, Lost, Spool},
 };
 use crate::config::{Protocol, Signal};
 
@@ -35,6 +35,8 @@ const LONGEST_DELAY: Duration = Duration::from_secs(30);
 const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(10);
 /// Without a spool, a batch is given up after this; what comes meanwhile waits in the queue.
 const PATIENCE: Duration = Duration::from_mins(5);
+/// With a spool, what comes doesn't wait longer than this for the answer to the batch before it.
+const SPOOL_AFTER: Duration = Duration::from_secs(1);
 
 tokio::task_local! {
     /// How many items the exporter is encoding right now. The SDK's exporters hand their client bytes only.
@@ -43,64 +45,34 @@ tokio::task_local! {
 
 /// Runs an SDK exporter over `items` items. What the exporter fails to encode is counted as failed here; what it encodes
 /// is counted by the client that sends it.
-pub(super) async fn export_counted<E>(counter: &Counter, items: u64, export: impl Future<Output = Result<(), E>>) {
+pub(super) async fn export_counted<E: std::fmt::Display>(
+    counter: &Counter,
+    items: u64,
+    export: impl Future<Output = Result<(), E>>,
+) {
     ITEMS
         .scope(Cell::new(items), async {
-            if export.await.is_err() {
-                counter.count_failed(ITEMS.with(Cell::take));
+            if let Err(error) = export.await {
+                counter.lose(Cause::Unencodable, ITEMS.with(Cell::take), &error.to_string());
             }
         })
         .await;
 }
 
-/// Why a batch was not delivered.
+/// The export thread has ended.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum DeliveryError {
-    #[error("the endpoint refused telemetry: {0}")]
-    Refused(String),
-    #[error("the endpoint was away for too long: {0}")]
-    Away(String),
-    #[error("the spool can't be written")]
-    Spool(#[source] std::io::Error),
-    #[error("the exporter is shut down")]
-    Closed,
+#[error("the exporter is shut down")]
+struct Closed;
+
+/// Why a batch still is where it was.
+struct Unsent {
+    reason: String,
+    retry_after: Option<Duration>,
 }
 
-/// What an endpoint said.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer {
-    Taken { rejected: u64 },
-    Refused(String),
-    Away { reason: String, retry_after: Option<Duration> },
-}
-
-impl Answer {
-    /// What stands for an answer that never came.
-    pub(super) fn unreachable(error: &dyn std::error::Error) -> Self {
-        let mut reason = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            reason.push_str(": ");
-            reason.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        Self::Away { reason, retry_after: None }
-    }
-}
-
-/// How a destination is doing.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Condition {
-    Well,
-    Away,
-    Refusing,
-    SpoolBroken,
-}
-
-/// One endpoint, shared by its signals.
+/// One endpoint.
 #[derive(Debug)]
 pub(super) struct Destination {
-    pub name: Arc<str>,
     /// Base URL without a trailing slash.
     pub endpoint: String,
     pub protocol: Protocol,
@@ -108,225 +80,217 @@ pub(super) struct Destination {
     pub client: reqwest::Client,
     pub timeout: Duration,
     pub spool: Option<Spool>,
-    pub spooled: Notify,
-    /// When the spool may be sent again.
-    pub resume: Mutex<Instant>,
-    pub counters: Vec<(Signal, Arc<Counter>)>,
+    /// By signal. An earlier run may have spooled one that is no longer configured.
+    pub lanes: [Lane; 3],
     pub runtime: tokio::runtime::Handle,
     /// True once the daemon is about to exit: nothing waits any longer.
     pub closing: watch::Receiver<bool>,
-    /// How things are, so that only changes are logged.
-    pub condition: AtomicU8,
+}
+
+/// One signal's way to an endpoint. Its batches go one after the other; what holds them up holds up no other signal.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub counter: Arc<Counter>,
+    spooled: Notify,
+    /// The attempt to send the first batch on disk that began before it was there.
+    under_way: Mutex<Option<(Entry, JoinHandle<Answer>)>>,
+}
+
+impl Lane {
+    pub(super) fn new(counter: Counter) -> Self {
+        Self { counter: Arc::new(counter), spooled: Notify::new(), under_way: Mutex::default() }
+    }
+
+    fn under_way(&self) -> std::sync::MutexGuard<'_, Option<(Entry, JoinHandle<Answer>)>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Destination {
-    /// Delivers a batch, or sees to it that it is delivered later.
-    async fn deliver(&self, batch: Batch) -> Result<(), DeliveryError> {
-        match &self.spool {
-            // Batches on disk are older: overtaking them would break the order.
-            Some(spool) if !spool.is_empty() => self.spool(spool, &batch),
-            Some(spool) => match self.post_unless_closing(&batch).await {
-                Answer::Away { reason, retry_after } => {
-                    self.note(Condition::Away, &reason);
-                    let delay = Delays::default().next(retry_after);
-                    *self.resume.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + delay;
-                    self.spool(spool, &batch)
-                }
-                answer => self.settle(&batch, answer),
-            },
-            None => self.deliver_from_memory(&batch).await,
-        }
+    pub(super) fn lane(&self, signal: Signal) -> &Lane {
+        &self.lanes[signal as usize]
     }
 
-    async fn deliver_from_memory(&self, batch: &Batch) -> Result<(), DeliveryError> {
+    /// Delivers a batch, or sees to it that it is delivered later, or counts it as lost.
+    async fn deliver(self: Arc<Self>, batch: Batch) {
         let started = Instant::now();
         let mut delays = Delays::default();
-        loop {
-            let (reason, retry_after) = match self.post_unless_closing(batch).await {
-                Answer::Away { reason, retry_after } => (reason, retry_after),
-                answer => return self.settle(batch, answer),
-            };
-            self.note(Condition::Away, &reason);
+        let mut closing = self.closing.clone();
+        while let Err(Unsent { reason, retry_after }) = self.attempt(&batch).await {
             let delay = delays.next(retry_after);
-            let mut closing = self.closing.clone();
-            let give_up = started.elapsed() + delay > PATIENCE || *closing.borrow();
+            let give_up = *closing.borrow() || started.elapsed() + delay > PATIENCE;
             if give_up || tokio::time::timeout(delay, closing.wait_for(|closing| *closing)).await.is_ok() {
-                self.count(batch.signal, |counter| counter.count_failed(batch.items));
-                return Err(DeliveryError::Away(reason));
+                self.lane(batch.signal).counter.lose(Cause::Away, batch.items, &reason);
+                return;
             }
         }
     }
 
-    fn settle(&self, batch: &Batch, answer: Answer) -> Result<(), DeliveryError> {
+    /// Sends a batch, or puts it on disk. An error: neither the endpoint nor the disk has it.
+    async fn attempt(self: &Arc<Self>, batch: &Batch) -> Result<(), Unsent> {
+        let (signal, items) = (batch.signal, batch.items);
+        let Some(spool) = &self.spool else {
+            return self.settle(signal, items, self.post(batch).await);
+        };
+        let mut closing = self.closing.clone();
+        // What is on disk is older: overtaking it would break the order.
+        if !spool.is_empty(signal) || *closing.borrow() {
+            self.spool(spool, batch)?;
+            self.lane(signal).spooled.notify_one();
+            return Ok(());
+        }
+        let (destination, own) = (Arc::clone(self), batch.clone());
+        let mut post = Box::pin(async move { destination.post(&own).await });
+        let answer = tokio::select! {
+            answer = &mut post => Some(answer),
+            () = tokio::time::sleep(SPOOL_AFTER) => None,
+            // Closing means that nobody waits for a slow endpoint any more.
+            Ok(_) = closing.wait_for(|closing| *closing) => None,
+        };
+        // Whoever empties the spool goes on from here, with the answer if there is one, so that nothing is sent twice.
+        let answer = match answer {
+            Some(answer @ Answer::Away { .. }) => self.runtime.spawn(std::future::ready(answer)),
+            Some(answer) => return self.settle(signal, items, answer),
+            None => self.runtime.spawn(post),
+        };
+        match self.spool(spool, batch) {
+            Ok(entry) => {
+                *self.lane(signal).under_way() = Some((entry, answer));
+                self.lane(signal).spooled.notify_one();
+                Ok(())
+            }
+            Err(unsent) => match answer.await {
+                Ok(answer) => self.settle(signal, items, answer),
+                Err(_) => Err(unsent),
+            },
+        }
+    }
+
+    /// Counts what an endpoint has decided. An error: it hasn't.
+    fn settle(&self, signal: Signal, items: u64, answer: Answer) -> Result<(), Unsent> {
+        let counter = &self.lane(signal).counter;
         match answer {
-            Answer::Taken { rejected } => {
-                self.note(Condition::Well, "");
-                let rejected = rejected.min(batch.items);
-                self.count(batch.signal, |counter| {
-                    counter.count_exported(batch.items - rejected);
-                    counter.count_failed(rejected);
-                });
+            Answer::Taken { rejected, message } => {
+                let rejected = rejected.min(items);
+                counter.count_exported(items - rejected);
+                counter.lose(Cause::Rejected, rejected, &message);
+                counter.report.endpoint(None);
                 Ok(())
             }
-            Answer::Refused(reason) | Answer::Away { reason, .. } => {
-                self.count(batch.signal, |counter| counter.count_failed(batch.items));
-                self.note(Condition::Refusing, &reason);
-                Err(DeliveryError::Refused(reason))
+            Answer::Refused(reason) | Answer::Denied(reason) => {
+                counter.lose(Cause::Refused, items, &reason);
+                Ok(())
+            }
+            Answer::Away { reason, retry_after } => {
+                counter.report.endpoint(Some(&reason));
+                Err(Unsent { reason, retry_after })
             }
         }
     }
 
-    fn spool(&self, spool: &Spool, batch: &Batch) -> Result<(), DeliveryError> {
+    fn spool(&self, spool: &Spool, batch: &Batch) -> Result<Entry, Unsent> {
+        let mut batch = batch.clone();
         let mut lost = Vec::new();
-        let pushed = spool.push(batch, SystemTime::now(), &mut lost);
-        self.count_lost(&lost);
-        match pushed {
-            Ok(()) => {
-                self.spooled.notify_one();
-                Ok(())
-            }
-            Err(error) => {
-                self.count(batch.signal, |counter| counter.count_dropped(batch.items));
-                self.note(Condition::SpoolBroken, &error.to_string());
-                Err(DeliveryError::Spool(error))
-            }
-        }
+        let pushed = batch.compress().and_then(|()| spool.push(&batch, SystemTime::now(), &mut lost));
+        self.count_lost(&lost, "");
+        pushed.map_err(|error| {
+            let reason = error.to_string();
+            self.lane(batch.signal).counter.report.trouble(Cause::SpoolBroken, 0, &reason);
+            Unsent { reason, retry_after: None }
+        })
     }
 
-    /// Sends what is on disk, oldest first, whenever the endpoint is there. Runs as long as the runtime.
-    pub(super) async fn drain(self: Arc<Self>) {
+    /// Sends what is on disk, oldest first, whenever the endpoint is there. Until the daemon is about to exit.
+    pub(super) async fn drain(self: Arc<Self>, signal: Signal) {
         let Some(spool) = &self.spool else { return };
+        let mut closing = self.closing.clone();
         let mut delays = Delays::default();
         loop {
-            let resume = *self.resume.lock().unwrap_or_else(PoisonError::into_inner);
-            tokio::time::sleep_until(resume).await;
-            match self.send_oldest(spool).await {
-                Ok(Sent::Empty) => self.spooled.notified().await,
-                Ok(Sent::One) => delays = Delays::default(),
-                Ok(Sent::Away(retry_after)) => tokio::time::sleep(delays.next(retry_after)).await,
-                Err(error) => {
-                    self.note(Condition::SpoolBroken, &error.to_string());
-                    tokio::time::sleep(LONGEST_DELAY).await;
+            let delay = match self.send_oldest(spool, signal).await {
+                Sent::Empty => None,
+                Sent::One if *closing.borrow() => return,
+                Sent::One => {
+                    delays = Delays::default();
+                    continue;
                 }
+                Sent::Away(retry_after) => Some(delays.next(retry_after)),
+            };
+            tokio::select! {
+                biased;
+                _ = closing.wait_for(|closing| *closing) => {
+                    // An answer that is about to come is waited for.
+                    if self.lane(signal).under_way().is_none() {
+                        return;
+                    }
+                }
+                () = tokio::time::sleep(delay.unwrap_or_default()), if delay.is_some() => {}
+                () = self.lane(signal).spooled.notified(), if delay.is_none() => {}
             }
         }
     }
 
-    async fn send_oldest(&self, spool: &Spool) -> std::io::Result<Sent> {
+    async fn send_oldest(&self, spool: &Spool, signal: Signal) -> Sent {
         let mut lost = Vec::new();
-        let expired = spool.expire(SystemTime::now(), &mut lost);
-        self.count_lost(&lost);
-        expired?;
-        let Some(entry) = spool.oldest() else { return Ok(Sent::Empty) };
-        let batch = match spool.read(&entry) {
-            Ok(batch) => batch,
-            Err(error) => {
-                // Somebody took or damaged the file. The others must not wait for it.
-                if spool.remove(&entry)? {
-                    self.count_lost(&[entry.lost()]);
+        let expired = spool.expire(signal, SystemTime::now(), &mut lost);
+        self.count_lost(&lost, "");
+        self.note_trouble(signal, expired);
+        let under_way = self.lane(signal).under_way().take();
+        let (entry, answer) = match under_way {
+            Some((entry, answer)) => (entry, answer.await.unwrap_or_else(|error| Answer::unreachable(&error))),
+            None => {
+                let Some(entry) = spool.oldest(signal) else { return Sent::Empty };
+                match spool.read(&entry) {
+                    Ok(batch) => (entry, self.post(&batch).await),
+                    Err(error) if spool::is_passing(&error) => {
+                        self.note_trouble(signal, Err(error));
+                        return Sent::Away(None);
+                    }
+                    Err(error) => {
+                        // Somebody took or damaged the file. The others must not wait for it.
+                        let (known, removed) = spool.remove(&entry);
+                        if known {
+                            self.count_lost(&[entry.lost(Cause::Damaged)], &error.to_string());
+                        }
+                        self.note_trouble(signal, removed);
+                        return Sent::One;
+                    }
                 }
-                return Err(error);
             }
         };
-        match self.post(&batch).await {
-            Answer::Away { reason, retry_after } => {
-                self.note(Condition::Away, &reason);
-                Ok(Sent::Away(retry_after))
-            }
-            answer => {
-                let removed = spool.remove(&entry);
-                // One that gave way to newer ones while it was under way has been counted as lost.
-                if !matches!(removed, Ok(false)) {
-                    // A refusal is counted and logged there; what matters here is that the file goes.
-                    self.settle(&batch, answer).unwrap_or_default();
-                }
-                removed.map(|_| Sent::One)
-            }
+        if let Answer::Away { reason, retry_after } = answer {
+            self.lane(signal).counter.report.endpoint(Some(&reason));
+            return Sent::Away(retry_after);
         }
-    }
-
-    async fn post_unless_closing(&self, batch: &Batch) -> Answer {
-        let mut closing = self.closing.clone();
-        tokio::select! {
-            answer = self.post(batch) => answer,
-            // Closing means that nobody waits for a slow endpoint any more; the batch may arrive twice, not never.
-            Ok(_) = closing.wait_for(|closing| *closing), if self.spool.is_some() => {
-                Answer::Away { reason: "the daemon exits".to_owned(), retry_after: None }
-            }
+        let (known, removed) = spool.remove(&entry);
+        self.note_trouble(signal, removed);
+        // One that gave way to newer ones while it was under way has been counted as lost.
+        if known && self.settle(signal, entry.items(), answer).is_err() {
+            return Sent::Away(None);
         }
+        Sent::One
     }
 
     async fn post(&self, batch: &Batch) -> Answer {
-        match self.protocol {
-            Protocol::HttpProtobuf => self.post_http(batch).await,
+        let answer = match self.protocol {
+            Protocol::HttpProtobuf => answer::post(self, batch).await,
             Protocol::Grpc => grpc::call(self, batch).await,
-        }
-    }
-
-    async fn post_http(&self, batch: &Batch) -> Answer {
-        let mut request = self
-            .client
-            .post(format!("{}/v1/{}", self.endpoint, signal_name(batch.signal)))
-            .timeout(self.timeout)
-            .headers(self.headers.clone())
-            .header(header::CONTENT_TYPE, "application/x-protobuf")
-            .body(batch.body.clone());
-        if batch.gzip {
-            request = request.header(header::CONTENT_ENCODING, "gzip");
-        }
-        let away = |error: reqwest::Error| Answer::unreachable(&error.without_url());
-        let response = match request.send().await {
-            Ok(response) => response,
-            Err(error) => return away(error),
         };
-        let status = response.status();
-        let retry_after = response.headers().get(header::RETRY_AFTER).and_then(retry_after);
-        match status {
-            status if status.is_success() => match response.bytes().await {
-                Ok(body) => Answer::Taken { rejected: rejected_items(&body) },
-                Err(error) => away(error),
-            },
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
-                Answer::Away { reason: format!("status {status}"), retry_after }
-            }
-            status if status.is_server_error() => Answer::Away { reason: format!("status {status}"), retry_after },
-            status => Answer::Refused(format!("status {status}")),
+        match answer {
+            // The spool has bounds of its own, and an expired token must not cost all that is in it.
+            Answer::Denied(reason) if self.spool.is_some() => Answer::Away { reason, retry_after: None },
+            answer => answer,
         }
     }
 
-    fn count(&self, signal: Signal, count: impl Fn(&Counter)) {
-        self.counters.iter().filter(|(other, _)| *other == signal).for_each(|(_, counter)| count(counter));
-    }
-
-    fn count_lost(&self, lost: &[Lost]) {
+    fn count_lost(&self, lost: &[Lost], reason: &str) {
         for lost in lost {
-            self.count(lost.signal, |counter| counter.count_dropped(lost.items));
+            self.lane(lost.signal).counter.lose(lost.cause, lost.items, reason);
         }
     }
 
-    fn note(&self, condition: Condition, reason: &str) {
-        // The spool is looked at as soon as there is one, which may be before the logs are set up. What nobody hears isn't
-        // said, and the next attempt says it.
-        if crate::telemetry::is_deaf() {
-            return;
-        }
-        if self.condition.swap(condition as u8, Ordering::Relaxed) == condition as u8 {
-            return;
-        }
-        let destination = &*self.name;
-        match condition {
-            Condition::Well => {
-                tracing::info!(target: "mlx_manager::telemetry", destination, "telemetry endpoint is back");
-            }
-            Condition::Away => {
-                tracing::warn!(target: "mlx_manager::telemetry", destination, reason, "telemetry endpoint is away");
-            }
-            Condition::Refusing => {
-                tracing::warn!(target: "mlx_manager::telemetry", destination, reason, "telemetry endpoint refuses");
-            }
-            Condition::SpoolBroken => {
-                tracing::warn!(target: "mlx_manager::telemetry", destination, reason, "telemetry spool is broken");
-            }
+    fn note_trouble(&self, signal: Signal, result: std::io::Result<()>) {
+        if let Err(error) = result {
+            self.lane(signal).counter.report.trouble(Cause::SpoolBroken, 0, &error.to_string());
         }
     }
 }
@@ -356,48 +320,6 @@ impl Delays {
     }
 }
 
-/// Seconds, or an HTTP date.
-fn retry_after(value: &HeaderValue) -> Option<Duration> {
-    let value = value.to_str().ok()?.trim();
-    match value.parse() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => {
-            let date = jiff::fmt::rfc2822::parse(value).ok()?.timestamp();
-            Some(SystemTime::from(date).duration_since(SystemTime::now()).unwrap_or_default())
-        }
-    }
-}
-
-/// The items that an endpoint rejected though it answered well. All three signals answer alike: field 1 holds the partial
-/// success, whose field 1 is the count. An answer that is no such message rejects nothing.
-pub(super) fn rejected_items(body: &[u8]) -> u64 {
-    let field = |message: &mut &[u8]| -> Option<(u64, u64)> {
-        let key = varint(message)?;
-        Some((key, varint(message)?))
-    };
-    let mut message = body;
-    // 0x0a: field 1, length-delimited. 0x08: field 1, varint.
-    let Some((0x0a, length)) = field(&mut message) else { return 0 };
-    let Some(mut partial) = usize::try_from(length).ok().and_then(|length| message.get(..length)) else { return 0 };
-    match field(&mut partial) {
-        Some((0x08, rejected)) => rejected,
-        _ => 0,
-    }
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
-}
-
 /// The client that the SDK's exporters call, from whatever thread they run on.
 #[derive(Debug)]
 pub(super) struct Client {
@@ -422,15 +344,11 @@ impl HttpClient for Client {
             items: ITEMS.try_with(Cell::take).unwrap_or(1),
             body: request.into_body(),
         };
-        let destination = Arc::clone(&self.destination);
         // reqwest needs a runtime, and the caller may have none.
-        let delivery = self.destination.runtime.spawn(async move { destination.deliver(batch).await });
+        let delivery = self.destination.runtime.spawn(Arc::clone(&self.destination).deliver(batch));
         Box::pin(async move {
-            match delivery.await {
-                Ok(Ok(())) => Ok(http::Response::new(Bytes::new())),
-                Ok(Err(error)) => Err(error.into()),
-                Err(_) => Err(DeliveryError::Closed.into()),
-            }
+            // What was lost on the way is counted and reported; the SDK would report it once more, with another cause.
+            delivery.await.map(|()| http::Response::new(Bytes::new())).map_err(|_| Closed.into())
         })
     }
 }
@@ -440,21 +358,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_partial_success_is_read() {
-        assert_eq!(rejected_items(&[]), 0);
-        assert_eq!(rejected_items(b"{}"), 0);
-        // partial_success { rejected_spans: 300, error_message: "no" }
-        assert_eq!(rejected_items(&[0x0a, 0x07, 0x08, 0xac, 0x02, 0x12, 0x02, b'n', b'o']), 300);
-        // partial_success { error_message: "a warning" }
-        assert_eq!(rejected_items(&[0x0a, 0x02, 0x12, 0x00]), 0);
-        assert_eq!(rejected_items(&[0x0a, 0x7f, 0x08]), 0, "cut off");
-    }
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        assert_eq!(retry_after(&HeaderValue::from_static("7")), Some(Duration::from_secs(7)));
-        assert_eq!(retry_after(&HeaderValue::from_static("Fri, 31 Dec 1999 23:59:59 GMT")), Some(Duration::ZERO));
-        assert_eq!(retry_after(&HeaderValue::from_static("soon")), None);
+    fn delays_double_and_heed_the_endpoint_within_reason() {
         let mut delays = Delays::default();
         assert_eq!(delays.next(None), FIRST_DELAY);
         assert_eq!(delays.next(Some(Duration::from_hours(2))), LONGEST_RETRY_AFTER);

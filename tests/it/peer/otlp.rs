@@ -34,6 +34,7 @@ use opentelemetry_proto::tonic::{
 use prost::Message;
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::watch,
     time::Instant,
 };
 use tokio_util::task::TaskTracker;
@@ -102,6 +103,8 @@ pub struct Otlp {
     pub address: SocketAddr,
     received: Arc<Mutex<Received>>,
     status: Arc<AtomicU16>,
+    refused: Arc<Mutex<HashMap<&'static str, u16>>>,
+    held: watch::Sender<bool>,
     closed: Arc<AtomicBool>,
     pub grpc: Arc<Mutex<Calls>>,
 }
@@ -137,6 +140,8 @@ impl Otlp {
             address: listener.local_addr().unwrap(),
             received: Arc::default(),
             status: Arc::new(200.into()),
+            refused: Arc::default(),
+            held: watch::Sender::new(false),
             closed: Arc::default(),
             grpc: Arc::default(),
         };
@@ -155,6 +160,16 @@ impl Otlp {
     /// From now on hangs up on new connections, or no longer.
     pub fn close(&self, closed: bool) {
         self.closed.store(closed, Ordering::SeqCst);
+    }
+
+    /// From now on takes its time with every request, or no longer.
+    pub fn hold(&self, held: bool) {
+        self.held.send_replace(held);
+    }
+
+    /// From now on answers with a status at a path, and takes nothing there unless it is 200.
+    pub fn answer_at(&self, path: &'static str, status: u16) {
+        self.refused.lock().unwrap().insert(path, status);
     }
 
     /// From now on answers with a status, and takes nothing unless it is 200.
@@ -206,9 +221,11 @@ impl Otlp {
 }
 
 async fn turn_away(State(otlp): State<Otlp>, request: Request, next: Next) -> Response {
-    match otlp.status.load(Ordering::SeqCst) {
+    otlp.held.subscribe().wait_for(|held| !held).await.unwrap();
+    let here = otlp.refused.lock().unwrap().get(request.uri().path()).copied();
+    match here.unwrap_or_else(|| otlp.status.load(Ordering::SeqCst)) {
         200 => next.run(request).await,
-        status => StatusCode::from_u16(status).unwrap().into_response(),
+        status => (StatusCode::from_u16(status).unwrap(), "because\nof its tenant").into_response(),
     }
 }
 
