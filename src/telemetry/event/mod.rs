@@ -8,7 +8,7 @@ mod http;
 mod request;
 mod telemetry;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::time::Duration;
 
@@ -20,8 +20,11 @@ pub use engine::{
     DecodeFinished, EngineMemory, ModelLoadError, ModelLoaded, ModelUnloaded, PrefillFinished, QueueDepth, QueueLeft,
 };
 pub use http::{HttpRequestFinished, HttpRequestStarted};
-pub use request::{OverheadMeasured, Phase, RequestDecoded, RequestFinished, RouteDecided, TargetCalled, TargetFailed};
-pub use telemetry::{ExportTotals, LogSinkTotals, SpoolSize};
+pub use request::{
+    InferenceFailedOver, OverheadMeasured, Phase, RequestDecoded, RequestFinished, RouteDecided, TargetCalled,
+    TargetFailed,
+};
+pub use telemetry::{ExportTotals, LogSinkTotals, SeriesCapReached, SpoolSize};
 
 /// Milliseconds for a log line, to the microsecond: what lies below is noise, and would be seventeen digits of it.
 fn milliseconds(duration: Duration) -> f64 {
