@@ -183,7 +183,8 @@ impl Meter {
         match event {
             Event::Started { id, model, usage } => {
                 self.response_id.clone_from(id);
-                self.record.response_model.clone_from(model);
+                // A provider may repeat the name that it was asked for.
+                self.record.response_model = model.as_deref().map(|model| redact::name(model).into_owned());
                 self.record.usage.update(*usage);
             }
             Event::Queued(wait) => self.record.queue = Some(*wait),
