@@ -135,6 +135,14 @@ mod tests {
     }
 
     #[test]
+    fn help_says_that_the_configuration_does_not_matter() {
+        use clap::CommandFactory;
+        let mut command = crate::cli::Arguments::command();
+        let help = command.find_subcommand_mut("metrics").unwrap().render_long_help().to_string();
+        assert!(help.contains("`--config` and `--set` change nothing here"), "{help}");
+    }
+
+    #[test]
     fn nothing_is_left_out() {
         for printed in [text(), markdown()] {
             for (_, definition) in name::catalogue() {
