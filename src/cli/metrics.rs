@@ -64,9 +64,9 @@ their first event: the durations of `http_*` and `db_*`, for every status and fa
 which would be many; and rate limits, of which 0 left would be a lie.
 
 A model's name is a label only if it is configured, in the catalogue, or among the first 100 that answered; all others are
-`_other`, and so is a name that looks like a key or has other characters than letters, digits and `-_.:/@+`. Beside the series that the configuration names, a
-metric takes 2000 at most; a warning in the log says when that is reached, and `mlx_manager_metric_series_dropped_total` counts
-what was not kept. No key, user or request id is ever a label.
+`_other`, and so is a name that looks like a key or has other characters than letters, digits and `-_.:/@+`. Beside the series
+that the configuration names, a metric takes 2000 at most; a warning in the log says when that is reached, and
+`mlx_manager_metric_series_dropped_total` counts what was not kept. No key, user or request id is ever a label.
 
 `gen_ai_*` metrics count what inference spans cover, and have their attributes for labels: each target by itself, from its call
 on, by the model that it was asked for. `mlx_manager_*` metrics count requests, by the model that the caller asked for and the
