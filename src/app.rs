@@ -88,6 +88,7 @@ impl App {
 
         let give_up = CancellationToken::new();
         let (audit, write_audit) = store::writer(config.database.clone(), give_up.clone().cancelled_owned());
+        metrics.add_poller(audit.poller());
         let mut writer = tasks.spawn(write_audit);
 
         let mut providers = Vec::new();
@@ -98,6 +99,11 @@ impl App {
         }
         let engine = Engine::start(&config.local, &tasks);
         let dispatch = Arc::new(Dispatch::new(&config.cloud, engine, providers, audit)?);
+        metrics.add_poller({
+            // The page must not keep the dispatch, and with it the audit queue, from ending.
+            let dispatch = Arc::downgrade(&dispatch);
+            move || dispatch.upgrade().into_iter().for_each(|dispatch| dispatch.refresh_breakers())
+        });
 
         let probe: Probe = {
             let (dispatch, stop) = (Arc::clone(&dispatch), stop.clone());

@@ -168,7 +168,7 @@ impl Daemon {
         let (address, port) = ("api.openai.com", 443);
         let destination = Destination::Cloud { provider: "openai", kind: ProviderKind::OpenAi, address, port };
         let inference = span::inference(&span, request, MODEL, destination);
-        meter.target("openai", MODEL, Some(&self.prices), &inference);
+        meter.target(destination, MODEL, Some(&self.prices), &inference);
         inference.in_scope(|| {
             let attempt = span::attempt(&inference, &self.url, 0);
             span::attempt_finished(&attempt, Some(200), None);

@@ -59,10 +59,18 @@ What the daemon measures, as `mlx-manager metrics --format markdown` prints it. 
 column; by OTLP the same numbers go out once more, as OpenTelemetry names them. Units are UCUM's. A histogram `x` has the
 series `x_bucket`, `x_sum` and `x_count`.
 
-Series whose labels are known beforehand exist at 0 from the start, so that `rate()` sees the first event. A model's name is a
-label only if it is configured, in the catalogue, or among the first 100 that answered; all others are `_other`. Beyond 2000
-series a metric takes no new ones, and `mlx_manager_metric_series_dropped_total` counts what was not kept. No key, user or
-request id is ever a label.
+Series whose labels are known beforehand exist at 0 from the start, so that `rate()` sees the first event. The others come with
+their first event: the durations of `http_*` and `db_*`, for every status and failure a series; `gen_ai_client_*` histograms,
+which would be many; and rate limits, of which 0 left would be a lie.
+
+A model's name is a label only if it is configured, in the catalogue, or among the first 100 that answered; all others are
+`_other`, and so is a name that looks like a key or has other characters than letters, digits and `-_.:/@+`. Beside the series
+that the configuration names, a metric takes 2000 at most; a warning in the log says when that is reached, and
+`mlx_manager_metric_series_dropped_total` counts what was not kept. No key, user or request id is ever a label.
+
+`gen_ai_*` metrics count what inference spans cover, and have their attributes for labels: each target by itself, from its call
+on, by the model that it was asked for. `mlx_manager_*` metrics count requests, by the model that the caller asked for and the
+last target.
 
 The conventions for GenAI gave the metrics of clients new names in 2026: `gen_ai_client_inference_*`. Both generations are
 recorded.
@@ -124,6 +132,14 @@ mod tests {
             committed == markdown(),
             "docs/metrics.md is out of date: UPDATE_METRICS=1 cargo test --lib metrics_page_is_written"
         );
+    }
+
+    #[test]
+    fn help_says_that_the_configuration_does_not_matter() {
+        use clap::CommandFactory;
+        let mut command = crate::cli::Arguments::command();
+        let help = command.find_subcommand_mut("metrics").unwrap().render_long_help().to_string();
+        assert!(help.contains("`--config` and `--set` change nothing here"), "{help}");
     }
 
     #[test]

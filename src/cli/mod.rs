@@ -59,6 +59,8 @@ enum Command {
     /// Show what was used, from the audit database
     Usage(usage::Arguments),
     /// List every metric: its type, unit, labels and meaning
+    ///
+    /// The list is the same whatever is configured, so `--config` and `--set` change nothing here and are not read.
     Metrics(metrics::Arguments),
 }
 

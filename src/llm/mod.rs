@@ -17,7 +17,7 @@ pub use body::Body;
 pub use context::Context;
 pub use error::{Error, ErrorKind, UpstreamBody};
 pub use event::{Event, FinishReason, ToolCallDelta, Usage};
-pub use record::{Outcome, Record, UsageSource};
+pub use record::{Inference, Outcome, Record, UsageSource};
 pub use request::{
     Api, Chat, Content, Dialect, Message, Operation, Reasoning, Request, Role, Sampling, Tool, ToolCall, ToolChoice,
 };

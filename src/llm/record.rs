@@ -124,7 +124,7 @@ pub struct Record {
     pub stream: bool,
     /// How it ended.
     pub outcome: Outcome,
-    /// The HTTP status sent; for a stream, the one sent before its first byte.
+    /// The HTTP status sent; for a stream, the one sent before its first byte. 0 when the client left before.
     pub status: u16,
     /// Token counts.
     pub usage: Usage,
@@ -150,6 +150,21 @@ pub struct Record {
     pub error_message: Option<String>,
     /// The id of the caller's key, never the key.
     pub key_id: Option<String>,
-    /// Calls to the provider beyond the first.
+    /// Calls to providers beyond the first of each target.
     pub retries: u32,
+    /// What was asked of the last target; `None` when no target was reached.
+    pub inference: Option<Inference>,
+}
+
+/// The part of a request that its last target had: what the inference span covers, and the GenAI metrics count.
+#[derive(Debug, Clone)]
+pub struct Inference {
+    /// `gen_ai.provider.name`: the provider's kind, or `mlx`.
+    pub system: &'static str,
+    /// The model asked of the target.
+    pub model: String,
+    /// From the call of the target to its failure or the end of its answer.
+    pub duration: Duration,
+    /// From the call of the target to the first generated content.
+    pub time_to_first_token: Option<Duration>,
 }

@@ -3,11 +3,13 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use sqlx::Row;
 use tempfile::TempDir;
+use tracing::Level;
 
-use super::{Grouping, Store, StoreError, without_credentials, writer};
+use super::{Grouping, Store, StoreError, without_credentials, writer, writer::QUEUE};
 use crate::{
     config::{DatabaseConfig, Secret},
     llm::{Api, Outcome, Record, Usage, UsageSource},
+    telemetry::event::tests::lines_of,
 };
 
 fn config(folder: &TempDir) -> DatabaseConfig {
@@ -46,6 +48,7 @@ fn record(model: &str, started_at: Timestamp) -> Record {
         error_message: None,
         key_id: None,
         retries: 0,
+        inference: None,
     }
 }
 
@@ -167,6 +170,25 @@ async fn a_writer_told_to_give_up_ends_though_the_database_is_away() {
     sender.send(record("demo", Timestamp::now()));
     drop(sender);
     task.await;
+}
+
+#[tokio::test]
+async fn a_full_queue_is_seen_and_what_it_lost_is_said_once_for_all() {
+    let folder = TempDir::new().unwrap();
+    // The task is not run: it stands for one that waits for its database.
+    let (sender, task) = writer(config(&folder), std::future::pending());
+    for _ in 0..QUEUE + 300 {
+        sender.send(record("demo", Timestamp::now()));
+    }
+    let poll = sender.poller();
+    let said = lines_of(&poll);
+    let rows: Vec<_> = said.iter().map(|line| (line.level, line.fields["rows"].as_str())).collect();
+    assert_eq!(rows, [(Level::TRACE, "8192"), (Level::WARN, "300")]);
+    drop(sender);
+    task.await;
+    let said = lines_of(&poll);
+    assert_eq!(said.len(), 1, "no loss is said twice");
+    assert_eq!(said[0].fields["rows"], "0");
 }
 
 #[test]

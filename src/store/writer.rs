@@ -3,7 +3,13 @@
 //! Whoever finishes a request hands its record over and goes on; the queue is bounded, and what doesn't fit is counted. A
 //! database that is away, locked or slow costs rows once the queue is full, never a request.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use tokio::{
@@ -23,7 +29,7 @@ use crate::{
 };
 
 /// Records that may wait for the database.
-const QUEUE: usize = 8192;
+pub(super) const QUEUE: usize = 8192;
 /// Rows of one statement; 128 × 25 parameters stay far below SQLite's limit of 32,766.
 const BATCH: usize = 128;
 /// How long a record waits for others. A transaction costs as much as a proxied request, so they share one.
@@ -37,14 +43,46 @@ const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 #[derive(Debug, Clone)]
 pub struct AuditSender {
     records: mpsc::Sender<Record>,
+    backlog: Arc<Backlog>,
+}
+
+/// What the writer is behind with.
+#[derive(Debug, Default)]
+struct Backlog {
+    /// Records handed over and neither written nor given up: those in the queue, and those of the statement under way.
+    waiting: AtomicUsize,
+    /// Records that found the queue full, since this was last said.
+    turned_away: AtomicU64,
+}
+
+impl Backlog {
+    /// States how things are. A database that is away loses a row with each request, which is one line each time and not
+    /// one per request.
+    fn state(&self) {
+        AuditQueueDepth(self.waiting.load(Ordering::Relaxed)).emit();
+        let rows = self.turned_away.swap(0, Ordering::Relaxed);
+        if rows > 0 {
+            AuditRowsDropped { rows, reason: "queue_full" }.emit();
+        }
+    }
 }
 
 impl AuditSender {
     /// Hands a record over. Never waits: when the queue is full the record is lost and counted.
     pub fn send(&self, record: Record) {
+        // Counted first, or the writer could be done with it before.
+        self.backlog.waiting.fetch_add(1, Ordering::Relaxed);
         if self.records.try_send(record).is_err() {
-            AuditRowsDropped { rows: 1, reason: "queue_full" }.emit();
+            self.backlog.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.backlog.turned_away.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// A poller for [`crate::telemetry::metric::Metrics`], since the writer can say nothing while it waits for the
+    /// database. It keeps no queue open.
+    pub fn poller(&self) -> impl Fn() + Send + Sync + 'static {
+        let backlog = Arc::clone(&self.backlog);
+        move || backlog.state()
     }
 }
 
@@ -55,12 +93,14 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel(QUEUE);
+    let backlog = Arc::<Backlog>::default();
+    let mut writer =
+        Writer { config, backlog: Arc::clone(&backlog), store: None, next_prune: Instant::now(), failing: false };
     let task = async move {
-        let mut writer = Writer { config, store: None, next_prune: Instant::now(), failing: false };
         tokio::pin!(give_up);
         writer.run(receiver, give_up).await;
     };
-    (AuditSender { records: sender }, task)
+    (AuditSender { records: sender, backlog }, task)
 }
 
 /// Waits for a record, and then a moment for more, asleep: to be woken by each would cost every request a little. None
@@ -80,10 +120,11 @@ async fn gather(records: &mut mpsc::Receiver<Record>, batch: &mut Vec<Record>) {
 
 struct Writer {
     config: DatabaseConfig,
+    backlog: Arc<Backlog>,
     /// Opened by the first use and whenever a connection was lost, so that a database that is away delays nothing.
     store: Option<Store>,
     next_prune: Instant,
-    /// Whether the last try failed: an outage is said once, not once a second.
+    /// Whether the last try failed: an outage is an error once, not once a second.
     failing: bool,
 }
 
@@ -103,20 +144,21 @@ impl Writer {
                 _ = tick.tick() => self.prune().await,
             }
             while !batch.is_empty() {
-                if self.write(&batch).await {
-                    batch.clear();
-                } else if gone {
-                    AuditRowsDropped { rows: batch.len() as u64, reason: "write_failed" }.emit();
-                    batch.clear();
-                } else {
-                    tokio::select! {
-                        () = &mut give_up => gone = true,
-                        () = sleep(RETRY_PAUSE) => {}
+                if !self.write(&batch).await {
+                    if !gone {
+                        tokio::select! {
+                            () = &mut give_up => gone = true,
+                            () = sleep(RETRY_PAUSE) => {}
+                        }
+                        continue;
                     }
+                    AuditRowsDropped { rows: batch.len() as u64, reason: "write_failed" }.emit();
                 }
+                self.backlog.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
+                batch.clear();
             }
-            AuditQueueDepth(records.len()).emit();
         }
+        self.backlog.state();
         if let Some(store) = self.store.take() {
             store.close().await;
         }
@@ -180,9 +222,8 @@ impl Writer {
     }
 
     fn failed(&mut self, error: &StoreError) {
-        if !std::mem::replace(&mut self.failing, true) {
-            AuditWriteError { error }.emit();
-        }
+        let again = std::mem::replace(&mut self.failing, true);
+        AuditWriteError { error, again }.emit();
     }
 }
 

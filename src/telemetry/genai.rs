@@ -11,7 +11,7 @@ use serde_json::{Value as Json, json};
 
 use super::redact;
 use crate::{
-    config::SemanticConventions,
+    config::{ProviderKind, SemanticConventions},
     llm::{Api, Chat, Content, FinishReason, Message, Request, Sampling, ToolCall, Usage},
 };
 
@@ -173,6 +173,14 @@ pub fn input(request: &Request, chat: Option<&Chat>) -> Attributes {
         .into_iter()
         .filter_map(|(name, value)| Some((name, Value::Text(redacted(value?)))))
         .collect()
+}
+
+/// `gen_ai.provider.name` of a provider.
+pub fn system(kind: ProviderKind) -> &'static str {
+    match kind {
+        ProviderKind::OpenAi => "openai",
+        ProviderKind::Anthropic => "anthropic",
+    }
 }
 
 /// `request_data`: the model, which is what Logfire's message templates name; with content and before the latest version

@@ -7,6 +7,8 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
+use super::log::is_forgeable;
+
 /// Words that give a secret away, in keys and in values, and after them those that are too short to be looked for inside of
 /// others; by their first letter. A space stands for an optional `.`, `_`, `-` or space.
 fn words(letter: u8) -> (&'static [&'static str], &'static [&'static str]) {
@@ -46,6 +48,24 @@ pub fn text(text: &str) -> Cow<'_, str> {
         None => Cow::Borrowed(text),
         Some(reason) => Cow::Owned(nested_json(text).unwrap_or_else(|| note(reason))),
     }
+}
+
+/// What may be shown of a name that a caller chose: nothing if it looks like a key, and escapes for characters that could
+/// make it pass for something else where it is shown. Words that name secrets are no reason: models have odd names.
+pub fn name(name: &str) -> Cow<'_, str> {
+    let bytes = name.as_bytes();
+    let begins_word = |start: usize| start == 0 || !bytes[start - 1].is_ascii_alphanumeric();
+    if (0..bytes.len()).any(|start| begins_word(start) && is_token(&bytes[start..])) {
+        return Cow::Owned(note("token"));
+    }
+    if !name.contains(is_forgeable) {
+        return Cow::Borrowed(name);
+    }
+    let mut escaped = String::with_capacity(name.len() + 16);
+    for character in name.chars() {
+        if is_forgeable(character) { escaped.extend(character.escape_unicode()) } else { escaped.push(character) }
+    }
+    Cow::Owned(escaped)
 }
 
 /// Replaces what is secret in a JSON value.
@@ -113,18 +133,21 @@ fn secret_in(text: &str, place: Where) -> Option<&'static str> {
             if let Some(word) = word.filter(|word| place == Where::Key || **word != "token") {
                 return Some(word);
             }
-            let token = TOKENS.iter().find(|(prefix, letters)| {
-                rest.strip_prefix(prefix.as_bytes()).is_some_and(|rest| {
-                    rest.iter().take_while(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(byte)).count()
-                        >= *letters
-                })
-            });
-            if token.is_some() {
+            if is_token(rest) {
                 return Some("token");
             }
         }
     }
     None
+}
+
+/// Whether a text begins as a token of a well-known issuer does.
+fn is_token(text: &[u8]) -> bool {
+    TOKENS.iter().any(|(prefix, letters)| {
+        text.strip_prefix(prefix.as_bytes()).is_some_and(|rest| {
+            rest.iter().take_while(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(byte)).count() >= *letters
+        })
+    })
 }
 
 /// How many bytes of `text` a word takes at its start, if it is there.
@@ -148,6 +171,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_name_is_shown_unless_it_looks_like_a_key_or_deceives() {
+        for plain in ["gpt-4o", "org/model:tag@4bit", "sk-learn", "my-secret-model", "modèle", ""] {
+            assert_eq!(name(plain), plain);
+        }
+        assert_eq!(name("gpt-\u{1b}[31mred\n\0"), "gpt-\\u{1b}[31mred\\u{a}\\u{0}");
+        assert_eq!(name("a\u{202e}b\u{2028}"), "a\\u{202e}b\\u{2028}");
+        assert_eq!(name("gpt-\nsk-abcdefghijklmnopqrst"), "[Scrubbed due to 'token']");
+    }
 
     #[test]
     fn secrets_are_replaced_and_prose_is_not() {

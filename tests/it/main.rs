@@ -2,6 +2,7 @@
 // Clippy lets tests unwrap, and knows a module of tests by this.
 #![cfg(test)]
 
+mod agree;
 mod config;
 mod delivery;
 mod demo;

@@ -136,7 +136,7 @@ impl Drop for Exchange {
             (Ending::Complete, Some(status @ 500..)) => Some(status_label(status)),
             _ => None,
         };
-        let status = self.status.filter(|_| self.ending != Ending::Open);
+        let status = self.status;
         span::http_server_finished(&self.span, status, error_type);
         let _entered = self.span.enter();
         let duration = self.started.elapsed();

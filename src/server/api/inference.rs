@@ -94,7 +94,7 @@ async fn begin(
     let request = match dialect::decode_head(api, &body) {
         Ok(request) => Arc::new(request),
         Err(error) => {
-            dialect::model_of(&body).into_iter().for_each(|model| meter.named(model));
+            dialect::model_of(&body).into_iter().for_each(|model| meter.named(&model));
             return Err(error);
         }
     };

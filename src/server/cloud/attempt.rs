@@ -43,7 +43,8 @@ impl Failure {
     }
 }
 
-/// How an attempt looks from outside: its span, its metric.
+/// How an attempt looks from outside: its span, its metric. It goes on until an answer has begun, since until then it may
+/// be tried again.
 struct Observed<'a> {
     provider: &'a Provider,
     span: Span,

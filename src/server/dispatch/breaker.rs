@@ -22,8 +22,14 @@ pub struct Breaker {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    Closed { failures: u32 },
-    Open { until: Instant },
+    Closed {
+        failures: u32,
+    },
+    Open {
+        until: Instant,
+    },
+    /// The next call is the probe.
+    HalfOpen,
     Probing,
 }
 
@@ -46,17 +52,28 @@ impl Breaker {
     /// The time until the next probe, when the breaker is open.
     pub fn permit(&self) -> Result<Permit<'_>, Duration> {
         let mut state = self.state();
+        self.half_open_if_due(&mut state);
         match *state {
             State::Closed { .. } => {}
-            State::Open { until } if Instant::now() >= until => {
-                *state = State::Probing;
-                self.announce(BreakerState::HalfOpen);
-            }
+            State::HalfOpen => *state = State::Probing,
             State::Open { until } => return Err(until - Instant::now()),
             // Others wait for the probe's verdict; how long that takes nobody knows.
             State::Probing => return Err(Duration::from_secs(1)),
         }
         Ok(Permit { breaker: self, decided: false })
+    }
+
+    /// Half opens the breaker when its time has come, and says so. Otherwise only the next call would, which may never
+    /// come.
+    pub fn refresh(&self) {
+        self.half_open_if_due(&mut self.state());
+    }
+
+    fn half_open_if_due(&self, state: &mut State) {
+        if matches!(*state, State::Open { until } if Instant::now() >= until) {
+            *state = State::HalfOpen;
+            self.announce(BreakerState::HalfOpen);
+        }
     }
 
     fn succeeded(&self) {
@@ -72,7 +89,7 @@ impl Breaker {
             State::Closed { failures } => failures + 1,
             State::Probing => self.settings.failures,
             // A call that began before the breaker opened says nothing new.
-            State::Open { .. } => return,
+            State::Open { .. } | State::HalfOpen => return,
         };
         if failures >= self.settings.failures {
             *state = State::Open { until: Instant::now() + self.settings.open };
@@ -86,7 +103,7 @@ impl Breaker {
     fn abandoned(&self) {
         let mut state = self.state();
         if *state == State::Probing {
-            *state = State::Open { until: Instant::now() };
+            *state = State::HalfOpen;
         }
     }
 
@@ -127,8 +144,8 @@ mod tests {
 
     use tokio::time::advance;
 
-    use super::Breaker;
-    use crate::config;
+    use super::{Breaker, State};
+    use crate::{config, telemetry::event::tests::lines_of};
 
     fn breaker() -> Breaker {
         Breaker::new("a", config::Breaker { failures: 2, open: Duration::from_secs(30) })
@@ -150,6 +167,23 @@ mod tests {
         advance(Duration::from_secs(31)).await;
         breaker.permit().unwrap().succeed();
         breaker.permit().unwrap().succeed();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_opens_by_the_clock_and_says_it_once() {
+        let breaker = breaker();
+        breaker.permit().unwrap().fail();
+        breaker.permit().unwrap().fail();
+        assert!(lines_of(|| breaker.refresh()).is_empty());
+        advance(Duration::from_secs(31)).await;
+        let said = lines_of(|| {
+            breaker.refresh();
+            breaker.refresh();
+            assert_eq!(*breaker.state(), State::HalfOpen);
+            breaker.permit().unwrap().succeed();
+        });
+        let states: Vec<_> = said.iter().map(|line| line.fields["state"].as_str()).collect();
+        assert_eq!(states, [r#""half_open""#, r#""closed""#]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,15 +16,19 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use crate::{
-    llm::{Answer, Api, Context, Error, Event, EventStream, Outcome, Record, Request, ToolCall, Usage, UsageSource},
+    llm::{
+        Answer, Api, Context, Error, Event, EventStream, Inference, Outcome, Record, Request, ToolCall, Usage,
+        UsageSource,
+    },
     store::AuditSender,
     telemetry::{
-        event::{OverheadMeasured, Phase, RequestFinished},
+        event::{InferenceFailedOver, OverheadMeasured, Phase, RequestFinished},
         genai,
         price::PriceList,
+        redact,
         trace::{
             self,
-            span::{self, InferenceEnd},
+            span::{self, Destination, InferenceEnd},
         },
     },
 };
@@ -51,7 +55,7 @@ pub struct Meter {
 
 /// Who answers, for the price and the span.
 struct MeteredTarget {
-    model: String,
+    called: Instant,
     /// A local model has none.
     prices: Option<Arc<PriceList>>,
     span: Span,
@@ -96,6 +100,7 @@ impl Meter {
                 error_message: None,
                 key_id: context.key_id.as_deref().map(ToOwned::to_owned),
                 retries: 0,
+                inference: None,
             },
             context: context.clone(),
             audit,
@@ -120,33 +125,51 @@ impl Meter {
     pub fn decoded(&mut self, request: &Request) {
         let began = self.phase_ended(Phase::Decode);
         self.phase_began = began;
-        self.record.requested_model.clone_from(&request.model);
+        self.record.requested_model = redact::name(&request.model).into_owned();
         self.record.stream = request.stream;
     }
 
     /// The body was not understood, but this much of it was.
-    pub fn named(&mut self, model: String) {
-        self.record.requested_model = model;
+    pub fn named(&mut self, model: &str) {
+        self.record.requested_model = redact::name(model).into_owned();
     }
 
     /// A target is about to be called. `prices` are those of a provider.
-    pub fn target(&mut self, provider: &str, model: &str, prices: Option<&Arc<PriceList>>, span: &Span) {
+    pub fn target(&mut self, destination: Destination<'_>, model: &str, prices: Option<&Arc<PriceList>>, span: &Span) {
         self.phase_ended(Phase::Route);
-        self.record.provider = Some(provider.to_owned());
-        self.target = Some(MeteredTarget { model: model.to_owned(), prices: prices.cloned(), span: span.clone() });
+        self.record.provider = Some(destination.provider().to_owned());
+        self.record.inference = Some(Inference {
+            system: destination.system(),
+            model: redact::name(model).into_owned(),
+            duration: std::time::Duration::ZERO,
+            time_to_first_token: None,
+        });
+        self.target = Some(MeteredTarget { called: Instant::now(), prices: prices.cloned(), span: span.clone() });
+    }
+
+    /// The target failed, and another is about to be called.
+    pub fn failed_over(&mut self, error: &Error) {
+        self.record.retries += error.retries;
+        let Some(target) = self.target.take() else { return };
+        if let Some(inference) = &mut self.record.inference {
+            inference.duration = target.called.elapsed();
+            span::inference_failed_over(&target.span, &inference.model, error);
+        }
+        InferenceFailedOver { record: &self.record, kind: error.kind.as_str() }.emit();
+        self.record.inference = None;
     }
 
     /// Ends a request that failed before anything was sent.
     pub fn refuse(mut self, error: &Error) {
         self.record.status = error.status();
-        self.record.retries = error.retries;
+        self.record.retries += error.retries;
         self.fail(error);
     }
 
     /// Measures an answer to its end.
     pub fn measure(mut self, answer: Answer) -> Metered {
         self.record.status = 200;
-        self.record.retries = answer.retries;
+        self.record.retries += answer.retries;
         Metered { events: Some(answer.events), meter: self }
     }
 
@@ -161,7 +184,8 @@ impl Meter {
         match event {
             Event::Started { id, model, usage } => {
                 self.response_id.clone_from(id);
-                self.record.response_model.clone_from(model);
+                // A provider may repeat the name that it was asked for.
+                self.record.response_model = model.as_deref().map(|model| redact::name(model).into_owned());
                 self.record.usage.update(*usage);
             }
             Event::Queued(wait) => self.record.queue = Some(*wait),
@@ -234,12 +258,13 @@ impl Meter {
             // A provider that counts only at the end never came to it. Its chunks are tokens, near enough.
             record.usage.output = Some(record.chunks);
         }
-        if let Some(target) = &self.target {
-            let model = record.response_model.as_deref().unwrap_or(&target.model);
+        if let (Some(target), Some(inference)) = (&self.target, &mut record.inference) {
+            inference.duration = target.called.elapsed();
+            inference.time_to_first_token = self.first_content.map(|first| first - target.called);
+            let model = record.response_model.as_deref().unwrap_or(&inference.model);
             record.cost_usd = target.prices.as_ref().and_then(|prices| prices.cost_usd(model, &record.usage));
             let end = InferenceEnd {
                 record,
-                model: &target.model,
                 response_id: self.response_id.as_deref(),
                 reported_usage: self.reported_usage.each_ref().map(Option::as_deref),
                 content: self.captured.as_ref().map(|captured| genai::Answer {
@@ -282,6 +307,10 @@ impl Drop for Meter {
             self.record.status = error.status();
             self.fail(&error);
         } else {
+            if !self.record.stream {
+                // The answer was still being gathered, so its status was never sent.
+                self.record.status = 0;
+            }
             self.end(Outcome::ClientAbort, None);
         }
     }

@@ -23,6 +23,7 @@ use crate::{
     store::AuditSender,
     telemetry::{
         event::{RouteDecided, TargetCalled, TargetFailed, TargetFailedOver},
+        redact,
         trace::span::{self, Destination},
     },
 };
@@ -82,6 +83,11 @@ impl Dispatch {
         self.engine.ready() || self.providers.values().any(|watched| watched.provider.is_off().is_none())
     }
 
+    /// Lets breakers whose time has come half open, so that their gauge is true without a call.
+    pub fn refresh_breakers(&self) {
+        self.providers.values().for_each(|watched| watched.breaker.refresh());
+    }
+
     /// The models that have a name: local ones, and those that a route names without a glob.
     pub fn models(&self) -> Vec<ListedModel> {
         let mut models: Vec<_> = self
@@ -120,16 +126,13 @@ impl Dispatch {
             }
             match self.attempt(meter, &request, context, target, &headers).await {
                 Ok(answer) => return Ok(answer),
-                Err((error, span)) => {
+                Err(error) => {
                     TargetFailed { provider: &target.provider, kind: error.kind.as_str(), error: &error }.emit();
                     let is_last = std::ptr::eq(target, targets.last().unwrap_or(target));
                     if is_last || !another_may_answer(&error) {
                         return Err(error);
                     }
-                    if let Some(span) = span {
-                        let model = target.model.as_deref().unwrap_or(&request.model);
-                        span::inference_failed_over(&span, model, &error);
-                    }
+                    meter.failed_over(&error);
                     failed = Some((target, error));
                 }
             }
@@ -148,13 +151,13 @@ impl Dispatch {
         decision.ok_or_else(|| {
             let message = format!(
                 "the model {:?} does not exist: no route matches it and no local model has that name; GET /v1/models lists what there is",
-                request.model
+                redact::name(&request.model)
             );
             Error::new(ErrorKind::ModelNotFound, message).with_param("model")
         })
     }
 
-    /// Calls one target. A failure comes with the inference span, if it came that far.
+    /// Calls one target.
     async fn attempt(
         &self,
         meter: &mut Meter,
@@ -162,7 +165,7 @@ impl Dispatch {
         context: &Context,
         target: &Target,
         headers: &[(String, String)],
-    ) -> Result<Answer, (Error, Option<Span>)> {
+    ) -> Result<Answer, Error> {
         let model = target.model.as_deref().unwrap_or(&request.model);
         let call = |span: &Span| Call {
             request: Arc::clone(request),
@@ -174,13 +177,12 @@ impl Dispatch {
         TargetCalled { provider: &target.provider, model }.emit();
         if target.provider == LOCAL {
             let span = span::inference(&context.span, request, model, Destination::Local);
-            meter.target(MLX, model, None, &span);
-            let result = self.engine.call(call(&span)).instrument(span.clone()).await;
-            return result.map_err(|error| (error, Some(span)));
+            meter.target(Destination::Local, model, None, &span);
+            return self.engine.call(call(&span)).instrument(span.clone()).await;
         }
         let Some(Watched { provider, breaker }) = self.providers.get(&target.provider) else {
             let message = format!("the route names a provider {:?} that is not configured", target.provider);
-            return Err((Error::new(ErrorKind::Unavailable, message), None));
+            return Err(Error::new(ErrorKind::Unavailable, message));
         };
         let destination = Destination::Cloud {
             provider: provider.name(),
@@ -189,17 +191,18 @@ impl Dispatch {
             port: provider.port(),
         };
         let span = span::inference(&context.span, request, model, destination);
-        meter.target(provider.name(), model, Some(provider.prices()), &span);
+        meter.target(destination, model, Some(provider.prices()), &span);
         if provider.dialect() != request.api.dialect() {
             let message = format!(
-                "the model {model:?} is served by {:?}, which does not speak the API of {}; call it through the other API, or route the model elsewhere",
+                "the model {:?} is served by {:?}, which does not speak the API of {}; call it through the other API, or route the model elsewhere",
+                redact::name(model),
                 provider.name(),
                 request.api.path()
             );
-            return Err((Error::new(ErrorKind::InvalidRequest, message).with_param("model"), Some(span)));
+            return Err(Error::new(ErrorKind::InvalidRequest, message).with_param("model"));
         }
         if let Some(error) = provider.is_off() {
-            return Err((error, Some(span)));
+            return Err(error);
         }
         let permit = match breaker.permit() {
             Ok(permit) => permit,
@@ -211,7 +214,7 @@ impl Dispatch {
                 );
                 let mut error = Error::new(ErrorKind::Unavailable, message);
                 error.headers.push(("retry-after".to_owned(), seconds.to_string()));
-                return Err((error, Some(span)));
+                return Err(error);
             }
         };
         match provider.call(call(&span)).instrument(span.clone()).await {
@@ -225,7 +228,7 @@ impl Dispatch {
                 } else {
                     permit.succeed();
                 }
-                Err((error, Some(span)))
+                Err(error)
             }
         }
     }

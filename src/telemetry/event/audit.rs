@@ -56,7 +56,7 @@ impl StatementFinished {
     }
 }
 
-/// Rows were lost.
+/// Rows were lost; so many since this was last said.
 #[derive(Debug)]
 pub struct AuditRowsDropped {
     /// How many.
@@ -78,17 +78,23 @@ impl AuditRowsDropped {
 pub struct AuditWriteError<'a> {
     /// What went wrong.
     pub error: &'a (dyn Error + 'static),
+    /// Whether the write before it failed too.
+    pub again: bool,
 }
 
 impl AuditWriteError<'_> {
     /// States the fact.
     pub fn emit(self) {
-        tracing::error!(target: "mlx_manager::store", error = self.error, "audit write failed");
+        if self.again {
+            tracing::debug!(target: "mlx_manager::store", error = self.error, "audit write failed again");
+        } else {
+            tracing::error!(target: "mlx_manager::store", error = self.error, "audit write failed");
+        }
         add(Counter::AuditWriteErrors, Labels::none(), 1);
     }
 }
 
-/// Rows waiting to be written.
+/// Rows waiting to be written, those of the statement under way among them.
 #[derive(Debug)]
 pub struct AuditQueueDepth(pub usize);
 

@@ -9,7 +9,7 @@ use crate::telemetry::metric::{
     observe, provider_label, set,
 };
 
-/// One physical call to a provider ended (its headers arrived, or it failed before).
+/// One physical call to a provider ended: its answer began, or it failed before.
 #[derive(Debug)]
 pub struct AttemptFinished<'a> {
     /// The `[[providers]]` name.
@@ -22,7 +22,7 @@ pub struct AttemptFinished<'a> {
     pub status: Option<u16>,
     /// The failure's kind: a status of 400 and more, or `connect`, `timeout`, `body`, `decode`.
     pub error_type: Option<&'a str>,
-    /// From the request to the headers, or to the failure.
+    /// From the request to the first content of a stream, the whole of another answer, or the failure.
     pub duration: Duration,
 }
 

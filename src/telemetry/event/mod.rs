@@ -9,7 +9,7 @@ mod pull;
 mod request;
 mod telemetry;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::time::Duration;
 
@@ -24,8 +24,11 @@ pub use engine::{
 };
 pub use http::{HttpRequestFinished, HttpRequestStarted};
 pub use pull::{DownloadFinished, DownloadRetried, FileDownloaded, PullFinished, PullStarted};
-pub use request::{OverheadMeasured, Phase, RequestDecoded, RequestFinished, RouteDecided, TargetCalled, TargetFailed};
-pub use telemetry::{ExportTotals, LogSinkTotals, SpoolSize};
+pub use request::{
+    InferenceFailedOver, OverheadMeasured, Phase, RequestDecoded, RequestFinished, RouteDecided, TargetCalled,
+    TargetFailed,
+};
+pub use telemetry::{ExportTotals, LogSinkTotals, SeriesCapReached, SpoolSize};
 
 /// Milliseconds for a log line, to the microsecond: what lies below is noise, and would be seventeen digits of it.
 fn milliseconds(duration: Duration) -> f64 {

@@ -6,7 +6,7 @@ use tracing::Level;
 
 use super::milliseconds;
 use crate::{
-    llm::{Outcome, Record},
+    llm::{Inference, Outcome, Record},
     telemetry::{
         log::tell_story,
         metric::{
@@ -14,6 +14,7 @@ use crate::{
             name::{Counter, Histogram, Label, Sum},
             observe,
         },
+        redact,
     },
 };
 
@@ -33,7 +34,7 @@ impl RequestDecoded<'_> {
     pub fn emit(self) {
         tracing::debug!(
             target: "mlx_manager::server::api",
-            model = self.model, stream = self.stream, body_bytes = self.bytes, "request decoded"
+            model = &*redact::name(self.model), stream = self.stream, body_bytes = self.bytes, "request decoded"
         );
     }
 }
@@ -52,7 +53,7 @@ impl TargetCalled<'_> {
     pub fn emit(self) {
         tracing::debug!(
             target: "mlx_manager::server::dispatch",
-            provider = self.provider, model = self.model, "calling target"
+            provider = self.provider, model = &*redact::name(self.model), "calling target"
         );
     }
 }
@@ -94,7 +95,7 @@ impl RouteDecided<'_> {
     pub fn emit(self) {
         tracing::debug!(
             target: "mlx_manager::server::dispatch",
-            rule = self.rule, model = self.model, target_name = self.target, "routed"
+            rule = self.rule, model = &*redact::name(self.model), target_name = self.target, "routed"
         );
         add(Counter::RouteDecisions, Labels::none().with_text(Label::Rule, self.rule), 1);
     }
@@ -133,6 +134,24 @@ impl OverheadMeasured {
     }
 }
 
+/// A target failed, and its request goes on to the next. Its part of the request is a GenAI operation like any other.
+#[derive(Debug)]
+pub struct InferenceFailedOver<'a> {
+    /// The numbers so far; provider and inference are those of the target.
+    pub record: &'a Record,
+    /// The kind of failure.
+    pub kind: &'static str,
+}
+
+impl InferenceFailedOver<'_> {
+    /// States the fact. The log has a line for the failure and one for moving on already.
+    pub fn emit(self) {
+        if let Some(inference) = &self.record.inference {
+            observe_duration(self.record, inference, Some(self.kind));
+        }
+    }
+}
+
 /// A request ended, well or not. The only place where its numbers become metrics and a log line.
 #[derive(Debug)]
 pub struct RequestFinished<'a> {
@@ -151,10 +170,12 @@ impl RequestFinished<'_> {
         }
         self.log();
         count(self.record);
-        match self.record.provider.as_deref() {
-            Some(LOCAL_PROVIDER) => observe_local(self.record),
-            Some(provider) => observe_cloud(self.record, provider),
-            None => {}
+        let Some(inference) = &self.record.inference else { return };
+        observe_duration(self.record, inference, error_type(self.record));
+        if is_local(self.record) {
+            observe_local(self.record, inference);
+        } else {
+            observe_cloud(self.record, inference);
         }
     }
 
@@ -172,7 +193,7 @@ impl RequestFinished<'_> {
                     response_model = record.response_model.as_deref(),
                     stream = record.stream,
                     outcome = record.outcome.as_str(),
-                    status = record.status,
+                    status = (record.status != 0).then_some(record.status),
                     input_tokens = record.usage.input,
                     output_tokens = record.usage.output,
                     cache_read_tokens = record.usage.cache_read,
@@ -241,12 +262,21 @@ fn count(record: &Record) {
     }
 }
 
-fn observe_cloud(record: &Record, provider: &str) {
-    let labels = genai_labels(record, provider);
-    let ended = labels.clone().with_optional(Label::ErrorType, error_type(record));
-    observe(Histogram::GenAiClientOperationDuration, ended.clone(), record.duration.as_secs_f64());
-    observe(Histogram::GenAiClientInferenceDuration, ended, record.duration.as_secs_f64());
-    if let Some(first) = record.time_to_first_token {
+/// How long the target had, as its span says it.
+fn observe_duration(record: &Record, inference: &Inference, error_type: Option<&'static str>) {
+    let labels = genai_labels(record, inference).with_optional(Label::ErrorType, error_type);
+    let seconds = inference.duration.as_secs_f64();
+    if is_local(record) {
+        observe(Histogram::GenAiServerRequestDuration, labels, seconds);
+    } else {
+        observe(Histogram::GenAiClientOperationDuration, labels.clone(), seconds);
+        observe(Histogram::GenAiClientInferenceDuration, labels, seconds);
+    }
+}
+
+fn observe_cloud(record: &Record, inference: &Inference) {
+    let labels = genai_labels(record, inference);
+    if let Some(first) = inference.time_to_first_token {
         observe(Histogram::GenAiClientTimeToFirstChunk, labels.clone(), first.as_secs_f64());
         if record.stream {
             observe(Histogram::GenAiClientInferenceTimeToFirstChunk, labels.clone(), first.as_secs_f64());
@@ -290,11 +320,9 @@ fn observe_usage(record: &Record, labels: &Labels) {
     }
 }
 
-fn observe_local(record: &Record) {
-    let labels = genai_labels(record, LOCAL_PROVIDER);
-    let ended = labels.clone().with_optional(Label::ErrorType, error_type(record));
-    observe(Histogram::GenAiServerRequestDuration, ended, record.duration.as_secs_f64());
-    if let Some(first) = record.time_to_first_token {
+fn observe_local(record: &Record, inference: &Inference) {
+    let labels = genai_labels(record, inference);
+    if let Some(first) = inference.time_to_first_token {
         observe(Histogram::GenAiServerTimeToFirstToken, labels.clone(), first.as_secs_f64());
     }
     if let Some(seconds) = mean_interval(record.generation, record.usage.output.unwrap_or(record.chunks)) {
@@ -302,11 +330,17 @@ fn observe_local(record: &Record) {
     }
 }
 
-fn genai_labels(record: &Record, provider: &str) -> Labels {
+/// The attributes of the inference span that are labels too.
+fn genai_labels(record: &Record, inference: &Inference) -> Labels {
     Labels::none()
         .with(Label::GenAiOperation, record.api.operation().as_str())
-        .with_text(Label::GenAiProvider, provider)
-        .with_text(Label::GenAiRequestModel, model(record))
+        .with(Label::GenAiProvider, inference.system)
+        .with_optional(Label::ManagerProvider, record.provider.as_deref())
+        .with_text(Label::GenAiRequestModel, inference.model.as_str())
+}
+
+fn is_local(record: &Record) -> bool {
+    record.provider.as_deref() == Some(LOCAL_PROVIDER)
 }
 
 /// The conventions' `error.type`. A client that went away is not an error.

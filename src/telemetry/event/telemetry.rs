@@ -1,6 +1,6 @@
 //! What telemetry itself lost or kept. Sinks and exporters count for themselves, on paths that must not log; these events
 //! carry their totals since the start of the process, are stated by pollers of [`crate::telemetry::metric::Metrics`], and
-//! therefore write no log line.
+//! therefore write no log line. The recorder's cap is one that deserves a line.
 
 use crate::{
     config::{Level, Signal},
@@ -82,6 +82,26 @@ impl SpoolSize<'_> {
     pub fn emit(self) {
         let labels = Labels::none().with_text(Label::Destination, self.destination);
         set(Gauge::SpoolBytes, labels, self.bytes as f64);
+    }
+}
+
+/// A metric has as many series as it may, and keeps no new ones. What is not kept is counted by the recorder.
+#[derive(Debug)]
+pub struct SeriesCapReached<'a> {
+    /// The metric.
+    pub metric: &'a str,
+    /// How many series that is, beside those that the configuration opens.
+    pub series: usize,
+}
+
+impl SeriesCapReached<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::warn!(
+            target: "mlx_manager::telemetry",
+            metric = self.metric, series = self.series,
+            "a metric keeps no new series; mlx_manager_metric_series_dropped_total counts what it misses"
+        );
     }
 }
 

@@ -20,10 +20,10 @@ use super::{HttpRequestFinished, RequestFinished};
 use crate::llm::{Api, Error, ErrorKind, FinishReason, Outcome, Record, Usage, UsageSource};
 
 #[derive(Debug)]
-struct Line {
+pub(crate) struct Line {
     target: String,
-    level: Level,
-    fields: BTreeMap<&'static str, String>,
+    pub level: Level,
+    pub fields: BTreeMap<&'static str, String>,
 }
 
 #[derive(Clone, Default)]
@@ -53,7 +53,8 @@ impl Visit for Fields {
     }
 }
 
-fn lines_of(emit: impl FnOnce()) -> Vec<Line> {
+/// What `emit` logs.
+pub(crate) fn lines_of(emit: impl FnOnce()) -> Vec<Line> {
     let lines = Lines::default();
     tracing::subscriber::with_default(tracing_subscriber::registry().with(lines.clone()), emit);
     std::mem::take(&mut lines.0.lock().unwrap())
@@ -87,6 +88,7 @@ fn record(outcome: Outcome) -> Record {
         error_message: Some("the provider was silent".into()),
         key_id: Some("key".into()),
         retries: 9,
+        inference: None,
     }
 }
 

@@ -57,6 +57,7 @@ use archive::Shelf;
 use clock::Clock;
 use console::ConsoleSink;
 use filter::Callsite;
+pub(in crate::telemetry) use format::is_forgeable;
 use format::{Rendered, Style};
 use plan::{FileOutput, InEffect, Output, Plan, Route};
 use rolling::{RollingFile, RollingPlan};

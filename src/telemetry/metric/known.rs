@@ -3,12 +3,13 @@
 
 use super::{
     LOCAL_PROVIDER, Labels, NO_PROVIDER, OTHER_MODEL, add, add_fraction,
-    name::{self, Counter, Gauge, Label, Sum},
-    set,
+    name::{self, Counter, Gauge, Histogram, Label, Sum},
+    open, set, shift,
 };
 use crate::{
-    config::{LocalConfig, LogConfig, OtlpConfig, Provider, Route, Signal},
-    llm::{Api, Operation, Outcome},
+    config::{LocalConfig, LogConfig, OtlpConfig, Provider, ProviderKind, Route, Signal},
+    llm::{Api, Dialect, Operation, Outcome},
+    telemetry::genai,
 };
 
 /// Values of the `reason` label of `retries_total`.
@@ -40,9 +41,10 @@ pub struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    /// Every model name of the configuration. A glob is not a name.
+    /// Every model name of the configuration: what callers say and what targets are asked for. A glob is not a name.
     pub(super) fn models(&self) -> impl Iterator<Item = &'a str> {
-        self.local_models().chain(self.routes.iter().filter_map(exact_model))
+        let renamed = self.routes.iter().flat_map(|route| &route.targets).filter_map(|target| target.model.as_deref());
+        self.local_models().chain(self.routes.iter().filter_map(exact_model)).chain(renamed)
     }
 
     fn local_models(&self) -> impl Iterator<Item = &'a str> {
@@ -64,7 +66,25 @@ pub(super) fn open_series(known: &Known<'_>) {
             open_requests(api, NO_PROVIDER, OTHER_MODEL, &[outcome]);
         }
     }
+    // A body that is wrong further on has named its model, and was not yet understood to ask for a stream.
+    for model in known.local_models().chain(known.routes.iter().filter_map(exact_model)) {
+        for api in Api::ALL {
+            open_request(api, NO_PROVIDER, model, "false", Outcome::InvalidRequest);
+        }
+    }
     known.local_models().for_each(open_local_model);
+    for (model, asked) in routed(known.routes, "local") {
+        open_local_requests(model);
+        open_local_inference(asked);
+    }
+    open(Histogram::QueueWait, Labels::none());
+    for phase in values(Label::Phase) {
+        open(Histogram::Overhead, Labels::none().with(Label::Phase, phase));
+    }
+    for api in Api::ALL {
+        let labels = Labels::none().with(Label::Method, "POST").with(Label::Route, api.path());
+        shift(Gauge::HttpServerActiveRequests, labels, 0.0);
+    }
     open_cloud(known);
     open_routes(known);
     open_telemetry(known);
@@ -88,27 +108,59 @@ pub(super) fn open_series(known: &Known<'_>) {
 
 /// Opens the series of a local model.
 pub(super) fn open_local_model(model: &str) {
+    open_local_requests(model);
+    open_local_inference(model);
+    let labels = Labels::none().with_text(Label::Model, model);
+    open(Histogram::Prefill, labels.clone());
+    open(Histogram::DecodeTokensPerSecond, labels.clone());
+    for counter in [Counter::PrefixCacheLookups, Counter::PrefixCacheHits] {
+        add(counter, labels.clone(), 0);
+    }
+    // Adding nothing leaves a model that is already loaded as it is.
+    for gauge in [Gauge::ModelLoaded, Gauge::ModelMemoryBytes, Gauge::KvCacheBytes] {
+        shift(gauge, labels.clone(), 0.0);
+    }
+}
+
+fn open_local_requests(model: &str) {
     for api in Api::ALL {
         open_requests(api, LOCAL_PROVIDER, model, &Outcome::ALL);
     }
     open_tokens(LOCAL_PROVIDER, model);
-    let labels = Labels::none().with_text(Label::Model, model);
-    add(Counter::PrefixCacheLookups, labels.clone(), 0);
-    add(Counter::PrefixCacheHits, labels.clone(), 0);
-    // Adding nothing leaves a model that is already loaded as it is.
-    super::shift(Gauge::ModelLoaded, labels, 0.0);
+}
+
+fn open_local_inference(model: &str) {
+    let labels = genai_labels(LOCAL_PROVIDER, LOCAL_PROVIDER, model);
+    for histogram in [
+        Histogram::GenAiServerRequestDuration,
+        Histogram::GenAiServerTimeToFirstToken,
+        Histogram::GenAiServerTimePerOutputToken,
+    ] {
+        open(histogram, labels.clone());
+    }
+}
+
+/// What routes send to a target: the model as callers name it, and as the target is asked for it.
+fn routed<'a>(routes: &'a [Route], provider: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
+    routes.iter().flat_map(move |route| {
+        let named = exact_model(route).unwrap_or(OTHER_MODEL);
+        let targets = route.targets.iter().filter(move |target| target.provider == provider);
+        targets.map(move |target| (named, target.model.as_deref().unwrap_or(named)))
+    })
 }
 
 fn open_cloud(known: &Known<'_>) {
     for provider in known.providers {
         let name = provider.name.as_str();
-        let routed = known.routes.iter().filter(|route| route.targets.iter().any(|target| target.provider == name));
-        for model in routed.filter_map(exact_model).chain([OTHER_MODEL]) {
+        for (model, asked) in routed(known.routes, name).chain([(OTHER_MODEL, OTHER_MODEL)]) {
             for api in Api::ALL {
-                open_requests(api, name, model, &Outcome::ALL);
+                // A provider of the other dialect refuses all.
+                let outcomes: &[_] =
+                    if speaks(provider.kind, api) { &Outcome::ALL } else { &[Outcome::InvalidRequest] };
+                open_requests(api, name, model, outcomes);
             }
             open_tokens(name, model);
-            open_usage(name, model);
+            open_usage(genai_labels(genai::system(provider.kind), name, asked));
             let labels = Labels::none().with_text(Label::Provider, name).with_text(Label::Model, model);
             add_fraction(Sum::CostUsd, labels, 0.0);
         }
@@ -161,15 +213,19 @@ fn open_telemetry(known: &Known<'_>) {
 fn open_requests(api: Api, provider: &str, model: &str, outcomes: &[Outcome]) {
     for outcome in outcomes {
         for stream in ["false", "true"] {
-            let labels = Labels::none()
-                .with(Label::Api, api.as_str())
-                .with_text(Label::Provider, provider)
-                .with_text(Label::Model, model)
-                .with(Label::Stream, stream)
-                .with(Label::Outcome, outcome.as_str());
-            add(Counter::Requests, labels, 0);
+            open_request(api, provider, model, stream, *outcome);
         }
     }
+}
+
+fn open_request(api: Api, provider: &str, model: &str, stream: &'static str, outcome: Outcome) {
+    let labels = Labels::none()
+        .with(Label::Api, api.as_str())
+        .with_text(Label::Provider, provider)
+        .with_text(Label::Model, model)
+        .with(Label::Stream, stream)
+        .with(Label::Outcome, outcome.as_str());
+    add(Counter::Requests, labels, 0);
 }
 
 fn open_tokens(provider: &str, model: &str) {
@@ -180,12 +236,16 @@ fn open_tokens(provider: &str, model: &str) {
     }
 }
 
-/// The GenAI conventions' token counters of a cloud provider.
-fn open_usage(provider: &str, model: &str) {
-    let labels = Labels::none()
+fn genai_labels(system: &'static str, provider: &str, model: &str) -> Labels {
+    Labels::none()
         .with(Label::GenAiOperation, Operation::Chat.as_str())
-        .with_text(Label::GenAiProvider, provider)
-        .with_text(Label::GenAiRequestModel, model);
+        .with(Label::GenAiProvider, system)
+        .with_text(Label::ManagerProvider, provider)
+        .with_text(Label::GenAiRequestModel, model)
+}
+
+/// The GenAI conventions' token counters of a cloud provider.
+fn open_usage(labels: Labels) {
     for counter in [
         Counter::GenAiClientUsageInputTokens,
         Counter::GenAiClientUsageOutputTokens,
@@ -197,6 +257,14 @@ fn open_usage(provider: &str, model: &str) {
             add(counter, labels.clone().with(Label::GenAiTokenModality, modality), 0);
         }
     }
+}
+
+fn speaks(kind: ProviderKind, api: Api) -> bool {
+    let dialect = match kind {
+        ProviderKind::OpenAi => Dialect::OpenAi,
+        ProviderKind::Anthropic => Dialect::Anthropic,
+    };
+    dialect == api.dialect()
 }
 
 /// The values of a label that has a closed set of them.

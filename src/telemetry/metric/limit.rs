@@ -9,12 +9,14 @@ use std::{
     sync::{PoisonError, RwLock},
 };
 
+use crate::telemetry::redact;
+
 /// Bounds on series.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     /// The most model names taken in because they answered.
     pub learned_models: usize,
-    /// The most series of one metric.
+    /// The most series of one metric, beside those that configuration and catalogue name.
     pub series_per_metric: usize,
 }
 
@@ -56,9 +58,10 @@ impl ModelNames {
         }
     }
 
-    /// Takes in a name that answered, while there is room.
+    /// Takes in a name that answered, while there is room. A provider may answer to any name, so one that no model would
+    /// have, or that looks like a key, is not learned.
     pub fn learn(&self, name: &str) {
-        if name.is_empty() || name.len() > LONGEST_LEARNED_NAME || self.is_known(name) {
+        if self.is_known(name) || !is_ordinary(name) {
             return;
         }
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
@@ -66,4 +69,12 @@ impl ModelNames {
             names.learned += 1;
         }
     }
+}
+
+/// Whether providers name models like this.
+fn is_ordinary(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= LONGEST_LEARNED_NAME
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/@+".contains(&byte))
+        && redact::name(name) == name
 }

@@ -107,6 +107,13 @@ pub(in crate::telemetry) fn shift(gauge: Gauge, labels: Labels, by: f64) {
     metrics::with_recorder(|recorder| recorder.register_gauge(&key, &METADATA).increment(by));
 }
 
+/// Makes a histogram's series exist.
+fn open(histogram: Histogram, labels: Labels) {
+    let key = labels.key(histogram.definition().name);
+    // The recorder keeps the handle.
+    metrics::with_recorder(|recorder| drop(recorder.register_histogram(&key, &METADATA)));
+}
+
 /// Puts a value into a histogram.
 pub(in crate::telemetry) fn observe(histogram: Histogram, labels: Labels, value: f64) {
     let key = labels.key(histogram.definition().name);

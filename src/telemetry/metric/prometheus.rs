@@ -91,7 +91,7 @@ impl Metrics {
             recorder.models().add(model);
         }
         let metrics = Self { recorder, page, pollers: Mutex::default(), meter_provider: settings.meter_provider };
-        metrics.within(|| {
+        metrics.recorder.open(|| {
             build_info(settings.build);
             known::open_series(&settings.known);
         });
@@ -108,7 +108,7 @@ impl Metrics {
     /// Lets the name of a local model in the catalogue be a label, and opens its series.
     pub fn add_local_model(&self, model: &str) {
         self.recorder.models().add(model);
-        self.within(|| known::open_local_model(model));
+        self.recorder.open(|| known::open_local_model(model));
     }
 
     /// The page in Prometheus' text format.

@@ -4,8 +4,11 @@
 //! (a model's name) is checked here and nowhere else, so that no event can forget it.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use metrics::{Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, SharedString, Unit};
@@ -17,13 +20,18 @@ use super::{
     limit::{Limits, ModelNames},
     name::{self, Label},
 };
-use crate::llm::Outcome;
+use crate::{llm::Outcome, telemetry::event::SeriesCapReached};
 
 pub(super) struct Recorder {
     prometheus: PrometheusRecorder,
     bridge: Option<Bridge>,
     models: ModelNames,
     series_per_metric: usize,
+    /// Whether series are being opened that configuration and catalogue name. These bound them, so they take no room from
+    /// what requests bring.
+    opening: AtomicBool,
+    /// Metrics that reached the cap, each of which is said once.
+    full: Mutex<HashSet<String>>,
     counters: RwLock<Family<Counter>>,
     gauges: RwLock<Family<Gauge>>,
     histograms: RwLock<Family<Histogram>>,
@@ -32,12 +40,13 @@ pub(super) struct Recorder {
 /// The series of one kind of metric.
 struct Family<H> {
     handles: HashMap<Key, H>,
-    series: HashMap<String, usize>,
+    /// How many series of each metric count towards the cap.
+    charged: HashMap<String, usize>,
 }
 
 impl<H> Default for Family<H> {
     fn default() -> Self {
-        Self { handles: HashMap::new(), series: HashMap::new() }
+        Self { handles: HashMap::new(), charged: HashMap::new() }
     }
 }
 
@@ -48,6 +57,8 @@ impl Recorder {
             bridge,
             models: ModelNames::new(limits),
             series_per_metric: limits.series_per_metric,
+            opening: AtomicBool::new(false),
+            full: Mutex::default(),
             counters: RwLock::default(),
             gauges: RwLock::default(),
             histograms: RwLock::default(),
@@ -57,6 +68,13 @@ impl Recorder {
     /// The model names that may be labels.
     pub fn models(&self) -> &ModelNames {
         &self.models
+    }
+
+    /// Runs `open`, whose series don't count towards the cap. A series that a request brings meanwhile doesn't either.
+    pub fn open(&self, open: impl FnOnce()) {
+        self.opening.store(true, Ordering::Relaxed);
+        metrics::with_local_recorder(self, open);
+        self.opening.store(false, Ordering::Relaxed);
     }
 
     /// The handle of a series, made if there is none and room for one. The answer is `None` beyond the cap.
@@ -73,11 +91,13 @@ impl Recorder {
         if let Some(handle) = family.handles.get(&key) {
             return Some(handle.clone());
         }
-        let series = family.series.entry(key.name().to_owned()).or_default();
-        if *series >= self.series_per_metric {
-            return None;
+        if !self.opening.load(Ordering::Relaxed) {
+            let charged = family.charged.entry(key.name().to_owned()).or_default();
+            if *charged >= self.series_per_metric {
+                return None;
+            }
+            *charged += 1;
         }
-        *series += 1;
         let handle = make(&key);
         family.handles.insert(key, handle.clone());
         Some(handle)
@@ -129,6 +149,9 @@ impl Recorder {
             let labels = vec![metrics::Label::new(Label::Metric.as_str(), key.name().to_owned())];
             metrics::Recorder::register_counter(self, &Key::from_parts(overflow, labels), &super::METADATA)
                 .increment(1);
+        }
+        if self.full.lock().unwrap_or_else(PoisonError::into_inner).insert(key.name().to_owned()) {
+            SeriesCapReached { metric: key.name(), series: self.series_per_metric }.emit();
         }
     }
 }

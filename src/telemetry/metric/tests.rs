@@ -1,6 +1,7 @@
 //! The page and the OTLP export, made by the events themselves. The global recorder is per process, so these record
 //! within a recorder of their own.
 
+mod limits;
 mod otlp;
 
 use std::{
@@ -15,11 +16,24 @@ use crate::{
         OtlpConfig, OtlpKind, Protocol, Provider, ProviderKind, Route, Send, Signal, Sink, SinkKind, Spool, Target,
         Timezone,
     },
-    llm::{Api, FinishReason, Outcome, Record, Usage, UsageSource},
+    llm::{Api, FinishReason, Inference, Outcome, Record, Usage, UsageSource},
     telemetry::event,
 };
 
 fn metrics_with(limits: Limits, meter_provider: Option<opentelemetry_sdk::metrics::SdkMeterProvider>) -> Metrics {
+    let target = |provider: &str| Target { provider: provider.into(), model: None };
+    let routes = [
+        Route { model: "gpt-*".into(), targets: vec![target("openai"), target("local")] },
+        Route { model: "claude-known".into(), targets: vec![target("anthropic")] },
+    ];
+    metrics_of(&routes, limits, meter_provider)
+}
+
+fn metrics_of(
+    routes: &[Route],
+    limits: Limits,
+    meter_provider: Option<opentelemetry_sdk::metrics::SdkMeterProvider>,
+) -> Metrics {
     let local = LocalConfig {
         models_dir: "models".into(),
         hub_dir: None,
@@ -32,11 +46,6 @@ fn metrics_with(limits: Limits, meter_provider: Option<opentelemetry_sdk::metric
         models: vec![LocalModel { name: "demo".into(), path: ModelPath::BuiltinDemo }],
     };
     let providers = [provider("openai", ProviderKind::OpenAi), provider("anthropic", ProviderKind::Anthropic)];
-    let target = |provider: &str| Target { provider: provider.into(), model: None };
-    let routes = [
-        Route { model: "gpt-*".into(), targets: vec![target("openai"), target("local")] },
-        Route { model: "claude-known".into(), targets: vec![target("anthropic")] },
-    ];
     let log = LogConfig {
         level: Level::Info,
         directives: Vec::new(),
@@ -65,7 +74,7 @@ fn metrics_with(limits: Limits, meter_provider: Option<opentelemetry_sdk::metric
         timeout: Duration::from_secs(10),
         spool: Some(Spool { dir: "spool".into(), size: 1 }),
     }];
-    let known = Known { local: &local, providers: &providers, routes: &routes, log: &log, otlp: &otlp };
+    let known = Known { local: &local, providers: &providers, routes, log: &log, otlp: &otlp };
     let build = Build { version: "1.2.3", commit: "abc", engine: "mlx" };
     Metrics::new(Settings { build, known, meter_provider }, limits).unwrap()
 }
@@ -123,6 +132,16 @@ fn record(provider: Option<&str>, model: &str, outcome: Outcome) -> Record {
         error_message: None,
         key_id: None,
         retries: 0,
+        inference: Some(Inference {
+            system: match provider {
+                Some("mlx") => "mlx",
+                Some("anthropic") => "anthropic",
+                _ => "openai",
+            },
+            model: model.into(),
+            duration: Duration::from_millis(1200),
+            time_to_first_token: Some(Duration::from_millis(150)),
+        }),
     }
 }
 
@@ -136,6 +155,12 @@ fn sample(page: &str, series: &str) -> f64 {
         page.lines().filter(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' '))).collect();
     assert_eq!(lines.len(), 1, "{series}: {lines:?}");
     lines[0].rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// The sum of a family's samples.
+fn total(page: &str, name: &str) -> f64 {
+    let samples = page.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+    samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
 }
 
 /// Series of a family, a histogram's counted by its `_count`.
@@ -158,14 +183,13 @@ fn a_finished_cloud_request_counts_what_its_record_says() {
     }
     let cost = r#"mlx_manager_cost_usd_total{provider="anthropic",model="claude-known"}"#;
     assert_eq!(sample(&page, cost), 0.0125);
-    let labels =
-        r#"{gen_ai_operation_name="chat",gen_ai_provider_name="anthropic",gen_ai_request_model="claude-known"}"#;
-    assert_eq!(sample(&page, &format!("gen_ai_client_operation_duration_seconds_sum{labels}")), 1.5);
-    assert_eq!(sample(&page, &format!("gen_ai_client_operation_time_to_first_chunk_seconds_sum{labels}")), 0.25);
+    let labels = r#"{gen_ai_operation_name="chat",gen_ai_provider_name="anthropic",mlx_manager_provider="anthropic",gen_ai_request_model="claude-known"}"#;
+    assert_eq!(sample(&page, &format!("gen_ai_client_operation_duration_seconds_sum{labels}")), 1.2);
+    assert_eq!(sample(&page, &format!("gen_ai_client_operation_time_to_first_chunk_seconds_sum{labels}")), 0.15);
     // 800 ms between 21 chunks are 20 pauses.
     assert_eq!(sample(&page, &format!("gen_ai_client_operation_time_per_output_chunk_seconds_sum{labels}")), 0.04);
-    assert_eq!(sample(&page, &format!("gen_ai_client_inference_duration_seconds_sum{labels}")), 1.5);
-    assert_eq!(sample(&page, &format!("gen_ai_client_inference_time_to_first_chunk_seconds_sum{labels}")), 0.25);
+    assert_eq!(sample(&page, &format!("gen_ai_client_inference_duration_seconds_sum{labels}")), 1.2);
+    assert_eq!(sample(&page, &format!("gen_ai_client_inference_time_to_first_chunk_seconds_sum{labels}")), 0.15);
     assert_eq!(sample(&page, &format!("gen_ai_client_inference_time_per_output_chunk_seconds_sum{labels}")), 0.04);
     assert_eq!(sample(&page, &format!("gen_ai_client_inference_operation_output_tokens_sum{labels}")), 41.0);
     let unknown = labels.replace('}', r#",gen_ai_token_modality="unknown"}"#);
@@ -180,7 +204,11 @@ fn a_finished_cloud_request_counts_what_its_record_says() {
     }
     let used = labels.replace('}', r#",gen_ai_token_type="input"}"#);
     assert_eq!(sample(&page, &format!("gen_ai_client_token_usage_sum{used}")), 100.0);
-    assert!(!page.contains("gen_ai_server_request_duration_seconds_count"), "a cloud request is not the engine's");
+    assert_eq!(
+        total(&page, "gen_ai_server_request_duration_seconds_count"),
+        0.0,
+        "a cloud request is not the engine's"
+    );
 }
 
 #[test]
@@ -188,14 +216,46 @@ fn a_finished_local_request_is_measured_as_the_engines() {
     let metrics = metrics_with(Limits::default(), None);
     metrics.within(|| finish(&record(Some("mlx"), "demo", Outcome::Ok)));
     let page = metrics.render();
-    let labels = r#"{gen_ai_operation_name="chat",gen_ai_provider_name="mlx",gen_ai_request_model="demo"}"#;
-    assert_eq!(sample(&page, &format!("gen_ai_server_request_duration_seconds_sum{labels}")), 1.5);
-    assert_eq!(sample(&page, &format!("gen_ai_server_time_to_first_token_seconds_sum{labels}")), 0.25);
+    let labels = r#"{gen_ai_operation_name="chat",gen_ai_provider_name="mlx",mlx_manager_provider="mlx",gen_ai_request_model="demo"}"#;
+    assert_eq!(sample(&page, &format!("gen_ai_server_request_duration_seconds_sum{labels}")), 1.2);
+    assert_eq!(sample(&page, &format!("gen_ai_server_time_to_first_token_seconds_sum{labels}")), 0.15);
     // 800 ms for 40 tokens after the first.
     assert_eq!(sample(&page, &format!("gen_ai_server_time_per_output_token_seconds_sum{labels}")), 0.02);
     let bucket = labels.replace('}', r#",le="0.25"}"#);
     assert_eq!(sample(&page, &format!("gen_ai_server_time_to_first_token_seconds_bucket{bucket}")), 1.0);
     assert!(!page.contains("gen_ai_client_operation_duration_seconds_count"));
+}
+
+#[test]
+fn what_a_target_took_is_its_own_and_named_as_in_its_span() {
+    let metrics = metrics_with(Limits::default(), None);
+    let mut request = record(Some("backup"), "claude-known", Outcome::Ok);
+    let inference = Inference {
+        system: "anthropic",
+        model: "demo".into(),
+        duration: Duration::from_millis(400),
+        time_to_first_token: Some(Duration::from_millis(30)),
+    };
+    request.inference = Some(inference.clone());
+    let mut failed = record(Some("openai"), "claude-known", Outcome::ClientAbort);
+    failed.inference = Some(Inference { duration: Duration::from_millis(1100), ..inference });
+    metrics.within(|| {
+        event::InferenceFailedOver { record: &failed, kind: "upstream_error" }.emit();
+        finish(&request);
+    });
+    let page = metrics.render();
+    let of = |provider: &str, error: &str| {
+        format!(
+            r#"{{gen_ai_operation_name="chat",gen_ai_provider_name="anthropic",mlx_manager_provider="{provider}",gen_ai_request_model="demo"{error}}}"#
+        )
+    };
+    let answered = of("backup", "");
+    assert_eq!(sample(&page, &format!("gen_ai_client_operation_duration_seconds_sum{answered}")), 0.4);
+    assert_eq!(sample(&page, &format!("gen_ai_client_operation_time_to_first_chunk_seconds_sum{answered}")), 0.03);
+    let failed = of("openai", r#",error_type="upstream_error""#);
+    assert_eq!(sample(&page, &format!("gen_ai_client_operation_duration_seconds_sum{failed}")), 1.1);
+    assert_eq!(sample(&page, &format!("gen_ai_client_inference_duration_seconds_sum{failed}")), 1.1);
+    assert_eq!(total(&page, "mlx_manager_requests_total"), 1.0, "it was one request");
 }
 
 #[test]
@@ -205,6 +265,7 @@ fn what_is_unknown_is_not_counted_as_nothing() {
     unknown.usage = Usage::default();
     unknown.cost_usd = None;
     unknown.time_to_first_token = None;
+    unknown.inference.as_mut().unwrap().time_to_first_token = None;
     unknown.generation = None;
     unknown.chunks = 0;
     metrics.within(|| finish(&unknown));
@@ -212,7 +273,7 @@ fn what_is_unknown_is_not_counted_as_nothing() {
     assert!(!page.contains("gen_ai_client_token_usage_sum"));
     assert!(!page.contains("time_to_first_chunk_seconds_sum"));
     assert!(!page.contains("time_per_output_chunk_seconds_sum"));
-    let aborted = r#"gen_ai_client_operation_duration_seconds_count{gen_ai_operation_name="chat",gen_ai_provider_name="openai",gen_ai_request_model="_other"}"#;
+    let aborted = r#"gen_ai_client_operation_duration_seconds_count{gen_ai_operation_name="chat",gen_ai_provider_name="openai",mlx_manager_provider="openai",gen_ai_request_model="_other"}"#;
     assert_eq!(sample(&page, aborted), 1.0, "a client that left is no error");
 }
 
@@ -231,7 +292,8 @@ fn closed_series_exist_before_anything_happens() {
     let page = metrics_with(Limits::default(), None).render();
     for series in [
         r#"mlx_manager_requests_total{api="chat_completions",provider="mlx",model="demo",stream="true",outcome="ok"}"#,
-        r#"mlx_manager_requests_total{api="messages",provider="openai",model="_other",stream="false",outcome="timeout_idle"}"#,
+        r#"mlx_manager_requests_total{api="messages",provider="openai",model="_other",stream="false",outcome="invalid_request"}"#,
+        r#"mlx_manager_requests_total{api="chat_completions",provider="openai",model="_other",stream="false",outcome="timeout_idle"}"#,
         r#"mlx_manager_requests_total{api="messages",provider="anthropic",model="claude-known",stream="false",outcome="ok"}"#,
         r#"mlx_manager_requests_total{api="messages",provider="_none",model="_other",stream="false",outcome="not_found"}"#,
         r#"mlx_manager_tokens_total{provider="mlx",model="demo",type="output"}"#,
@@ -246,9 +308,35 @@ fn closed_series_exist_before_anything_happens() {
         r#"mlx_manager_telemetry_dropped_total{signal="traces",destination="collector"}"#,
         r#"mlx_manager_metric_series_dropped_total{metric="mlx_manager_requests_total"}"#,
         "mlx_manager_queue_depth",
+        r#"mlx_manager_requests_total{api="messages",provider="_none",model="demo",stream="false",outcome="invalid_request"}"#,
+        r#"mlx_manager_requests_total{api="messages",provider="mlx",model="_other",stream="true",outcome="engine_error"}"#,
+        r#"mlx_manager_tokens_total{provider="mlx",model="_other",type="output"}"#,
+        r#"mlx_manager_overhead_seconds_count{phase="decode"}"#,
+        "mlx_manager_queue_wait_seconds_count",
+        r#"mlx_manager_prefill_seconds_count{model="demo"}"#,
+        r#"mlx_manager_decode_tokens_per_second_count{model="demo"}"#,
+        r#"mlx_manager_kv_cache_bytes{model="demo"}"#,
+        r#"http_server_active_requests{method="POST",route="/v1/messages"}"#,
+        r#"gen_ai_server_time_to_first_token_seconds_count{gen_ai_operation_name="chat",gen_ai_provider_name="mlx",mlx_manager_provider="mlx",gen_ai_request_model="demo"}"#,
     ] {
         assert_eq!(sample(&page, series), 0.0, "{series}");
     }
+    let missing: Vec<_> = name::catalogue()
+        .filter(|(_, definition)| !page.contains(&format!("# TYPE {} ", definition.name)))
+        .map(|(_, definition)| definition.name)
+        .collect();
+    let clients = |name: &&str| name.starts_with("gen_ai_client_");
+    let rest: Vec<_> = missing.iter().filter(|name| !clients(name)).collect();
+    assert_eq!(
+        rest,
+        [
+            &"mlx_manager_ratelimit_remaining",
+            &"http_server_request_duration_seconds",
+            &"http_client_request_duration_seconds",
+            &"db_client_operation_duration_seconds"
+        ],
+        "docs/metrics.md says which"
+    );
     assert_eq!(sample(&page, r#"mlx_manager_build_info{version="1.2.3",commit="abc",engine="mlx"}"#), 1.0);
     assert!(sample(&page, "process_resident_memory_bytes") > 1e6);
     assert!(!page.contains("mlx_manager_ratelimit_remaining{"), "0 left would be a lie");
@@ -265,58 +353,18 @@ fn opening_a_models_series_again_leaves_what_is_there() {
 }
 
 #[test]
-fn hostile_model_names_stay_bounded() {
+fn every_failed_write_counts_and_one_is_an_error_line() {
     let metrics = metrics_with(Limits::default(), None);
-    let before = series_of(&metrics.render(), "mlx_manager_requests_total");
-    metrics.within(|| {
-        for number in 0..10_000 {
-            finish(&record(Some("openai"), &format!("failing-{number}"), Outcome::UpstreamError));
-        }
-    });
-    let page = metrics.render();
-    assert_eq!(series_of(&page, "mlx_manager_requests_total"), before, "a name that never answered is no label");
-    assert!(!page.contains("failing-"));
-    metrics.within(|| {
-        for number in 0..10_000 {
-            finish(&record(Some("openai"), &format!("gpt-{number}"), Outcome::Ok));
-        }
-    });
-    let page = metrics.render();
-    assert_eq!(series_of(&page, "mlx_manager_requests_total"), before + 100);
-    assert_eq!(
-        series_of(&page, "gen_ai_client_operation_duration_seconds_count"),
-        101 + 1,
-        "100 names, and `_other` well and failed"
-    );
-    let rest = r#"mlx_manager_requests_total{api="chat_completions",provider="openai",model="_other",stream="true",outcome="ok"}"#;
-    assert_eq!(sample(&page, rest), 9_900.0, "none is lost");
-    metrics.within(|| finish(&record(Some("mlx"), "demo", Outcome::Ok)));
-    let demo =
-        r#"mlx_manager_requests_total{api="chat_completions",provider="mlx",model="demo",stream="true",outcome="ok"}"#;
-    assert_eq!(sample(&metrics.render(), demo), 1.0, "configured names are not crowded out");
-}
-
-#[test]
-fn series_beyond_the_cap_are_counted() {
-    let limits = Limits { series_per_metric: 300, ..Limits::default() };
-    let metrics = metrics_with(limits, None);
-    metrics.within(|| {
-        for port in 0..310 {
-            event::AttemptFinished {
-                provider: "openai",
-                address: "host",
-                port,
-                status: Some(200),
-                error_type: None,
-                duration: Duration::from_millis(1),
+    let error = std::io::Error::other("locked");
+    let lines = event::tests::lines_of(|| {
+        metrics.within(|| {
+            for again in [false, true, true] {
+                event::AuditWriteError { error: &error, again }.emit();
             }
-            .emit();
-        }
+        });
     });
-    let page = metrics.render();
-    assert_eq!(series_of(&page, "http_client_request_duration_seconds_count"), 300);
-    let overflow = r#"mlx_manager_metric_series_dropped_total{metric="http_client_request_duration_seconds"}"#;
-    assert_eq!(sample(&page, overflow), 10.0);
+    assert_eq!(sample(&metrics.render(), "mlx_manager_audit_write_errors_total"), 3.0);
+    assert_eq!(lines.iter().filter(|line| line.level == tracing::Level::ERROR).count(), 1);
 }
 
 #[test]
@@ -377,6 +425,8 @@ fn emit_everything() {
         event::RequestFinished { record: &failed, error: Some(&error) }.emit();
     }
     finish(&record(None, "?", Outcome::Unauthorized));
+    event::InferenceFailedOver { record: &record(Some("openai"), "gpt-4", Outcome::ClientAbort), kind: "rate_limited" }
+        .emit();
     event::RouteDecided { rule: "local", model: "demo", target: Some("local") }.emit();
     event::AttemptFinished {
         provider: "openai",
@@ -420,7 +470,7 @@ fn emit_everything() {
     .emit();
     event::OverheadMeasured { phase: event::Phase::Decode, duration: Duration::from_micros(30) }.emit();
     event::AuditRowsDropped { rows: 4, reason: "queue_full" }.emit();
-    event::AuditWriteError { error: &error }.emit();
+    event::AuditWriteError { error: &error, again: false }.emit();
     event::AuditQueueDepth(6).emit();
     event::LogSinkTotals { sink: "console", written: &[(Level::Warn, 1)], dropped: &[], io_errors: 0 }.emit();
     event::ExportTotals { destination: "collector", signal: Signal::Logs, exported: 1, dropped: 0, failed: 0 }.emit();

@@ -6,7 +6,7 @@
 
 mod pull;
 
-use std::{error::Error as StdError, net::SocketAddr, time::Duration};
+use std::{borrow::Cow, error::Error as StdError, net::SocketAddr, time::Duration};
 
 use opentelemetry::{
     Array, KeyValue, StringValue, Value,
@@ -99,7 +99,7 @@ pub fn http_server_request<B>(span: &Span, route: Option<&'static str>, request:
     }
 }
 
-/// Ends a server span: at the last byte with its status, or without one when the client went away. A status from 400 to
+/// Ends a server span: at the last byte or when the client went away, without a status if none had been sent by then. A status from 400 to
 /// 499 is the client's error and not the span's; an answer that broke after its status was sent is an error.
 pub fn http_server_finished(span: &Span, status: Option<u16>, error_type: Option<&'static str>) {
     let Some((_, context)) = recording(span) else { return end(span) };
@@ -123,7 +123,7 @@ pub fn http_server_finished(span: &Span, status: Option<u16>, error_type: Option
 
 /// The routing of a request; a child of `parent`.
 pub fn route(parent: &Span, model: &str) -> Span {
-    let model = clipped(model);
+    let model = &*shown(model);
     let name = format!("route {model}");
     let span = tracing::info_span!(target: "mlx_manager::server::dispatch", parent: parent, "route", otel.name = name);
     start(&span, "route {gen_ai.request.model}", name, |_| {
@@ -158,9 +158,27 @@ pub enum Destination<'a> {
     },
 }
 
+impl<'a> Destination<'a> {
+    /// The `[[providers]]` name, or `mlx`.
+    pub fn provider(self) -> &'a str {
+        match self {
+            Self::Local => "mlx",
+            Self::Cloud { provider, .. } => provider,
+        }
+    }
+
+    /// `gen_ai.provider.name`
+    pub fn system(self) -> &'static str {
+        match self {
+            Self::Local => "mlx",
+            Self::Cloud { kind, .. } => genai::system(kind),
+        }
+    }
+}
+
 /// One call to one target: the only span with usage and cost. `model` is the name at the target. A fallback is a sibling.
 pub fn inference(parent: &Span, request: &Request, model: &str, destination: Destination<'_>) -> Span {
-    let model = clipped(model);
+    let model = &*shown(model);
     let operation = request.api.operation().as_str();
     let kind = match destination {
         Destination::Local => "internal",
@@ -175,21 +193,16 @@ pub fn inference(parent: &Span, request: &Request, model: &str, destination: Des
         Api::Messages => ("Message", "Message with {request_data[model]!r}"),
     };
     start(&span, template, format!("{message} with '{model}'"), |conventions| {
-        let provider = match destination {
-            Destination::Local => "mlx",
-            Destination::Cloud { kind: ProviderKind::OpenAi, .. } => "openai",
-            Destination::Cloud { kind: ProviderKind::Anthropic, .. } => "anthropic",
-        };
+        let provider = destination.system();
         let known = genai::Start { operation, provider, model, stream: request.stream, sampling: &request.sampling };
         let mut attributes = key_values(known.attributes(conventions.version));
         attributes.push(texts("logfire.tags", &["LLM".to_owned()]));
-        match destination {
-            Destination::Local => attributes.push(KeyValue::new("mlx_manager.provider", "mlx")),
-            Destination::Cloud { provider, address, port, .. } => attributes.extend([
-                KeyValue::new("mlx_manager.provider", provider.to_owned()),
+        attributes.push(KeyValue::new("mlx_manager.provider", destination.provider().to_owned()));
+        if let Destination::Cloud { address, port, .. } = destination {
+            attributes.extend([
                 KeyValue::new("server.address", address.to_owned()),
                 KeyValue::new("server.port", i64::from(port)),
-            ]),
+            ]);
         }
         let data = genai::request_data(request, model, conventions.capture_content, conventions.version);
         attributes.extend(key_values(vec![("request_data", data)]));
@@ -236,8 +249,6 @@ pub fn captures_content() -> bool {
 pub struct InferenceEnd<'a> {
     /// The numbers.
     pub record: &'a Record,
-    /// The model asked of the target; one that never answered is named by it, as Logfire's own clients do.
-    pub model: &'a str,
     /// The provider's id of the answer.
     pub response_id: Option<&'a str>,
     /// The provider's first and last report of the usage, as it wrote them.
@@ -252,14 +263,16 @@ pub struct InferenceEnd<'a> {
 pub fn inference_finished(span: &Span, end: &InferenceEnd<'_>) {
     let Some((conventions, context)) = recording(span) else { return self::end(span) };
     let record = end.record;
+    let inference = record.inference.as_ref();
     let known = genai::End {
         id: end.response_id,
-        model: Some(record.response_model.as_deref().unwrap_or(end.model)),
+        // One that never answered is named by what was asked of it, as Logfire's own clients do.
+        model: record.response_model.as_deref().or(inference.map(|inference| inference.model.as_str())),
         finish_reason: record.finish_reason,
         usage: &record.usage,
         reported_usage: end.reported_usage,
         cost: record.cost_usd,
-        time_to_first_chunk: record.time_to_first_token.filter(|_| record.stream),
+        time_to_first_chunk: inference.and_then(|inference| inference.time_to_first_token).filter(|_| record.stream),
     };
     let mut attributes = key_values(known.attributes(conventions.version));
     attributes.push(KeyValue::new("mlx_manager.outcome", record.outcome.as_str()));
@@ -293,7 +306,7 @@ pub fn inference_failed_over(span: &Span, model: &str, error: &Error) {
     let Some((_, context)) = recording(span) else { return end(span) };
     let kind = error.kind.as_str();
     let failure = Failure::new(kind, &error.message, error.source());
-    let attributes = vec![KeyValue::new("gen_ai.response.model", clipped(model).to_owned())];
+    let attributes = vec![KeyValue::new("gen_ai.response.model", shown(model).into_owned())];
     finish(&context.span(), attributes, Some((kind.into(), Some(failure))));
 }
 
@@ -555,6 +568,11 @@ fn path(route: Option<&'static str>) -> Option<&'static str> {
 /// What a client chose, cut to a length that a name may have.
 fn clipped(text: &str) -> &str {
     &text[..text.floor_char_boundary(256)]
+}
+
+/// A model's name as it may be shown.
+fn shown(model: &str) -> Cow<'_, str> {
+    redact::name(clipped(model))
 }
 
 /// A count as the integer it is.

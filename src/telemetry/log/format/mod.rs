@@ -113,7 +113,7 @@ fn prefixed(rendered: &Rendered, level: tracing::Level) -> Rendered {
 
 /// Whether a terminal, or a reader, could take a character for something else than text: control characters (C0, DEL,
 /// C1), line separators and the marks that turn the direction of text.
-fn is_forgeable(character: char) -> bool {
+pub(in crate::telemetry) fn is_forgeable(character: char) -> bool {
     matches!(character,
         '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{2028}' | '\u{2029}'
         | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

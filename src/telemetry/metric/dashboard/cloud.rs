@@ -79,25 +79,25 @@ const PROVIDERS: Row = Row {
         },
         Panel {
             title: "Duration, cloud",
-            description: "From a request's arrival to the last byte of its answer.",
+            description: "From a provider's call to the last byte of its answer, or its failure.",
             unit: "s",
             spans: r#"kind=client && span.gen_ai.operation.name="chat""#,
             queries: &[
-                quantile(0.5, "gen_ai_client_operation_duration_seconds", "gen_ai_provider_name"),
-                quantile(0.95, "gen_ai_client_operation_duration_seconds", "gen_ai_provider_name"),
-                quantile(0.99, "gen_ai_client_operation_duration_seconds", "gen_ai_provider_name"),
+                quantile(0.5, "gen_ai_client_operation_duration_seconds", "mlx_manager_provider"),
+                quantile(0.95, "gen_ai_client_operation_duration_seconds", "mlx_manager_provider"),
+                quantile(0.99, "gen_ai_client_operation_duration_seconds", "mlx_manager_provider"),
             ],
             ..Panel::LINES
         },
         Panel {
             title: "Time to first chunk, cloud",
-            description: "From a request's arrival to the first generated content.",
+            description: "From a provider's call to the first generated content.",
             unit: "s",
             spans: r#"kind=client && span.gen_ai.operation.name="chat""#,
             queries: &[
-                quantile(0.5, "gen_ai_client_operation_time_to_first_chunk_seconds", "gen_ai_provider_name"),
-                quantile(0.95, "gen_ai_client_operation_time_to_first_chunk_seconds", "gen_ai_provider_name"),
-                quantile(0.99, "gen_ai_client_operation_time_to_first_chunk_seconds", "gen_ai_provider_name"),
+                quantile(0.5, "gen_ai_client_operation_time_to_first_chunk_seconds", "mlx_manager_provider"),
+                quantile(0.95, "gen_ai_client_operation_time_to_first_chunk_seconds", "mlx_manager_provider"),
+                quantile(0.99, "gen_ai_client_operation_time_to_first_chunk_seconds", "mlx_manager_provider"),
             ],
             ..Panel::LINES
         },
@@ -107,8 +107,8 @@ const PROVIDERS: Row = Row {
             unit: "s",
             spans: r#"kind=client && span.gen_ai.operation.name="chat""#,
             queries: &[
-                quantile(0.5, "gen_ai_client_operation_time_per_output_chunk_seconds", "gen_ai_provider_name"),
-                quantile(0.95, "gen_ai_client_operation_time_per_output_chunk_seconds", "gen_ai_provider_name"),
+                quantile(0.5, "gen_ai_client_operation_time_per_output_chunk_seconds", "mlx_manager_provider"),
+                quantile(0.95, "gen_ai_client_operation_time_per_output_chunk_seconds", "mlx_manager_provider"),
             ],
             ..Panel::LINES
         },
@@ -124,12 +124,12 @@ const TOKENS: Row = Row {
             unit: "suffix: tok/s",
             queries: &[
                 query(
-                    "{{gen_ai_provider_name}} input",
-                    "sum by (gen_ai_provider_name) (rate(gen_ai_client_inference_usage_input_tokens_total{$daemon}[$rate]))",
+                    "{{mlx_manager_provider}} input",
+                    "sum by (mlx_manager_provider) (rate(gen_ai_client_inference_usage_input_tokens_total{$daemon}[$rate]))",
                 ),
                 query(
-                    "{{gen_ai_provider_name}} output",
-                    "sum by (gen_ai_provider_name) (rate(gen_ai_client_inference_usage_output_tokens_total{$daemon}[$rate]))",
+                    "{{mlx_manager_provider}} output",
+                    "sum by (mlx_manager_provider) (rate(gen_ai_client_inference_usage_output_tokens_total{$daemon}[$rate]))",
                 ),
             ],
             ..Panel::AREAS
@@ -141,12 +141,12 @@ const TOKENS: Row = Row {
             max: Some(1.0),
             queries: &[
                 query(
-                    "{{gen_ai_provider_name}} read",
-                    "sum by (gen_ai_provider_name) (rate(gen_ai_client_inference_usage_cache_read_input_tokens_total{$daemon}[$rate])) / (sum by (gen_ai_provider_name) (rate(gen_ai_client_inference_usage_input_tokens_total{$daemon}[$rate])) > 0)",
+                    "{{mlx_manager_provider}} read",
+                    "sum by (mlx_manager_provider) (rate(gen_ai_client_inference_usage_cache_read_input_tokens_total{$daemon}[$rate])) / (sum by (mlx_manager_provider) (rate(gen_ai_client_inference_usage_input_tokens_total{$daemon}[$rate])) > 0)",
                 ),
                 query(
-                    "{{gen_ai_provider_name}} written",
-                    "sum by (gen_ai_provider_name) (rate(gen_ai_client_inference_usage_cache_write_input_tokens_total{$daemon}[$rate])) / (sum by (gen_ai_provider_name) (rate(gen_ai_client_inference_usage_input_tokens_total{$daemon}[$rate])) > 0)",
+                    "{{mlx_manager_provider}} written",
+                    "sum by (mlx_manager_provider) (rate(gen_ai_client_inference_usage_cache_write_input_tokens_total{$daemon}[$rate])) / (sum by (mlx_manager_provider) (rate(gen_ai_client_inference_usage_input_tokens_total{$daemon}[$rate])) > 0)",
                 ),
             ],
             ..Panel::LINES
@@ -157,8 +157,8 @@ const TOKENS: Row = Row {
             unit: "percentunit",
             max: Some(1.0),
             queries: &[query(
-                "{{gen_ai_provider_name}}",
-                "sum by (gen_ai_provider_name) (rate(gen_ai_client_inference_usage_reasoning_output_tokens_total{$daemon}[$rate])) / (sum by (gen_ai_provider_name) (rate(gen_ai_client_inference_usage_output_tokens_total{$daemon}[$rate])) > 0)",
+                "{{mlx_manager_provider}}",
+                "sum by (mlx_manager_provider) (rate(gen_ai_client_inference_usage_reasoning_output_tokens_total{$daemon}[$rate])) / (sum by (mlx_manager_provider) (rate(gen_ai_client_inference_usage_output_tokens_total{$daemon}[$rate])) > 0)",
             )],
             ..Panel::LINES
         },
@@ -208,8 +208,8 @@ const CALLS: Row = Row {
             ..Panel::AREAS
         },
         Panel {
-            title: "Time to headers",
-            description: "From a call's start to its headers or its failure.",
+            title: "Time to answer",
+            description: "From a call's start to the first content of a streamed answer, the end of another, or its failure.",
             unit: "s",
             queries: &[
                 quantile(0.5, "http_client_request_duration_seconds", "server_address"),

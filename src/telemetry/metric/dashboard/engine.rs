@@ -76,7 +76,7 @@ const REQUESTS: Row = Row {
         },
         Panel {
             title: "Duration, local",
-            description: "From arrival to the last token.",
+            description: "From the engine's call to the last token.",
             unit: "s",
             queries: &[
                 quantile(0.5, "gen_ai_server_request_duration_seconds", "gen_ai_request_model"),
@@ -87,7 +87,7 @@ const REQUESTS: Row = Row {
         },
         Panel {
             title: "Time to first token, local",
-            description: "From arrival to the first token: waiting and prefill.",
+            description: "From the engine's call to the first token: waiting and prefill.",
             unit: "s",
             queries: &[
                 quantile(0.5, "gen_ai_server_time_to_first_token_seconds", "gen_ai_request_model"),

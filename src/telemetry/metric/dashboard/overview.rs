@@ -124,7 +124,7 @@ const LATENCY: Row = Row {
             description: "From a request's arrival to the first generated content, by cloud provider and local model.",
             unit: "s",
             queries: &[
-                quantile(0.95, "gen_ai_client_operation_time_to_first_chunk_seconds", "gen_ai_provider_name"),
+                quantile(0.95, "gen_ai_client_operation_time_to_first_chunk_seconds", "mlx_manager_provider"),
                 quantile(0.95, "gen_ai_server_time_to_first_token_seconds", "gen_ai_request_model"),
             ],
             ..Panel::LINES

@@ -113,10 +113,11 @@ impl Query {
 }
 
 /// Labels that spans have as well, with their attribute.
-pub(super) const SPAN_ATTRIBUTES: [(&str, &str); 7] = [
+pub(super) const SPAN_ATTRIBUTES: [(&str, &str); 8] = [
     ("outcome", "span.mlx_manager.outcome"),
     ("model", "span.gen_ai.request.model"),
     ("gen_ai_request_model", "span.gen_ai.request.model"),
+    ("mlx_manager_provider", "span.mlx_manager.provider"),
     ("route", "span.http.route"),
     ("server_address", "span.server.address"),
     ("db_operation_name", "span.db.operation.name"),
@@ -288,26 +289,39 @@ impl Panel {
 
     /// Grafana's trace view, with the spans that the panel is about in the time that it shows.
     fn trace_link(&self) -> String {
-        let mut conditions = vec![r#"resource.service.name=~".*mlx-(server|manager)""#.to_owned()];
-        if !self.spans.is_empty() {
-            conditions.push(self.spans.to_owned());
-        }
-        for (label, attribute) in SPAN_ATTRIBUTES {
-            let placeholder = format!("{{{{{label}}}}}");
-            if !self.queries.is_empty() && self.queries.iter().all(|query| query.legend().contains(&placeholder)) {
-                conditions.push(format!(r#"{attribute}="${{__field.labels.{label}}}""#));
-            }
-        }
-        let query = format!("{{ {} }}", conditions.join(" && "));
         let panes = json!({ "traces": {
             "datasource": "${traces}",
             "queries": [{
                 "refId": "A", "datasource": { "type": "tempo", "uid": "${traces}" }, "queryType": "traceql",
-                "query": query, "limit": 20,
+                "query": self.traceql(), "limit": 20,
             }],
             "range": { "from": "${__from}", "to": "${__to}" },
         } });
         format!("/explore?schemaVersion=1&panes={}", percent_encoded(&panes.to_string()))
+    }
+
+    fn traceql(&self) -> String {
+        let mut conditions = vec![r#"resource.service.name=~".*mlx-(server|manager)""#.to_owned()];
+        if !self.spans.is_empty() {
+            conditions.push(self.spans.to_owned());
+        }
+        let mut elsewhere = String::new();
+        for (label, attribute) in SPAN_ATTRIBUTES {
+            let placeholder = format!("{{{{{label}}}}}");
+            if self.queries.is_empty() || !self.queries.iter().all(|query| query.legend().contains(&placeholder)) {
+                continue;
+            }
+            let value = format!("${{__field.labels.{label}}}");
+            match label {
+                // The span in question may have no model, or the one asked of the target; its trace has this one too.
+                "model" => elsewhere = format!(r#" && {{ {attribute}="{value}" || "{value}"="_other" }}"#),
+                "gen_ai_request_model" => {
+                    conditions.push(format!(r#"({attribute}="{value}" || "{value}"="_other")"#));
+                }
+                _ => conditions.push(format!(r#"{attribute}="{value}""#)),
+            }
+        }
+        format!("{{ {} }}{elsewhere}", conditions.join(" && "))
     }
 }
 
@@ -338,4 +352,26 @@ fn percent_encoded(text: &str) -> String {
 #[test]
 fn variables_stay_readable_in_links() {
     assert_eq!(percent_encoded(r#"{"a":"${b}"}"#), "%7B%22a%22%3A%22${b}%22%7D");
+}
+
+#[test]
+fn a_link_finds_the_spans_of_a_series() {
+    const BY_MODEL: &[Query] = &[query("{{model}} {{outcome}}", "")];
+    const BY_MODEL_ASKED: &[Query] = &[quantile(0.5, "x", "gen_ai_request_model")];
+    const BY_PROVIDER: &[Query] = &[quantile(0.5, "x", "mlx_manager_provider")];
+    let traceql = |queries| Panel { spans: "kind=client", queries, ..Panel::LINES }.traceql();
+    let service = r#"resource.service.name=~".*mlx-(server|manager)""#;
+    assert_eq!(
+        traceql(BY_MODEL),
+        format!(
+            r#"{{ {service} && kind=client && span.mlx_manager.outcome="${{__field.labels.outcome}}" }} && {{ span.gen_ai.request.model="${{__field.labels.model}}" || "${{__field.labels.model}}"="_other" }}"#
+        )
+    );
+    assert_eq!(
+        traceql(BY_MODEL_ASKED),
+        format!(
+            r#"{{ {service} && kind=client && (span.gen_ai.request.model="${{__field.labels.gen_ai_request_model}}" || "${{__field.labels.gen_ai_request_model}}"="_other") }}"#
+        )
+    );
+    assert!(traceql(BY_PROVIDER).contains("span.mlx_manager.provider="));
 }

@@ -3,8 +3,13 @@
 use super::{Definition, Label};
 
 /// The GenAI conventions' labels of token counters.
-const GENAI_USAGE: [Label; 4] =
-    [Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel, Label::GenAiTokenModality];
+const GENAI_USAGE: [Label; 5] = [
+    Label::GenAiOperation,
+    Label::GenAiProvider,
+    Label::ManagerProvider,
+    Label::GenAiRequestModel,
+    Label::GenAiTokenModality,
+];
 
 /// A counter of whole numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -260,7 +265,7 @@ impl Counter {
                 name: "mlx_manager_audit_write_errors_total",
                 otlp_name: "mlx_manager.audit.write_errors",
                 unit: "{error}",
-                help: "Failed writes to the audit database; each is tried again.",
+                help: "Failed writes to the audit database, each failed try by itself.",
                 labels: &[],
                 buckets: &[],
             },

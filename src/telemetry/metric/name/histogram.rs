@@ -39,18 +39,31 @@ const ENGINE_SECONDS: [f64; 16] =
 const TOKENS_PER_SECOND: [f64; 17] =
     [1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0, 500.0, 1000.0, 2000.0, 5000.0];
 
+/// The GenAI conventions' labels, which are attributes of the inference span too.
+const GENAI: [Label; 4] =
+    [Label::GenAiOperation, Label::GenAiProvider, Label::ManagerProvider, Label::GenAiRequestModel];
+const GENAI_ENDED: [Label; 5] =
+    [Label::GenAiOperation, Label::GenAiProvider, Label::ManagerProvider, Label::GenAiRequestModel, Label::ErrorType];
+const GENAI_TOKENS: [Label; 5] = [
+    Label::GenAiOperation,
+    Label::GenAiProvider,
+    Label::ManagerProvider,
+    Label::GenAiRequestModel,
+    Label::GenAiTokenType,
+];
+
 /// A histogram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Histogram {
     /// From a request's first byte in to its last byte out.
     HttpServerRequestDuration,
-    /// From a call's start to its headers or its failure.
+    /// From a call's start to the first content of a streamed answer, the end of another, or its failure.
     HttpClientRequestDuration,
     /// Time of a database statement.
     DbClientOperationDuration,
     /// Whole duration of an inference by a cloud provider.
     GenAiClientOperationDuration,
-    /// From a request's arrival to a cloud provider's first generated content.
+    /// From a cloud provider's call to its first generated content.
     GenAiClientTimeToFirstChunk,
     /// Mean time between two streamed chunks of one cloud answer.
     GenAiClientTimePerOutputChunk,
@@ -58,7 +71,7 @@ pub enum Histogram {
     GenAiClientTokenUsage,
     /// The same as the operation's duration, by the conventions' newer name.
     GenAiClientInferenceDuration,
-    /// From a request's arrival to a streaming provider's first generated content.
+    /// From a streaming cloud provider's call to its first generated content.
     GenAiClientInferenceTimeToFirstChunk,
     /// The same as the operation's time per output chunk, by the conventions' newer name.
     GenAiClientInferenceTimePerOutputChunk,
@@ -68,7 +81,7 @@ pub enum Histogram {
     GenAiClientInferenceOutputTokens,
     /// Whole duration of an inference by the local engine.
     GenAiServerRequestDuration,
-    /// From a request's arrival to the local engine's first token.
+    /// From the local engine's call to its first token: waiting and prefill.
     GenAiServerTimeToFirstToken,
     /// Mean time of a token after the first of one local answer.
     GenAiServerTimePerOutputToken,
@@ -121,7 +134,7 @@ impl Histogram {
                 name: "http_client_request_duration_seconds",
                 otlp_name: "http.client.request.duration",
                 unit: "s",
-                help: "From a call's start to its headers or its failure.",
+                help: "From a call's start to the first content of a streamed answer, the end of another, or its failure.",
                 labels: &[Label::Method, Label::ServerAddress, Label::ServerPort, Label::StatusCode, Label::ErrorType],
                 buckets: &HTTP_SECONDS,
             },
@@ -137,16 +150,16 @@ impl Histogram {
                 name: "gen_ai_client_operation_duration_seconds",
                 otlp_name: "gen_ai.client.operation.duration",
                 unit: "s",
-                help: "Whole duration of an inference by a cloud provider.",
-                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel, Label::ErrorType],
+                help: "Whole duration of an inference by a cloud provider, from its call on; a target that fails over to another counts too.",
+                labels: &GENAI_ENDED,
                 buckets: &OPERATION_SECONDS,
             },
             Self::GenAiClientTimeToFirstChunk => &Definition {
                 name: "gen_ai_client_operation_time_to_first_chunk_seconds",
                 otlp_name: "gen_ai.client.operation.time_to_first_chunk",
                 unit: "s",
-                help: "From a request's arrival to a cloud provider's first generated content.",
-                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
+                help: "From a cloud provider's call to its first generated content.",
+                labels: &GENAI,
                 buckets: &OPERATION_SECONDS,
             },
             Self::GenAiClientTimePerOutputChunk => &Definition {
@@ -154,7 +167,7 @@ impl Histogram {
                 otlp_name: "gen_ai.client.operation.time_per_output_chunk",
                 unit: "s",
                 help: "Mean time between two streamed chunks of one cloud answer.",
-                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
+                labels: &GENAI,
                 buckets: &PER_TOKEN_SECONDS,
             },
             Self::GenAiClientTokenUsage => &Definition {
@@ -162,23 +175,23 @@ impl Histogram {
                 otlp_name: "gen_ai.client.token.usage",
                 unit: "{token}",
                 help: "Tokens of one inference by a cloud provider.",
-                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel, Label::GenAiTokenType],
+                labels: &GENAI_TOKENS,
                 buckets: &TOKENS,
             },
             Self::GenAiClientInferenceDuration => &Definition {
                 name: "gen_ai_client_inference_duration_seconds",
                 otlp_name: "gen_ai.client.inference.duration",
                 unit: "s",
-                help: "Whole duration of an inference by a cloud provider; the newer name of gen_ai_client_operation_duration_seconds.",
-                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel, Label::ErrorType],
+                help: "Whole duration of an inference by a cloud provider, from its call on; the newer name of gen_ai_client_operation_duration_seconds.",
+                labels: &GENAI_ENDED,
                 buckets: &OPERATION_SECONDS,
             },
             Self::GenAiClientInferenceTimeToFirstChunk => &Definition {
                 name: "gen_ai_client_inference_time_to_first_chunk_seconds",
                 otlp_name: "gen_ai.client.inference.time_to_first_chunk",
                 unit: "s",
-                help: "From a request's arrival to the first generated content of a cloud provider's streamed answer.",
-                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
+                help: "From a cloud provider's call to the first generated content of its streamed answer.",
+                labels: &GENAI,
                 buckets: &OPERATION_SECONDS,
             },
             Self::GenAiClientInferenceTimePerOutputChunk => &Definition {
@@ -186,7 +199,7 @@ impl Histogram {
                 otlp_name: "gen_ai.client.inference.time_per_output_chunk",
                 unit: "s",
                 help: "Mean time between two chunks; the newer name of gen_ai_client_operation_time_per_output_chunk_seconds.",
-                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
+                labels: &GENAI,
                 buckets: &PER_TOKEN_SECONDS,
             },
             Self::GenAiClientInferenceInputTokens => &Definition {
@@ -194,7 +207,7 @@ impl Histogram {
                 otlp_name: "gen_ai.client.inference.operation.input_tokens",
                 unit: "{token}",
                 help: "Input tokens of one inference by a cloud provider.",
-                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
+                labels: &GENAI,
                 buckets: &TOKENS,
             },
             Self::GenAiClientInferenceOutputTokens => &Definition {
@@ -202,23 +215,23 @@ impl Histogram {
                 otlp_name: "gen_ai.client.inference.operation.output_tokens",
                 unit: "{token}",
                 help: "Output tokens of one inference by a cloud provider.",
-                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
+                labels: &GENAI,
                 buckets: &TOKENS,
             },
             Self::GenAiServerRequestDuration => &Definition {
                 name: "gen_ai_server_request_duration_seconds",
                 otlp_name: "gen_ai.server.request.duration",
                 unit: "s",
-                help: "Whole duration of an inference by the local engine.",
-                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel, Label::ErrorType],
+                help: "Whole duration of an inference by the local engine, from its call on.",
+                labels: &GENAI_ENDED,
                 buckets: &OPERATION_SECONDS,
             },
             Self::GenAiServerTimeToFirstToken => &Definition {
                 name: "gen_ai_server_time_to_first_token_seconds",
                 otlp_name: "gen_ai.server.time_to_first_token",
                 unit: "s",
-                help: "From a request's arrival to the local engine's first token.",
-                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
+                help: "From the local engine's call to its first token: waiting and prefill.",
+                labels: &GENAI,
                 buckets: &FIRST_TOKEN_SECONDS,
             },
             Self::GenAiServerTimePerOutputToken => &Definition {
@@ -226,7 +239,7 @@ impl Histogram {
                 otlp_name: "gen_ai.server.time_per_output_token",
                 unit: "s",
                 help: "Mean time of a token after the first of one local answer.",
-                labels: &[Label::GenAiOperation, Label::GenAiProvider, Label::GenAiRequestModel],
+                labels: &GENAI,
                 buckets: &PER_TOKEN_SECONDS,
             },
             Self::Overhead => &Definition {

@@ -66,7 +66,9 @@ pub enum Label {
     GenAiOperation,
     /// GenAI provider.
     GenAiProvider,
-    /// Model asked for, or `_other`.
+    /// The `[[providers]]` name, or `mlx`.
+    ManagerProvider,
+    /// Model asked of the target, or `_other`.
     GenAiRequestModel,
     /// input or output.
     GenAiTokenType,
@@ -76,7 +78,7 @@ pub enum Label {
 
 impl Label {
     /// Every label.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::Api,
         Self::Provider,
         Self::Model,
@@ -108,6 +110,7 @@ impl Label {
         Self::DbCollection,
         Self::GenAiOperation,
         Self::GenAiProvider,
+        Self::ManagerProvider,
         Self::GenAiRequestModel,
         Self::GenAiTokenType,
         Self::GenAiTokenModality,
@@ -147,6 +150,7 @@ impl Label {
             Self::DbCollection => "db_collection_name",
             Self::GenAiOperation => "gen_ai_operation_name",
             Self::GenAiProvider => "gen_ai_provider_name",
+            Self::ManagerProvider => "mlx_manager_provider",
             Self::GenAiRequestModel => "gen_ai_request_model",
             Self::GenAiTokenType => "gen_ai_token_type",
             Self::GenAiTokenModality => "gen_ai_token_modality",
@@ -167,6 +171,7 @@ impl Label {
             Self::DbCollection => "db.collection.name",
             Self::GenAiOperation => "gen_ai.operation.name",
             Self::GenAiProvider => "gen_ai.provider.name",
+            Self::ManagerProvider => "mlx_manager.provider",
             Self::GenAiRequestModel => "gen_ai.request.model",
             Self::GenAiTokenType => "gen_ai.token.type",
             Self::GenAiTokenModality => "gen_ai.token.modality",
@@ -217,8 +222,9 @@ impl Label {
             Self::DbOperation => "The statement",
             Self::DbCollection => "The table",
             Self::GenAiOperation => "What was asked of the model",
-            Self::GenAiProvider => "The `[[providers]]` name, or `mlx` for local models",
-            Self::GenAiRequestModel => "The model as the caller named it, or `_other`",
+            Self::GenAiProvider => "The provider's `kind`, or `mlx` for local models",
+            Self::ManagerProvider => "The `[[providers]]` name, or `mlx` for local models",
+            Self::GenAiRequestModel => "The model as the target was asked for it, or `_other`",
             Self::GenAiTokenType => "Which tokens; cache tokens are part of input, reasoning tokens are part of output",
             Self::GenAiTokenModality => "What the tokens stand for; providers don't break it down",
         }
@@ -267,6 +273,7 @@ impl Label {
             Self::DbOperation => &["INSERT", "DELETE"],
             Self::DbCollection => &["requests"],
             Self::GenAiOperation => &["chat"],
+            Self::GenAiProvider => &["openai", "anthropic", "mlx"],
             Self::GenAiTokenType => &["input", "output"],
             Self::GenAiTokenModality => &["unknown"],
             _ => return None,

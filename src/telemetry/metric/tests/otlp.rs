@@ -100,7 +100,7 @@ fn the_same_numbers_go_out_by_otlp() {
     let metrics = metrics_with(Limits::default(), Some(provider.clone()));
     let tokens =
         r#"mlx_manager.tokens{model=String(Owned("demo")),provider=String(Owned("mlx")),type=String(Owned("output"))}"#;
-    let duration = r#"gen_ai.server.request.duration{gen_ai.operation.name=String(Owned("chat")),gen_ai.provider.name=String(Owned("mlx")),gen_ai.request.model=String(Owned("demo"))}"#;
+    let duration = r#"gen_ai.server.request.duration{gen_ai.operation.name=String(Owned("chat")),gen_ai.provider.name=String(Owned("mlx")),gen_ai.request.model=String(Owned("demo")),mlx_manager.provider=String(Owned("mlx"))}"#;
     for round in 1..=3 {
         metrics.within(|| finish(&record(Some("mlx"), "demo", Outcome::Ok)));
         metrics.flush().unwrap();

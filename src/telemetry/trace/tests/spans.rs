@@ -7,7 +7,7 @@ use opentelemetry_proto::tonic::trace::v1::{span::SpanKind, status::StatusCode};
 use super::{collector::strings, *};
 use crate::{
     config::ProviderKind,
-    llm::{Error, ErrorKind, FinishReason, Outcome, Record, Request, Sampling, ToolCall, Usage},
+    llm::{Error, ErrorKind, FinishReason, Inference, Outcome, Record, Request, Sampling, ToolCall, Usage},
     telemetry::{
         genai,
         trace::span::{Destination, InferenceEnd, Server, Statement},
@@ -61,13 +61,18 @@ pub(super) fn record() -> Record {
         error_message: None,
         key_id: None,
         retries: 1,
+        inference: Some(Inference {
+            system: "openai",
+            model: "gpt-4o".to_owned(),
+            duration: Duration::from_millis(900),
+            time_to_first_token: Some(Duration::from_millis(200)),
+        }),
     }
 }
 
 pub(super) fn ended(record: &Record) -> InferenceEnd<'_> {
     InferenceEnd {
         record,
-        model: "gpt-4o",
         response_id: Some("chatcmpl-1"),
         reported_usage: [Some(r#"{"prompt_tokens":12,"service_tier":null}"#), Some(r#"{"completion_tokens":7}"#)],
         content: None,
@@ -177,7 +182,7 @@ fn one_chat_completion_is_the_tree_that_the_conventions_want() {
         ("gen_ai.usage.output_tokens", Some(Value::IntValue(7))),
         ("gen_ai.usage.cache_read.input_tokens", Some(Value::IntValue(4))),
         ("gen_ai.usage.reasoning.output_tokens", Some(Value::IntValue(2))),
-        ("gen_ai.client.operation.time_to_first_chunk", Some(Value::DoubleValue(0.25))),
+        ("gen_ai.client.operation.time_to_first_chunk", Some(Value::DoubleValue(0.2))),
         ("operation.cost", Some(Value::DoubleValue(0.0001))),
         ("server.address", string("api.openai.com")),
         ("server.port", Some(Value::IntValue(443))),

@@ -1,0 +1,205 @@
+//! Metrics, spans, log lines and audit rows of the same requests, held against each other.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::peer::{
+    daemon::{Daemon, sum},
+    otlp::Otlp,
+    upstream::{Piece, Reply, Upstream, openai_frames},
+};
+
+/// How long `first` asks to be left alone before it is tried again.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// `gpt-over` goes to `first` and then to `second`, under another name.
+async fn gateway(first: &Upstream, second: &Upstream, otlp: &Otlp) -> Daemon {
+    let mut config = format!(
+        "[cloud]\nretries = 1\n[[otlp]]\nname = \"collector\"\nkind = \"otlp\"\nendpoint = \"{}\"\n",
+        otlp.endpoint()
+    );
+    for (name, upstream) in [("first", first), ("second", second)] {
+        let url = upstream.openai();
+        config.push_str(&format!("[[providers]]\nname = \"{name}\"\nkind = \"openai\"\nbase_url = \"{url}\"\n"));
+    }
+    config.push_str("[[routes]]\nmodel = \"gpt-over\"\ntargets = [\"first\", \"second/gpt-real\"]\n");
+    config.push_str("[[routes]]\nmodel = \"gpt-*\"\ntargets = [\"second\"]\n");
+    Daemon::start(&config).await
+}
+
+fn question(model: &str, stream: bool) -> Value {
+    json!({ "model": model, "messages": [{ "role": "user", "content": "Hi" }], "stream": stream })
+}
+
+async fn rows(daemon: &mut Daemon) -> Vec<Value> {
+    assert!(daemon.stop().await.success());
+    crate::serve::audit_rows(daemon.folder.path()).await
+}
+
+/// The lines about the ends of requests.
+fn ends(daemon: &Daemon) -> Vec<String> {
+    let log = daemon.read("logs/mlx-server.log");
+    log.lines().filter(|line| line.contains(" - request finished ")).map(ToOwned::to_owned).collect()
+}
+
+#[tokio::test]
+async fn each_target_has_its_own_time_under_the_names_of_its_span() {
+    let (first, second, otlp) = (Upstream::start().await, Upstream::start().await, Otlp::start().await);
+    let mut daemon = gateway(&first, &second, &otlp).await;
+    let pause = vec![("retry-after-ms", PAUSE.as_millis().to_string())];
+    first.script([1, 2].map(|_| Reply::Status(503, pause.clone(), "{}".to_owned())));
+    assert_eq!(daemon.post("/v1/chat/completions", &question("gpt-over", true)).await.status(), 200);
+    let rows = rows(&mut daemon).await;
+    let whole = rows[0]["duration_ms"].as_f64().unwrap() / 1e3;
+
+    let mut durations = Vec::new();
+    for (provider, model, error) in [("first", "gpt-over", Some("upstream_error")), ("second", "gpt-real", None)] {
+        let span = otlp.span(|span| span.text("mlx_manager.provider").as_deref() == Some(provider)).await;
+        assert_eq!(span.text("gen_ai.provider.name").as_deref(), Some("openai"));
+        assert_eq!(span.text("gen_ai.request.model").as_deref(), Some(model));
+        assert_eq!(span.text("error.type").as_deref(), error);
+        durations.push(seconds_by_otlp(&otlp, "gen_ai.client.operation.duration", provider, model, error));
+    }
+    let [failed, answered] = durations[..] else { panic!("{durations:?}") };
+    assert!(failed >= PAUSE.as_secs_f64(), "{failed} s");
+    // One after the other within the request, to the nanosecond that floating-point sums keep.
+    assert!(failed + answered <= whole + 1e-6, "{failed} s and {answered} s of {whole} s");
+    let first_chunk = seconds_by_otlp(&otlp, "gen_ai.client.operation.time_to_first_chunk", "second", "gpt-real", None);
+    assert!(first_chunk <= answered, "{first_chunk} s of {answered} s");
+
+    assert!(rows[0]["ttft_ms"].as_f64().unwrap() >= PAUSE.as_secs_f64() * 1e3, "a row has the request's total");
+    assert_eq!(rows[0]["requested_model"], "gpt-over");
+    let ends = ends(&daemon);
+    assert!(ends.len() == 1 && ends[0].contains(" retries=1 "), "{ends:?}");
+}
+
+/// The sum of a histogram's one series with these attributes, as it was exported last.
+fn seconds_by_otlp(otlp: &Otlp, name: &str, provider: &str, model: &str, error: Option<&str>) -> f64 {
+    use opentelemetry_proto::tonic::{common::v1::any_value::Value, metrics::v1::metric::Data};
+    let metrics = otlp.metrics();
+    let metric = metrics.iter().rfind(|metric| metric.name == name).expect(name);
+    let Some(Data::Histogram(histogram)) = &metric.data else { panic!("{name} is no histogram") };
+    let points: Vec<_> = histogram
+        .data_points
+        .iter()
+        .filter(|point| {
+            let text = |key: &str| {
+                let value = point.attributes.iter().find(|pair| pair.key == key)?.value.clone()?.value?;
+                let Value::StringValue(text) = value else { return None };
+                Some(text)
+            };
+            text("mlx_manager.provider").as_deref() == Some(provider)
+                && text("gen_ai.provider.name").as_deref() == Some("openai")
+                && text("gen_ai.request.model").as_deref() == Some(model)
+                && text("error.type").as_deref() == error
+        })
+        .collect();
+    assert_eq!(points.len(), 1, "{name} of {provider}: {:?}", histogram.data_points);
+    assert_eq!(points[0].count, 1);
+    points[0].sum.unwrap()
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_has_the_status_that_was_sent_and_no_other() {
+    let (upstream, otlp) = (Upstream::start().await, Otlp::start().await);
+    let mut daemon = gateway(&upstream, &upstream, &otlp).await;
+    let begun = openai_frames("gpt-x", false)[..2].concat();
+    // One leaves in the middle of a stream, one before an answer that is not streamed.
+    upstream.script([Reply::Stream(vec![Piece::Text(begun), Piece::Hang])]);
+    let mut response = daemon.post("/v1/chat/completions", &question("gpt-x", true)).await;
+    assert!(response.chunk().await.unwrap().is_some());
+    drop(response);
+    upstream.disconnected(1).await;
+    upstream.script([Reply::Hang]);
+    {
+        let body = question("gpt-x", false);
+        let call = daemon.post("/v1/chat/completions", &body);
+        let arrived = async {
+            while upstream.received().len() < 2 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            response = call => panic!("answered: {response:?}"),
+            () = arrived => {}
+        }
+    }
+    let aborted = [("outcome", "client_abort")];
+    let patience = tokio::time::Instant::now() + Duration::from_secs(20);
+    let durations = "http_server_request_duration_seconds_count";
+    let of = |page: &str, more: &[(&str, &str)]| {
+        sum(page, durations, &[&[("method", "POST"), ("route", "/v1/chat/completions")], more].concat())
+    };
+    let mut page = daemon.scrape().await;
+    while sum(&page, "mlx_manager_requests_total", &aborted) < 2.0 || of(&page, &[]) < 2.0 {
+        assert!(tokio::time::Instant::now() < patience, "the records of those who left");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        page = daemon.scrape().await;
+    }
+    assert_eq!((of(&page, &[]), of(&page, &[("status_code", "200")])), (2.0, 1.0));
+
+    let rows = rows(&mut daemon).await;
+    let status =
+        |streamed: bool| rows.iter().find(|row| row["stream"] == json!(i64::from(streamed))).unwrap()["status"].clone();
+    assert_eq!((status(true), status(false)), (json!(200), json!(0)));
+    let ends = ends(&daemon);
+    let status = |stream: &str| ends.iter().find(|line| line.contains(stream)).unwrap().contains(" status=200 ");
+    assert!(status(" stream=true ") && !status(" stream=false "), "{ends:?}");
+    assert_eq!(ends.iter().filter(|line| line.contains(" status=")).count(), 1, "{ends:?}");
+    let mut statuses: Vec<_> = otlp
+        .spans()
+        .iter()
+        .filter(|span| span.span.name == "POST /v1/chat/completions")
+        .map(|span| (span.integer("http.response.status_code"), span.text("error.type")))
+        .collect();
+    statuses.sort();
+    assert_eq!(statuses, [(None, None), (Some(200), None)]);
+}
+
+#[tokio::test]
+async fn a_name_that_deceives_or_looks_like_a_key_is_shown_nowhere() {
+    let (upstream, otlp) = (Upstream::start().await, Otlp::start().await);
+    let mut daemon = gateway(&upstream, &upstream, &otlp).await;
+    let (deceiving, secret) = ("gpt-\u{1b}[31mred", "gpt-x\nsk-MODELKEYMODELKEYMODELKEY");
+    for model in [deceiving, secret] {
+        assert_eq!(daemon.post("/v1/chat/completions", &question(model, false)).await.status(), 200);
+        assert_eq!(upstream.received().last().unwrap().json()["model"], model, "the provider gets it as it came");
+    }
+    // One for which there is no route is told so in an error.
+    let unknown = daemon.post("/v1/chat/completions", &question("no-sk-MODELKEYMODELKEYMODELKEY", false)).await;
+    assert_eq!(unknown.status(), 404);
+    assert!(!unknown.text().await.unwrap().contains("MODELKEY"));
+    let page = daemon.scrape().await;
+    assert!(!page.contains(['\u{1b}', '\0']) && !page.contains("MODELKEY"));
+    assert_eq!(sum(&page, "mlx_manager_requests_total", &[("model", "_other"), ("outcome", "ok")]), 2.0);
+
+    let rows = rows(&mut daemon).await;
+    let names: Vec<_> = rows.iter().map(|row| row["requested_model"].as_str().unwrap()).collect();
+    let scrubbed = "[Scrubbed due to 'token']";
+    assert_eq!(names, ["gpt-\\u{1b}[31mred", scrubbed, scrubbed]);
+    let spans = format!("{:?}", otlp.spans());
+    assert!(spans.contains("red") && spans.contains("Scrubbed"));
+    for said in [format!("{rows:?}"), spans, daemon.read("logs/mlx-server.log"), daemon.read("logs/mlx-manager.log")] {
+        assert!(!said.contains("MODELKEY") && !said.contains('\u{1b}'), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_shows_in_the_metrics_and_once_in_the_log() {
+    let url = "[database]\nurl = \"sqlite:missing/audit.db\"\n";
+    let daemon = Daemon::start(url).await;
+    for _ in 0..3 {
+        assert_eq!(daemon.post("/v1/chat/completions", &question("nobody", false)).await.status(), 404);
+    }
+    let patience = tokio::time::Instant::now() + Duration::from_secs(20);
+    let mut page = daemon.scrape().await;
+    while sum(&page, "mlx_manager_audit_write_errors_total", &[]) < 3.0 {
+        assert!(tokio::time::Instant::now() < patience, "each failed try is counted");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        page = daemon.scrape().await;
+    }
+    assert_eq!(sum(&page, "mlx_manager_audit_queue_depth", &[]), 3.0);
+    let log = daemon.read("logs/mlx-manager.log");
+    assert_eq!(log.matches("audit write failed").count(), 1, "{log}");
+}
