@@ -401,7 +401,7 @@ def queries():
 
 
 def binary():
-    """The daemon: what the command line says, else what was built last."""
+    """The daemon: the release, which `make observe` has just brought up to date, else what there is."""
     candidates = [f"{ROOT}/target/{profile}/mlx-manager" for profile in ("release", "debug")]
     target = os.environ.get("CARGO_TARGET_DIR")
     if target:
@@ -409,7 +409,7 @@ def binary():
     built = [path for path in candidates if os.path.exists(path)]
     if not built:
         raise SystemExit("there is no binary: run `make build` first")
-    return max(built, key=os.path.getmtime)
+    return built[0]
 
 
 def prometheus():
