@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "nothing drains here: tasks end with the process")]
 
 mod rig {
+    pub mod config;
     pub mod connection;
     pub mod cores;
     pub mod load;
@@ -27,6 +28,7 @@ use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 
 use rig::{
+    config::config,
     connection::Connection,
     cores::Cores,
     load::{Load, chat},
@@ -110,31 +112,16 @@ impl Arm {
     async fn start(name: &'static str, spool: &str, cores: Cores, upstream: SocketAddr) -> Result<Self> {
         let folder = TempDir::new()?;
         let (address, metrics, nobody) = (free_address()?, free_address()?, free_address()?);
-        let config = format!(
-            r#"
-[server]
-listen = "{address}"
-[metrics.prometheus]
-listen = "{metrics}"
-[[otlp]]
+        let otlp = format!(
+            r#"[[otlp]]
 name = "collector"
 kind = "otlp"
 endpoint = "http://{nobody}"
 send = "always"
 signals = ["traces", "metrics", "logs"]
-{spool}
-[local]
-default_model = ""
-[[providers]]
-name = "provider"
-kind = "openai"
-base_url = "http://{upstream}/v1"
-api_key = "sk-bench"
-[[routes]]
-model = "gpt-*"
-targets = ["provider"]
-"#
+{spool}"#
         );
+        let config = config(address, metrics, upstream, &otlp);
         fs::write(folder.path().join("config.toml"), config)?;
         let arguments = ["serve", "--config", "config.toml"];
         let gateway = Gateway::start(cores.gateway(DAEMON.as_ref()), &arguments, folder.path(), address)?;

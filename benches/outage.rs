@@ -8,6 +8,7 @@
 
 mod rig {
     pub mod collector;
+    pub mod config;
     pub mod connection;
     pub mod cores;
     pub mod load;
@@ -35,6 +36,7 @@ use tokio::time::sleep;
 
 use rig::{
     collector::Collector,
+    config::config,
     connection::Connection,
     cores::Cores,
     load::{Load, chat},
@@ -141,31 +143,16 @@ impl Arm {
         let folder = TempDir::new()?;
         let (address, metrics) = (free_address()?, free_address()?);
         let (collector, otlp) = Collector::start().await?;
-        let config = format!(
-            r#"
-[server]
-listen = "{address}"
-[metrics.prometheus]
-listen = "{metrics}"
-[[otlp]]
+        let otlp = format!(
+            r#"[[otlp]]
 name = "collector"
 kind = "otlp"
 endpoint = "http://{otlp}"
 send = "always"
 signals = ["traces"]
-spool = {{ dir = "spool", size = "10 GB" }}
-[local]
-default_model = ""
-[[providers]]
-name = "provider"
-kind = "openai"
-base_url = "http://{upstream}/v1"
-api_key = "sk-bench"
-[[routes]]
-model = "gpt-*"
-targets = ["provider"]
-"#
+spool = {{ dir = "spool", size = "10 GB" }}"#
         );
+        let config = config(address, metrics, upstream, &otlp);
         fs::write(folder.path().join("config.toml"), config)?;
         let arguments = ["serve", "--config", "config.toml"];
         let gateway = Gateway::start(cores.gateway(DAEMON.as_ref()), &arguments, folder.path(), address)?;
