@@ -359,7 +359,11 @@ async fn outage_that_outlasts_the_daemon_is_told_and_leaves_a_gap() {
     let mut daemon = Daemon::start_in(folder, &sinks, |_| {}).await;
     eventually("a line", || daemon.read("logs/app.log").contains("mlx-manager is serving"));
     lead_logs_to(daemon.folder.path(), "file");
-    failed_writes(&daemon, 1.0).await;
+    let deadline = Instant::now() + PATIENCE;
+    while !daemon.stderr().iter().any(|line| line.contains("cannot write log file")) {
+        assert!(Instant::now() < deadline, "{:#?}", daemon.stderr());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     assert_eq!(daemon.post("/v1/chat/completions", &question(false)).await.status(), 200);
     assert!(daemon.stop().await.success());
     let said = daemon.stderr();
