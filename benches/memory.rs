@@ -121,7 +121,7 @@ send = "always"
 signals = ["traces", "metrics", "logs"]
 {spool}"#
         );
-        let config = config(address, metrics, upstream, &otlp);
+        let config = config(address, Some(metrics), upstream, &otlp);
         fs::write(folder.path().join("config.toml"), config)?;
         let arguments = ["serve", "--config", "config.toml"];
         let gateway = Gateway::start(cores.gateway(DAEMON.as_ref()), &arguments, folder.path(), address)?;

@@ -152,7 +152,7 @@ send = "always"
 signals = ["traces"]
 spool = {{ dir = "spool", size = "10 GB" }}"#
         );
-        let config = config(address, metrics, upstream, &otlp);
+        let config = config(address, Some(metrics), upstream, &otlp);
         fs::write(folder.path().join("config.toml"), config)?;
         let arguments = ["serve", "--config", "config.toml"];
         let gateway = Gateway::start(cores.gateway(DAEMON.as_ref()), &arguments, folder.path(), address)?;

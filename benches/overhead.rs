@@ -7,6 +7,7 @@
 
 mod rig {
     pub mod collector;
+    pub mod config;
     pub mod connection;
     pub mod cores;
     pub mod cost;
@@ -31,6 +32,7 @@ use tokio::time::sleep;
 
 use rig::{
     collector::Collector,
+    config::config,
     connection::Connection,
     cores::Cores,
     cost::Used,
@@ -159,34 +161,17 @@ impl Telemetry {
         };
         let send = if self.spans { "always" } else { "never" };
         // There are always counters, which off means nobody reads, and there is always the audit, in its file.
-        let quiet = "[log]\nlevel = \"off\"\nsinks = []\n";
-        format!(
-            r#"
-[server]
-listen = "{api}"
-[metrics.prometheus]
-enabled = {scraped}
-listen = "{metrics}"
-[[otlp]]
+        let quiet = if self.everything { "" } else { "[log]\nlevel = \"off\"\nsinks = []\n" };
+        let more = format!(
+            r#"[[otlp]]
 name = "collector"
 kind = "otlp"
 endpoint = "http://{otlp}"
 send = "{send}"
 signals = {signals}
-[local]
-default_model = ""
-[[providers]]
-name = "provider"
-kind = "openai"
-base_url = "http://{upstream}/v1"
-api_key = "sk-bench"
-[[routes]]
-model = "gpt-*"
-targets = ["provider"]
-{more}"#,
-            scraped = self.scraped,
-            more = if self.everything { "" } else { quiet },
-        )
+{quiet}"#
+        );
+        config(api, self.scraped.then_some(metrics), upstream, &more)
     }
 }
 

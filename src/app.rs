@@ -98,6 +98,7 @@ impl App {
             providers.push((Provider::new(provider).map_err(named)?, breaker));
         }
         let engine = Engine::start(&config.local, &tasks);
+        engine.models().iter().for_each(|(model, _)| metrics.add_local_model(model));
         let dispatch = Arc::new(Dispatch::new(&config.cloud, engine, providers, audit)?);
         metrics.add_poller({
             // The page must not keep the dispatch, and with it the audit queue, from ending.

@@ -2,14 +2,16 @@
 
 use std::net::SocketAddr;
 
-/// A daemon between callers and one provider, without local models; `more` is what else there is.
-pub fn config(listen: SocketAddr, metrics: SocketAddr, upstream: SocketAddr, more: &str) -> String {
+/// A daemon between callers and one provider, without local models, scraped at `metrics` if at all; `more` is what else
+/// there is.
+pub fn config(listen: SocketAddr, metrics: Option<SocketAddr>, upstream: SocketAddr, more: &str) -> String {
+    let metrics = metrics.map_or_else(|| "enabled = false".to_owned(), |address| format!("listen = \"{address}\""));
     format!(
         r#"
 [server]
 listen = "{listen}"
 [metrics.prometheus]
-listen = "{metrics}"
+{metrics}
 [local]
 default_model = ""
 [[providers]]

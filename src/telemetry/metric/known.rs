@@ -107,7 +107,7 @@ pub(super) fn open_series(known: &Known<'_>) {
 }
 
 /// Opens the series of a local model.
-pub(super) fn open_local_model(model: &str) {
+fn open_local_model(model: &str) {
     open_local_requests(model);
     open_local_inference(model);
     let labels = Labels::none().with_text(Label::Model, model);

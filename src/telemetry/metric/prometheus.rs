@@ -105,10 +105,10 @@ impl Metrics {
         self.pollers.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(poller));
     }
 
-    /// Lets the name of a local model in the catalogue be a label, and opens its series.
+    /// Lets the name of a local model in the catalogue be a label. Its series come with its first request: a cache of
+    /// downloads may hold hundreds of models that nobody asks for.
     pub fn add_local_model(&self, model: &str) {
         self.recorder.models().add(model);
-        self.recorder.open(|| known::open_local_model(model));
     }
 
     /// The page in Prometheus' text format.

@@ -343,13 +343,19 @@ fn closed_series_exist_before_anything_happens() {
 }
 
 #[test]
-fn opening_a_models_series_again_leaves_what_is_there() {
+fn model_of_the_catalogue_has_its_name_before_it_ever_answered() {
     let metrics = metrics_with(Limits::default(), None);
-    metrics.within(|| event::ModelLoaded { model: "new", bytes: 7, duration: Duration::ZERO }.emit());
-    metrics.add_local_model("new");
+    metrics.add_local_model("org/found");
+    for model in ["org/found", "org/unheard-of"] {
+        metrics.within(|| finish(&record(Some("mlx"), model, Outcome::EngineError)));
+    }
     let page = metrics.render();
-    assert_eq!(sample(&page, r#"mlx_manager_model_loaded{model="new"}"#), 1.0);
-    assert_eq!(sample(&page, r#"mlx_manager_tokens_total{provider="mlx",model="new",type="input"}"#), 0.0);
+    for model in ["org/found", "_other"] {
+        let series = format!(
+            r#"mlx_manager_requests_total{{api="chat_completions",provider="mlx",model="{model}",stream="true",outcome="engine_error"}}"#
+        );
+        assert_eq!(sample(&page, &series), 1.0, "{model}");
+    }
 }
 
 #[test]
