@@ -1,37 +1,19 @@
-//! What Cargo.toml can't say: where the binaries find MLX on Linux, which commit they are built from, and by what.
+//! What Cargo.toml can't say: how the binaries are linked, which commit they are built from, and by what.
 #![expect(clippy::disallowed_methods, reason = "a build script is told everything through the environment")]
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    if env::var_os("CARGO_FEATURE_MLX").is_some() && env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
-        link_mlx();
+    // What the engine says of linking it, when there is one.
+    let arguments = env::var("DEP_MLX_MANAGER_ENGINE_LINK_ARGS").unwrap_or_default();
+    for argument in arguments.split('\t').filter(|argument| !argument.is_empty()) {
+        println!("cargo::rustc-link-arg={argument}");
     }
     name_commit();
     name_compiler();
-}
-
-/// `tools/mlx-prefix.sh` makes the prefix and names it in `.cargo/config.toml`. Linking itself is asked for there too,
-/// but only for mlx-sys; arguments for the binaries must come from the package that has the binaries.
-fn link_mlx() {
-    println!("cargo::rerun-if-env-changed=MLX_MANAGER_MLX_PREFIX");
-    let prefix = env::var_os("MLX_MANAGER_MLX_PREFIX").map(PathBuf::from);
-    let Some(prefix) = prefix.filter(|prefix| prefix.join("bindings.rs").exists()) else {
-        println!(
-            "cargo::error=MLX is not set up for this checkout: run `make setup` (or build without the feature `mlx`)"
-        );
-        return;
-    };
-    println!("cargo::rerun-if-changed={}", prefix.join("bindings.rs").display());
-    println!("cargo::rustc-link-arg=-Wl,-rpath,{}", prefix.join("mlx/lib").display());
-
-    // libmlx brings the reference BLAS, which is 20 to 70 times slower than OpenBLAS. Both define the same symbols and
-    // the loader takes the first definition: ours, since the binary's own libraries come before those of libmlx.
-    // No code of ours names these symbols, so the linker would drop the library as unused.
-    println!("cargo::rustc-link-arg=-Wl,--push-state,--no-as-needed,-lopenblas,--pop-state");
 }
 
 /// Sets MLX_MANAGER_GIT_COMMIT for `env!`; it is empty outside a git checkout.

@@ -24,6 +24,11 @@ use std::{env, hint::black_box, thread, time::Duration};
 use anyhow::{Context as _, Result, bail, ensure};
 use futures_util::{FutureExt, StreamExt, stream};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+use mlx_manager_llm::{Answer, Event};
+use mlx_manager_signal::{
+    event::{AttemptFinished, RouteDecided},
+    span,
+};
 use opentelemetry::{
     KeyValue,
     trace::{Span as _, SpanKind, Tracer, TracerProvider},
@@ -34,14 +39,6 @@ use opentelemetry_sdk::{
 };
 use tracing::{Span, info_span};
 use tracing_subscriber::{Registry, layer::SubscriberExt};
-
-use mlx_manager::{
-    llm::{Answer, Event},
-    telemetry::{
-        event::{AttemptFinished, RouteDecided},
-        trace::span,
-    },
-};
 
 use rig::{
     clock::ThreadTime,
@@ -333,7 +330,7 @@ fn tokens(daemon: &Daemon) -> Arms {
     interleaved(TOKENS, arms, || ())
 }
 
-fn consumed(event: Result<Event, mlx_manager::llm::Error>) -> std::future::Ready<()> {
+fn consumed(event: Result<Event, mlx_manager_llm::Error>) -> std::future::Ready<()> {
     drop(black_box(event));
     std::future::ready(())
 }

@@ -6,6 +6,9 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{Router, http::header, routing::get};
+use mlx_manager_config::Config;
+use mlx_manager_signal::event::{DaemonServing, DaemonStopped, DrainTimedOut, TasksLeftBehind};
+use mlx_manager_telemetry::{Build, metric::Metrics};
 use tokio::{
     net::TcpListener,
     time::{MissedTickBehavior, interval, timeout},
@@ -13,20 +16,27 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    config::Config,
+    gateway::{
+        api,
+        cloud::{self, Provider},
+        dispatch::{Dispatch, breaker::Breaker},
+        local::{self, Engine},
+    },
     http::{
         listener::{self, ListenError},
         stack::stack,
     },
     manager::api::health::{self, Probe, Readiness},
-    server::{
-        api,
-        cloud::{self, Provider},
-        dispatch::{Dispatch, breaker::Breaker},
-        engine::Engine,
-    },
     store,
-    telemetry::metric::Metrics,
+};
+
+/// Which build this is.
+pub const BUILD: Build = Build {
+    version: env!("CARGO_PKG_VERSION"),
+    commit: env!("MLX_MANAGER_GIT_COMMIT"),
+    engine: local::NAME,
+    compiler: env!("MLX_MANAGER_RUSTC"),
+    compiler_version: env!("MLX_MANAGER_RUSTC_VERSION"),
 };
 
 /// How often the metrics recorder tidies up; without it its memory grows.
@@ -116,12 +126,12 @@ impl App {
         };
         let routes = stack(api::routes(Arc::clone(&dispatch)).merge(health::routes(probe)), &config.server);
 
-        tracing::info!(
-            listen = %address(&api),
-            metrics = prometheus.as_ref().map(|listener| tracing::field::display(address(listener))),
-            version = env!("CARGO_PKG_VERSION"),
-            "mlx-manager is serving"
-        );
+        DaemonServing {
+            listen: &address(&api),
+            metrics: prometheus.as_ref().map(address).as_deref(),
+            version: BUILD.version,
+        }
+        .emit();
         tasks.spawn(upkeep(Arc::clone(&metrics), drained.clone()));
         if let Some(listener) = prometheus {
             let routes = scrape_routes(&config.prometheus.path, metrics);
@@ -135,7 +145,7 @@ impl App {
 
         let ended = listener::serve(api, routes, stop, config.server.drain_timeout).await;
         if !ended {
-            tracing::warn!("server.drain_timeout is over: open requests were cut off");
+            DrainTimedOut.emit();
         }
         dispatch.shutdown().await;
         // The last sender goes with the dispatch; the writer ends when it has written what is queued.
@@ -146,9 +156,9 @@ impl App {
         drained.cancel();
         tasks.close();
         if timeout(AUDIT_DEADLINE, tasks.wait()).await.is_err() {
-            tracing::warn!("some background tasks did not end in time");
+            TasksLeftBehind.emit();
         }
-        tracing::info!("mlx-manager has stopped");
+        DaemonStopped.emit();
         Ok(())
     }
 }

@@ -14,29 +14,28 @@ use anyhow::{Context as _, Result, bail, ensure};
 use futures_util::{FutureExt, StreamExt, stream};
 use http::{HeaderMap, Request};
 use jiff::Timestamp;
+use mlx_manager::{
+    app::BUILD,
+    gateway::dispatch::meter::Meter,
+    store::{self, AuditSender},
+};
+use mlx_manager_config::{LoadOptions, ProviderKind, load_text};
+use mlx_manager_dialect as dialect;
+use mlx_manager_llm as llm;
+use mlx_manager_llm::{Answer, Api, Context, Dialect, Event, FinishReason, Usage};
+use mlx_manager_signal::{
+    event::{AttemptFinished, HttpRequestFinished, HttpRequestStarted, RouteDecided},
+    price::PriceList,
+    propagate,
+    span::{self, Destination},
+};
+use mlx_manager_telemetry::{Telemetry, log::Terminal};
 use reqwest::Url;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::time::Instant;
 use tracing::Span;
 use uuid::Uuid;
-
-use mlx_manager::{
-    config::{LoadOptions, ProviderKind, load_text},
-    llm::{self, Answer, Api, Context, Dialect, Event, FinishReason, Usage},
-    server::{dialect, dispatch::meter::Meter},
-    store::{self, AuditSender},
-    telemetry::{
-        Telemetry,
-        event::{AttemptFinished, HttpRequestFinished, HttpRequestStarted, RouteDecided},
-        log::Terminal,
-        price::PriceList,
-        trace::{
-            self,
-            span::{self, Destination},
-        },
-    },
-};
 
 use super::statistics::metric;
 
@@ -116,7 +115,7 @@ impl Daemon {
         let telemetry = match sinks {
             Sinks::Nothing => None,
             // A pipe for the console sink, as under a supervisor.
-            _ => Some(Telemetry::start(&config, Terminal::default())?),
+            _ => Some(Telemetry::start(&config, Terminal::default(), BUILD)?),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let (audit, write) = store::writer(config.database, std::future::pending());
@@ -141,7 +140,7 @@ impl Daemon {
         let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 50_000));
         let span = span::http_server(true, "POST", Some(ROUTE), Some(peer), &request_id);
         span::http_server_request(&span, Some(ROUTE), &request);
-        trace::extract(&span, request.headers());
+        propagate::extract(&span, request.headers());
         HttpRequestStarted { method: "POST", route: ROUTE }.emit();
         let context = Context {
             request_id,
@@ -194,7 +193,7 @@ impl Daemon {
         let answer = meter.measure(Answer { headers: Vec::new(), events, retries: 0 });
         answer.for_each(|_| std::future::ready(())).now_or_never().unwrap_or_default();
         let mut headers = HeaderMap::new();
-        trace::inject(&span, &mut headers);
+        propagate::inject(&span, &mut headers);
         span::http_server_finished(&span, Some(200), None);
         span.in_scope(|| {
             let (status, error_type, duration) = (Some(200), None, started.elapsed());

@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use crate::config::{Loaded, Problems};
+use mlx_manager_config::{Loaded, Problems};
 
 /// How the command was called.
 #[derive(Debug, Clone, Copy)]

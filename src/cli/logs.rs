@@ -10,16 +10,15 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use clap::Subcommand;
 use globset::GlobBuilder;
+use mlx_manager_config as config;
+use mlx_manager_config::{Loaded, Shown};
+use mlx_manager_telemetry::log::{
+    explain::{InRequest, Reason, explain, in_request},
+    verify::{Family, Fault, Gap, Spot, verify_live},
+};
 use tracing::Level;
 
 use super::Failure;
-use crate::{
-    config::{self, Loaded, Shown},
-    telemetry::log::{
-        explain::{InRequest, Reason, explain, in_request},
-        verify::{Family, Fault, Gap, Spot, verify_live},
-    },
-};
 
 /// The most findings of one family that are listed.
 const MOST_FINDINGS: usize = 100;

@@ -5,8 +5,7 @@
 use std::io::{self, Write};
 
 use clap::{Args, ValueEnum};
-
-use crate::telemetry::metric::name::{self, Definition, Kind, Label};
+use mlx_manager_signal::metric::name::{self, Definition, Kind, Label};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -117,8 +116,9 @@ fn joined(labels: &[Label], name: impl Fn(Label) -> &'static str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use mlx_manager_signal::metric::name::{self, Label};
+
     use super::{markdown, text};
-    use crate::telemetry::metric::name::{self, Label};
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "a test is asked by its environment to write, not to compare")]

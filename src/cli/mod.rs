@@ -16,11 +16,9 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-
-use crate::{
-    config::{self, Environment, LoadOptions, Loaded},
-    telemetry::log::{Terminal, is_journal},
-};
+use mlx_manager_config as config;
+use mlx_manager_config::{Environment, LoadOptions, Loaded};
+use mlx_manager_telemetry::log::{Terminal, is_journal};
 
 /// Serves language models through the OpenAI and Anthropic APIs, and shows everything it does.
 #[derive(Debug, Parser)]

@@ -6,14 +6,12 @@ mod show;
 use std::io::Write;
 
 use clap::Subcommand;
+use mlx_manager_catalogue::Catalogue;
+use mlx_manager_config::{Config, Environment};
+use mlx_manager_telemetry::log::Terminal;
 
 use super::Failure;
-use crate::{
-    config::{Config, Environment},
-    manager::models::download::Source,
-    server::engine::catalogue::Catalogue,
-    telemetry::log::Terminal,
-};
+use crate::manager::models::download::Source;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {

@@ -3,6 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
+use mlx_manager_config as config;
+use mlx_manager_config::{LoadOptions, Loaded};
+use mlx_manager_signal::event::{
+    ConfigWarning, DaemonFailed, LogFilesReopened, LogReloaded, ReloadRefused, StopSignalled,
+};
+use mlx_manager_telemetry::{
+    Telemetry,
+    log::{LogHandle, Terminal},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::spawn_blocking,
@@ -11,13 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use crate::{
-    app::App,
-    config::{self, LoadOptions, Loaded},
-    server::cloud,
-    telemetry::{
-        Telemetry,
-        log::{LogHandle, Terminal},
-    },
+    app::{App, BUILD},
+    gateway::cloud,
 };
 
 /// How long telemetry may take to reach its destinations at the end.
@@ -28,11 +32,11 @@ pub(super) fn run(options: LoadOptions, loaded: Loaded, terminal: Terminal) -> R
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // Ports first: when one is busy, that is all there is to say, and no log or database was touched.
     let app = runtime.block_on(App::bind(&loaded.config))?;
-    let telemetry = Telemetry::start(&loaded.config, terminal)?;
+    let telemetry = Telemetry::start(&loaded.config, terminal, BUILD)?;
     log_warnings(&loaded);
     let result = runtime.block_on(run_until_told(app, options, loaded, &telemetry));
     if let Err(error) = &result {
-        tracing::error!(error = &**error as &(dyn std::error::Error + 'static), "the daemon can't run");
+        DaemonFailed { error: &**error }.emit();
     }
     // A blocking task that hangs must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -62,12 +66,8 @@ async fn run_until_told(app: App, options: LoadOptions, loaded: Loaded, telemetr
                     continue;
                 }
             };
-            if stop.is_cancelled() {
-                tracing::info!(signal = name, "already stopping; open requests have until server.drain_timeout");
-            } else {
-                tracing::info!(signal = name, "stopping: open requests go on, new ones are refused");
-                stop.cancel();
-            }
+            StopSignalled { signal: name, again: stop.is_cancelled() }.emit();
+            stop.cancel();
         }
     };
     tokio::select! {
@@ -81,47 +81,36 @@ async fn run_until_told(app: App, options: LoadOptions, loaded: Loaded, telemetr
 fn reload(options: &LoadOptions, running: &Loaded, logs: &LogHandle) {
     // First and in any case: it is what logrotate sends after it moved the files away.
     logs.reopen();
-    tracing::info!("log files reopened");
-    const REFUSED: &str = "the configuration was not reloaded, the one in effect stays";
+    LogFilesReopened.emit();
     let loaded = match config::load(options).and_then(Loaded::startable) {
         Ok(loaded) => loaded,
         Err(problems) => {
-            let lines = problems.lines();
-            tracing::error!(count = lines.len(), problems = lines.join(" | "), "{REFUSED}");
-            return;
+            return ReloadRefused::Problems(&problems.lines()).emit();
         }
     };
     // A file that is gone for a moment must not bring the defaults back.
     if loaded.file != running.file {
         let (found, expected) = (loaded.file_name(), running.file_name());
-        let problems = format!("{found} would take the place of {expected}: put that back, or restart the daemon");
-        tracing::error!(count = 1, problems, "{REFUSED}");
-        return;
+        let problem = format!("{found} would take the place of {expected}: put that back, or restart the daemon");
+        return ReloadRefused::Problems(&[problem]).emit();
     }
     if let Err(error) = logs.reload(&loaded.config.log) {
-        tracing::error!(error = &error as &(dyn std::error::Error + 'static), "{REFUSED}");
-        return;
+        return ReloadRefused::Error(&error).emit();
     }
     log_warnings(&loaded);
-    let differences = running.differences(&loaded, "log");
-    if !differences.is_empty() {
-        tracing::warn!("needs a restart: {}", differences.join(", "));
-    }
+    let needs_restart = running.differences(&loaded, "log");
     let beaten = loaded.beaten_changes(running, "log.");
-    if !beaten.is_empty() {
-        tracing::warn!("changed in the file and beaten from outside: {}", beaten.join(", "));
-    }
-    tracing::info!("[log] reloaded");
+    LogReloaded { needs_restart: &needs_restart, beaten: &beaten }.emit();
 }
 
 fn log_warnings(loaded: &Loaded) {
     for warning in &loaded.warnings {
-        tracing::warn!(
-            source = loaded.source_of(warning),
-            key = warning.key,
-            hint = warning.hint,
-            "{}",
-            warning.message
-        );
+        ConfigWarning {
+            source: &loaded.source_of(warning),
+            key: &warning.key,
+            hint: warning.hint.as_deref(),
+            message: &warning.message,
+        }
+        .emit();
     }
 }

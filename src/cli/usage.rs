@@ -5,12 +5,10 @@ use std::{io::Write, time::Duration};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use jiff::{SignedDuration, Timestamp};
+use mlx_manager_config::Config;
 
 use super::Failure;
-use crate::{
-    config::Config,
-    store::{Grouping, Store, UsageRow},
-};
+use crate::store::{Grouping, Store, UsageRow};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

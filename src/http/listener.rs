@@ -9,6 +9,7 @@ use hyper_util::{
     server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
+use mlx_manager_signal::event::{AcceptFailed, ConnectionFailed, NoDelayRefused};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
@@ -79,7 +80,7 @@ pub async fn serve(listener: TcpListener, routes: Router, stop: CancellationToke
                 });
             }
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "a connection could not be accepted");
+                AcceptFailed { error: &error }.emit();
                 sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -101,7 +102,7 @@ fn connection(
 ) -> impl Future<Output = ()> + use<> {
     // Tokens are small frames that someone waits for.
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(error = &error as &dyn std::error::Error, "TCP_NODELAY could not be set");
+        NoDelayRefused { error: &error }.emit();
     }
     let service = TowerToHyperService::new(service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
@@ -116,7 +117,7 @@ fn connection(
     async move {
         if let Err(error) = watched.await {
             // The peer's doing as a rule: a reset, or bytes that are no HTTP.
-            tracing::debug!(%peer, error = &*error as &dyn std::error::Error, "connection ended");
+            ConnectionFailed { peer, error: &*error }.emit();
         }
     }
 }

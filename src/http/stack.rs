@@ -12,15 +12,13 @@ use axum::{
 };
 use futures_util::FutureExt;
 use http_body_util::Limited;
+use mlx_manager_config::ServerConfig;
+use mlx_manager_llm::{Dialect, Error, ErrorKind};
 use tower::ServiceBuilder;
 use tower_http::{map_request_body::MapRequestBodyLayer, timeout::RequestBodyTimeoutLayer};
 
 use super::layer::trace;
-use crate::{
-    config::ServerConfig,
-    llm::{Dialect, Error, ErrorKind},
-    server::api::error_response,
-};
+use crate::gateway::api::error_response;
 
 /// The longest pause between two pieces of a request body.
 const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -81,11 +79,11 @@ async fn catch_panic(request: Request, next: Next) -> Response {
 #[cfg(test)]
 mod tests {
     use axum::routing::post;
+    use mlx_manager_llm::Api;
     use serde_json::Value;
     use tower::ServiceExt;
 
     use super::*;
-    use crate::llm::Api;
 
     #[tokio::test]
     async fn a_panic_is_answered_in_the_callers_dialect() {

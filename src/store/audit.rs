@@ -3,14 +3,12 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use mlx_manager_llm::Record;
+use mlx_manager_signal::span::{self, Server, Statement};
 use sqlx::AssertSqlSafe;
 use tracing::Span;
 
 use super::{Store, StoreError, System};
-use crate::{
-    llm::Record,
-    telemetry::trace::span::{self, Server, Statement},
-};
 
 /// The columns in the order in which [`Store::insert`] binds them.
 const COLUMNS: [&str; 25] = [

@@ -1,7 +1,7 @@
 //! The audit database: one row per inference request, SQLite by default or PostgreSQL.
 //!
 //! Enter by [`Store::open`]. Rows come in through the [`AuditSender`] of [`writer`], the one task that writes; they are
-//! read by [`Store::usage`]. Nothing here knows what a request is beyond its [`crate::llm::Record`].
+//! read by [`Store::usage`]. Nothing here knows what a request is beyond its [`mlx_manager_llm::Record`].
 
 mod audit;
 mod usage;
@@ -9,13 +9,12 @@ mod writer;
 
 use std::time::Duration;
 
+use mlx_manager_config::DatabaseConfig;
 use sqlx::{
     AnyPool, ConnectOptions,
     any::{AnyConnectOptions, AnyPoolOptions},
     migrate::Migrator,
 };
-
-use crate::config::DatabaseConfig;
 
 pub use usage::{Grouping, UsageRow};
 pub use writer::{AuditSender, writer};

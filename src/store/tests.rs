@@ -1,16 +1,14 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use mlx_manager_config::{DatabaseConfig, Secret};
+use mlx_manager_llm::{Api, Outcome, Record, Usage, UsageSource};
+use mlx_manager_signal::testing::lines_of;
 use sqlx::Row;
 use tempfile::TempDir;
 use tracing::Level;
 
 use super::{Grouping, Store, StoreError, without_credentials, writer, writer::QUEUE};
-use crate::{
-    config::{DatabaseConfig, Secret},
-    llm::{Api, Outcome, Record, Usage, UsageSource},
-    telemetry::event::tests::lines_of,
-};
 
 fn config(folder: &TempDir) -> DatabaseConfig {
     let path = folder.path().join("audit.db");

@@ -12,6 +12,14 @@ use std::{
 };
 
 use jiff::Timestamp;
+use mlx_manager_config::DatabaseConfig;
+use mlx_manager_llm::Record;
+use mlx_manager_signal::{
+    event::{
+        AuditQueueDepth, AuditRowsDeleted, AuditRowsDropped, AuditRowsWritten, AuditWriteError, StatementFinished,
+    },
+    span,
+};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep},
@@ -19,14 +27,6 @@ use tokio::{
 use tracing::{Instrument, Span};
 
 use super::{Store, StoreError};
-use crate::{
-    config::DatabaseConfig,
-    llm::Record,
-    telemetry::{
-        event::{AuditQueueDepth, AuditRowsDropped, AuditRowsWritten, AuditWriteError, StatementFinished},
-        trace::span,
-    },
-};
 
 /// Records that may wait for the database.
 pub(super) const QUEUE: usize = 8192;
@@ -78,7 +78,7 @@ impl AuditSender {
         }
     }
 
-    /// A poller for [`crate::telemetry::metric::Metrics`], since the writer can say nothing while it waits for the
+    /// A poller for [`mlx_manager_telemetry::metric::Metrics`], since the writer can say nothing while it waits for the
     /// database. It keeps no queue open.
     pub fn poller(&self) -> impl Fn() + Send + Sync + 'static {
         let backlog = Arc::clone(&self.backlog);
@@ -207,7 +207,7 @@ impl Writer {
         };
         match result {
             Ok(0) => {}
-            Ok(rows) => tracing::info!(rows, "old audit rows deleted"),
+            Ok(rows) => AuditRowsDeleted { rows }.emit(),
             Err(error) => self.failed(&error),
         }
     }

@@ -2,10 +2,8 @@
 
 use std::{fs, path::Path, process::ExitCode};
 
-use mlx_manager::{
-    cli::check::{CheckOptions, run},
-    config::{Environment, LoadOptions, Loaded, Problems, load},
-};
+use mlx_manager::cli::check::{CheckOptions, run};
+use mlx_manager_config::{Environment, LoadOptions, Loaded, Problems, load};
 
 fn options(environment: Environment) -> LoadOptions {
     LoadOptions { environment, ..LoadOptions::default() }

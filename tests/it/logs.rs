@@ -9,10 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mlx_manager::{
-    config::{Environment, LoadOptions, load_text},
-    telemetry::log::{LogError, LogHandle, Router, Terminal, build},
-};
+use mlx_manager_config::{Environment, LoadOptions, load_text};
+use mlx_manager_telemetry::log::{LogError, LogHandle, Router, Terminal, build};
+
 use tempfile::TempDir;
 use tracing::subscriber::with_default;
 use tracing_subscriber::{Registry, layer::SubscriberExt};

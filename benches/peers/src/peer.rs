@@ -13,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mlx_manager_config::{Environment, LoadOptions, load_text};
+use mlx_manager_telemetry::log::{LEVELS, LogHandle, Terminal, build};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use flexi_logger::{
     Cleanup, Criterion, DeferredNow, FileSpec, LogSpecification, LoggerHandle, Naming, WriteMode,
@@ -21,10 +23,6 @@ use flexi_logger::{
 use log4rs::append::rolling_file::{
     RollingFileAppender,
     policy::compound::{CompoundPolicy, roll::fixed_window::FixedWindowRoller, trigger::size::SizeTrigger},
-};
-use mlx_manager::{
-    config::{Environment, LoadOptions, load_text},
-    telemetry::log::{LEVELS, LogHandle, Terminal, build},
 };
 use spdlog::{
     ThreadPool,
@@ -107,7 +105,7 @@ pub struct Ours<const STORY: bool> {
 }
 
 impl<const STORY: bool> Ours<STORY> {
-    fn count(&self, read: impl Fn(&mlx_manager::telemetry::log::SinkCounters, tracing::Level) -> u64) -> u64 {
+    fn count(&self, read: impl Fn(&mlx_manager_telemetry::log::SinkCounters, tracing::Level) -> u64) -> u64 {
         let counters = self.handle.counters();
         // A sink reports its losses at WARN, so that the events' own level holds nothing else.
         let levels = LEVELS.into_iter().filter(|level| *level != tracing::Level::WARN);

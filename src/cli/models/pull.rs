@@ -4,17 +4,16 @@ use std::{io::Write, time::Duration};
 
 use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
+use mlx_manager_catalogue::{Catalogue, Place, SUPPORTED};
+use mlx_manager_config::{Config, Environment, HubConfig, SinkKind};
+use mlx_manager_telemetry::{Telemetry, log::Terminal};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
+    app::BUILD,
     cli::{Failure, say},
-    config::{Config, Environment, HubConfig, SinkKind},
+    gateway::cloud,
     manager::models::download::{self, Outcome, Progress, Pull, Pulled, Source},
-    server::{
-        cloud,
-        engine::catalogue::{Catalogue, Place, SUPPORTED},
-    },
-    telemetry::{Telemetry, log::Terminal},
 };
 
 /// How long telemetry may take to reach its destinations at the end.
@@ -31,7 +30,7 @@ pub(super) fn run(
     let hub = HubConfig::from_environment(environment).map_err(|error| Failure { code: 2, error: error.into() })?;
     cloud::install_tls();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let telemetry = Telemetry::start(&beside_daemon(config, terminal), terminal)?;
+    let telemetry = Telemetry::start(&beside_daemon(config, terminal), terminal, BUILD)?;
     let pull = Pull { source, hub: &hub, models_dir: config.local.models_dir.clone(), supported: &SUPPORTED };
     let result = runtime.block_on(pull_until_interrupted(&pull));
     if !telemetry.stop(FLUSH_DEADLINE) {
@@ -102,7 +101,7 @@ fn tell(config: &Config, source: &Source, pulled: &Pulled) {
         Outcome::Present => "is already there, complete",
     };
     say(format_args!("{name} {done}: {} at commit {}", bytesize::ByteSize(pulled.bytes), pulled.commit));
-    if !cfg!(feature = "mlx") {
+    if BUILD.engine == "none" {
         say(format_args!("This build serves no local models: build one with the feature mlx."));
         return;
     }

@@ -4,13 +4,13 @@ use std::{fs, io, io::Write, path::Path};
 
 use anyhow::{Context, anyhow, bail};
 use bytesize::ByteSize;
+use mlx_manager_catalogue::{Catalogue, Place};
+use mlx_manager_config::LocalConfig;
 use serde_json::Value;
 
 use crate::{
     cli::say,
-    config::LocalConfig,
     manager::models::{folder::Receipt, remove::remove},
-    server::engine::catalogue::{Catalogue, Place},
 };
 
 pub(super) fn show(config: &LocalConfig, name: &str, out: &mut impl Write) -> anyhow::Result<()> {

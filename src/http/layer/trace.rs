@@ -20,17 +20,14 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use jiff::Timestamp;
+use mlx_manager_llm::{Api, Context};
+use mlx_manager_signal::{
+    event::{HttpRequestFinished, HttpRequestStarted},
+    propagate, span,
+};
 use tokio::time::Instant;
 use tracing::{Instrument, Span};
 use uuid::Uuid;
-
-use crate::{
-    llm::{Api, Context},
-    telemetry::{
-        event::{HttpRequestFinished, HttpRequestStarted},
-        trace::{self, span},
-    },
-};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest request id taken over from a client.
@@ -54,7 +51,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
         let span = span::http_server(inference, method, matched, peer, &request_id);
         span::http_server_request(&span, matched, &request);
-        trace::extract(&span, request.headers());
+        propagate::extract(&span, request.headers());
         span
     };
     let mut exchange = Exchange::begin(span.clone(), method, route);
@@ -70,7 +67,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    trace::inject(&span, response.headers_mut());
+    propagate::inject(&span, response.headers_mut());
     response.map(|body| Body::new(ObservedBody { body, exchange }))
 }
 

@@ -6,6 +6,11 @@
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use mlx_manager_config::HubConfig;
+use mlx_manager_signal::{
+    event::{DownloadFinished, HttpCall},
+    span,
+};
 use reqwest::{
     Client, Response, StatusCode, Url,
     header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER},
@@ -15,13 +20,6 @@ use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
 use super::{PullError, Repository, Source, partial::Partial};
-use crate::{
-    config::HubConfig,
-    telemetry::{
-        event::{DownloadFinished, HttpCall},
-        trace::span,
-    },
-};
 
 /// Retries of the list of files, for which somebody waits, and of a file since bytes last came.
 pub(super) const LISTING_TRIES: usize = 2;

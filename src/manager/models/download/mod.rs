@@ -13,6 +13,11 @@ mod repository;
 
 use std::{path::PathBuf, time::Duration};
 
+use mlx_manager_config::HubConfig;
+use mlx_manager_signal::{
+    event::{DownloadRetried, FileDownloaded, PullFinished, PullStarted},
+    span,
+};
 use tokio::time::{Instant, sleep};
 use tracing::{Instrument, Span};
 
@@ -21,13 +26,6 @@ use self::{
     listing::{Listing, RemoteFile},
     partial::Partial,
     place::{Installed, Place},
-};
-use crate::{
-    config::HubConfig,
-    telemetry::{
-        event::{DownloadRetried, FileDownloaded, PullFinished, PullStarted},
-        trace::span,
-    },
 };
 
 pub use error::PullError;

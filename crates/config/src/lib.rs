@@ -1,0 +1,80 @@
+//! What the user wrote, checked: one TOML file, the environment and the defaults become one [`Config`].
+//!
+//! Enter at [`load`]: it finds the file, parses it, lets every section decode itself ([`Config`]'s fields name them) and
+//! hands back either a checked config or every problem at once. A section's file holds its type, the description of its
+//! keys (`TABLE`) and its decoding; defaults, `config.example.toml` and `check --show` all come from that description.
+//!
+//! Nothing here knows what the values are for; every other room gets only its own section.
+
+mod check;
+mod cloud;
+mod database;
+mod decode;
+mod environment;
+mod example;
+mod hub;
+mod load;
+mod local;
+mod log;
+mod log_file;
+mod metrics;
+mod otlp;
+mod overrides;
+mod problem;
+mod redaction;
+mod schema;
+mod server;
+mod setting;
+mod show;
+mod substitute;
+mod telemetry;
+#[cfg(test)]
+mod tests;
+mod traces;
+mod value;
+
+pub use cloud::{Breaker, Calls, CloudConfig, LOCAL, Provider, ProviderKind, Route, Target};
+pub use database::DatabaseConfig;
+pub use environment::Environment;
+pub use example::{EXAMPLE, write_example};
+pub use hub::{HubConfig, HubConfigError};
+pub use load::{LoadOptions, Loaded, load, load_text};
+pub use local::{IdleUnload, LocalConfig, LocalModel, MemoryLimit, ModelPath};
+pub use log::{
+    Color, Compression, Directive, Format, Level, LogConfig, MAX_SINKS, Period, Retention, Rotation, Sink, SinkKind,
+    Timezone, is_target,
+};
+pub use log_file::{is_stream, lock_of};
+pub use metrics::PrometheusConfig;
+pub use otlp::{OtlpConfig, OtlpKind, Protocol, Send, Signal, Spool};
+pub use problem::{Place, Problem, Problems};
+pub use server::ServerConfig;
+pub use show::Shown;
+pub use telemetry::TelemetryConfig;
+pub use traces::{SemanticConventions, TracesConfig};
+pub use value::Secret;
+
+/// Everything the daemon runs by.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[server]`
+    pub server: ServerConfig,
+    /// `[log]`
+    pub log: LogConfig,
+    /// `[telemetry]`
+    pub telemetry: TelemetryConfig,
+    /// `[metrics.prometheus]`
+    pub prometheus: PrometheusConfig,
+    /// `[traces]`
+    pub traces: TracesConfig,
+    /// `[[otlp]]`
+    pub otlp: Vec<OtlpConfig>,
+    /// `[local]`
+    pub local: LocalConfig,
+    /// `[[providers]]`
+    pub providers: Vec<Provider>,
+    /// `[cloud]` and `[[routes]]`
+    pub cloud: CloudConfig,
+    /// `[database]`
+    pub database: DatabaseConfig,
+}

@@ -1,0 +1,50 @@
+//! Errors as Anthropic writes them, and what its error answers mean.
+
+use bytes::Bytes;
+use mlx_manager_llm::{Dialect, Error, ErrorKind};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::super::upstream_error::{self, Refusal};
+
+/// The body of an error; a provider's own answer as it came when it is written in this dialect.
+pub(in super::super) fn encode(error: &Error, request_id: &str) -> Bytes {
+    if let Some(own) = upstream_error::own_body(error, Dialect::Anthropic) {
+        return own;
+    }
+    let message = upstream_error::foreign_message(error).unwrap_or_else(|| match &error.param {
+        // Anthropic's errors have no place for the field but their text.
+        Some(param) if !error.message.contains(param.as_str()) => format!("{param}: {}", error.message),
+        _ => error.message.clone(),
+    });
+    let error = json!({"type": name(error.kind), "message": message});
+    super::super::json::bytes(&json!({"type": "error", "error": error, "request_id": request_id}))
+}
+
+fn name(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::InvalidRequest | ErrorKind::ContextLength | ErrorKind::UpstreamRefused => "invalid_request_error",
+        ErrorKind::BodyTooLarge => "request_too_large",
+        ErrorKind::Unauthorized => "authentication_error",
+        ErrorKind::ModelNotFound => "not_found_error",
+        ErrorKind::RateLimited => "rate_limit_error",
+        ErrorKind::Overloaded | ErrorKind::Unavailable => "overloaded_error",
+        ErrorKind::TimeoutFirstToken | ErrorKind::TimeoutIdle | ErrorKind::TimeoutTotal => "timeout_error",
+        ErrorKind::Upstream | ErrorKind::Engine | ErrorKind::Internal => "api_error",
+    }
+}
+
+/// What a provider's error body says.
+pub(in super::super) fn read(body: &[u8]) -> Option<Refusal> {
+    #[derive(Deserialize)]
+    struct Body {
+        error: Inner,
+    }
+    #[derive(Deserialize)]
+    struct Inner {
+        r#type: Option<String>,
+        message: Option<String>,
+    }
+    let Body { error } = serde_json::from_slice(body).ok()?;
+    Some(Refusal { message: error.message, status: None, name: error.r#type })
+}

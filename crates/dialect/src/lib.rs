@@ -1,0 +1,332 @@
+//! Pure translation between the wire formats of callers and providers and the neutral vocabulary of [`mlx_manager_llm`].
+//!
+//! No IO, no clock, no async: what goes wrong here can be replayed from a file. A request goes through [`decode_head`]
+//! and, for the local engine, [`decode_chat`]; its answer through a [`StreamEncoder`] or a [`BodyBuilder`]. The cloud
+//! side uses [`prepare`], [`sse::Parser`], [`Observer`], [`observe_body`] and [`decode_error`].
+//!
+//! The two dialects lie in sibling folders with the same files. They are a closed set, so everything here is a `match`.
+
+mod anthropic;
+mod field;
+mod fold;
+mod json;
+mod openai;
+pub mod sse;
+#[cfg(test)]
+mod tests;
+mod upstream_error;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use mlx_manager_llm::{Api, Chat, Dialect, Error, ErrorKind, Event, Request};
+
+use self::fold::Folded;
+
+/// Reads what routing, telemetry and sampling need to know of a body, and keeps the rest as it came.
+///
+/// Fields we don't know are left to the provider: a cloud call is never refused for them.
+///
+/// # Errors
+/// [`ErrorKind::InvalidRequest`] with the field at fault.
+pub fn decode_head(api: Api, body: &[u8]) -> Result<Request, Error> {
+    match api {
+        Api::ChatCompletions => openai::request::decode_head(body),
+        Api::Messages => anthropic::request::decode_head(body),
+    }
+}
+
+/// The model that a body names though something else in it is wrong, for the record of a refused request.
+pub fn model_of(body: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        model: String,
+    }
+    serde_json::from_slice::<Named>(body)
+        .ok()
+        .map(|named| named.model)
+        .filter(|model| model.len() <= field::MAX_MODEL_BYTES)
+}
+
+/// Understands a body to its last field, for the local engine.
+///
+/// # Errors
+/// [`ErrorKind::InvalidRequest`] with the field at fault; a field that would have to be ignored is one.
+pub fn decode_chat(request: &Request) -> Result<Chat, Error> {
+    match request.api.dialect() {
+        Dialect::OpenAi => openai::chat::decode_chat(request),
+        Dialect::Anthropic => anthropic::chat::decode_chat(request),
+    }
+}
+
+/// The `content-type` of an answer.
+pub fn content_type(stream: bool) -> &'static str {
+    if stream { "text/event-stream; charset=utf-8" } else { "application/json" }
+}
+
+/// What an answer is called when its backend doesn't say.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The request id; each dialect puts its own prefix before it.
+    pub id: String,
+    /// The model as the caller named it.
+    pub model: String,
+    /// When the answer was made.
+    pub created: Timestamp,
+}
+
+/// Writes the events of one answer as server-sent events.
+///
+/// Once a provider's own frame has passed, only such frames are written: they already say what the neutral events
+/// beside them mean.
+#[derive(Debug)]
+pub struct StreamEncoder {
+    wire: WireEncoder,
+    raw: bool,
+}
+
+#[derive(Debug)]
+enum WireEncoder {
+    OpenAi(openai::stream::Encoder),
+    Anthropic(anthropic::stream::Encoder),
+}
+
+impl StreamEncoder {
+    /// An encoder for the answer to `request`, in the caller's dialect.
+    pub fn new(request: &Request, identity: Identity) -> Self {
+        let wire = match request.api.dialect() {
+            Dialect::OpenAi => WireEncoder::OpenAi(openai::stream::Encoder::new(identity, request.include_usage)),
+            Dialect::Anthropic => WireEncoder::Anthropic(anthropic::stream::Encoder::new(identity)),
+        };
+        Self { wire, raw: false }
+    }
+
+    /// The frames for one event; empty when it has nothing to show the caller.
+    pub fn encode(&mut self, event: &Event) -> Bytes {
+        if let Event::Raw { frame, .. } = event {
+            self.raw = true;
+            return frame.clone();
+        }
+        if self.raw {
+            return Bytes::new();
+        }
+        let mut out = Vec::new();
+        match &mut self.wire {
+            WireEncoder::OpenAi(encoder) => encoder.encode(event, &mut out),
+            WireEncoder::Anthropic(encoder) => encoder.encode(event, &mut out),
+        }
+        out.into()
+    }
+
+    /// The frames that end a stream whose events are through: the final usage and the terminator. Where the events broke
+    /// off without [`Event::Finished`], an error frame.
+    pub fn finish(mut self) -> Bytes {
+        let mut out = Vec::new();
+        match &mut self.wire {
+            _ if self.raw => {}
+            WireEncoder::OpenAi(encoder) => encoder.finish(&mut out),
+            WireEncoder::Anthropic(encoder) => encoder.finish(&mut out),
+        }
+        out.into()
+    }
+
+    /// The frame that ends a stream which failed; nothing may follow it.
+    pub fn error(self, error: &Error) -> Bytes {
+        let mut out = Vec::new();
+        match &self.wire {
+            WireEncoder::OpenAi(encoder) => encoder.error(error, &mut out),
+            WireEncoder::Anthropic(encoder) => encoder.error(error, &mut out),
+        }
+        out.into()
+    }
+
+    /// A frame that means nothing and keeps the connection alive while the model is busy.
+    pub fn ping(&self) -> Bytes {
+        match &self.wire {
+            WireEncoder::OpenAi(_) => Bytes::from_static(b": ping\n\n"),
+            WireEncoder::Anthropic(_) => Bytes::from_static(b"event: ping\ndata: {\"type\":\"ping\"}\n\n"),
+        }
+    }
+}
+
+/// Folds the events of one answer into a JSON body.
+#[derive(Debug)]
+pub struct BodyBuilder {
+    dialect: Dialect,
+    identity: Identity,
+    answer: Folded,
+}
+
+impl BodyBuilder {
+    /// A builder for the answer to `request`, in the caller's dialect.
+    pub fn new(request: &Request, identity: Identity) -> Self {
+        Self { dialect: request.api.dialect(), identity, answer: Folded::default() }
+    }
+
+    /// Takes the next event.
+    pub fn push(&mut self, event: Event) {
+        self.answer.push(event);
+    }
+
+    /// The body: the provider's own if there was one, else one made of the neutral events.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] when the events broke off without [`Event::Finished`].
+    pub fn finish(self) -> Result<Bytes, Error> {
+        if let Some(raw) = self.answer.raw {
+            return Ok(raw);
+        }
+        let reason = self.answer.finish.filter(|_| !self.answer.torn).ok_or_else(broken_off)?;
+        Ok(match self.dialect {
+            Dialect::OpenAi => openai::response::encode(&self.answer, reason, &self.identity),
+            Dialect::Anthropic => anthropic::response::encode(&self.answer, reason, &self.identity),
+        })
+    }
+}
+
+fn broken_off() -> Error {
+    Error::new(ErrorKind::Internal, "the answer broke off")
+}
+
+/// Status and JSON body of an error in the caller's dialect. A provider's answer in the same dialect is passed on as it
+/// came; of one in another dialect the words are kept.
+pub fn encode_error(dialect: Dialect, error: &Error, request_id: &str) -> (u16, Bytes) {
+    let body = match dialect {
+        Dialect::OpenAi => openai::error::encode(error),
+        Dialect::Anthropic => anthropic::error::encode(error, request_id),
+    };
+    (error.status(), body)
+}
+
+/// What a provider's error answer means. Its body is kept for the caller unless it speaks of our own key; the message,
+/// which reaches logs and audit rows, quotes none of it but the error's name.
+pub fn decode_error(dialect: Dialect, status: u16, body: Bytes) -> Error {
+    upstream_error::decode(dialect, status, body)
+}
+
+/// A body for a provider of the caller's own dialect: the fields as they came, value by value to the byte, but for the
+/// model's name where the route changes it, and for usage, which an OpenAI stream has to be asked for.
+pub fn prepare(request: &Request, model: &str) -> Bytes {
+    let options = match request.api.dialect() {
+        Dialect::OpenAi => openai::upstream::stream_options(request),
+        Dialect::Anthropic => None,
+    };
+    let size: usize = request.body.iter().map(|(name, value)| name.len() + value.get().len() + 8).sum();
+    let mut out = Vec::with_capacity(size + 64);
+    let mut options_sent = options.is_none();
+    out.push(b'{');
+    for (name, value) in request.body.iter() {
+        begin_field(&mut out, name);
+        match (name, &options) {
+            ("model", _) if model != request.model => json::write(&mut out, &model),
+            ("stream_options", Some(options)) => {
+                options_sent = true;
+                out.extend_from_slice(options.as_bytes());
+            }
+            _ => out.extend_from_slice(value.get().as_bytes()),
+        }
+    }
+    if let Some(options) = options
+        && !options_sent
+    {
+        begin_field(&mut out, "stream_options");
+        out.extend_from_slice(options.as_bytes());
+    }
+    out.push(b'}');
+    out.into()
+}
+
+fn begin_field(out: &mut Vec<u8>, name: &str) {
+    if out.len() > 1 {
+        out.push(b',');
+    }
+    json::write(out, &name);
+    out.push(b':');
+}
+
+/// Reads the frames of a provider's streamed answer: what to forward, and what it means.
+#[derive(Debug)]
+pub struct Observer {
+    wire: WireObserver,
+}
+
+#[derive(Debug)]
+enum WireObserver {
+    OpenAi(openai::upstream::Observer),
+    Anthropic(anthropic::upstream::Observer),
+}
+
+impl Observer {
+    /// An observer for the answer to `request` from a provider of the same dialect. With `capture` the generated content
+    /// is given as neutral events too, which costs a copy of it.
+    pub fn new(request: &Request, capture: bool) -> Self {
+        let wire = match request.api.dialect() {
+            Dialect::OpenAi => WireObserver::OpenAi(openai::upstream::Observer::new(request.include_usage, capture)),
+            Dialect::Anthropic => WireObserver::Anthropic(anthropic::upstream::Observer::new(capture)),
+        };
+        Self { wire }
+    }
+
+    /// The events of one frame: [`Event::Started`] first where it is one, then the raw frame unless it is not for the
+    /// caller, then what it says.
+    ///
+    /// # Errors
+    /// What an error frame says, or [`ErrorKind::Upstream`] for a frame that can't be read. The answer ends with it.
+    pub fn observe(&mut self, frame: &sse::Frame) -> Result<Vec<Event>, Error> {
+        match &mut self.wire {
+            WireObserver::OpenAi(observer) => observer.observe(frame),
+            WireObserver::Anthropic(observer) => observer.observe(frame),
+        }
+    }
+
+    /// Whether the terminator was seen (`[DONE]`, `message_stop`). A stream that ends without it is broken.
+    pub fn complete(&self) -> bool {
+        match &self.wire {
+            WireObserver::OpenAi(observer) => observer.complete(),
+            WireObserver::Anthropic(observer) => observer.complete(),
+        }
+    }
+}
+
+/// The events of a provider's whole body that wasn't streamed, in the order of [`Observer::observe`].
+///
+/// # Errors
+/// [`ErrorKind::Upstream`] when it can't be read, or what it says when it is an error after all.
+pub fn observe_body(dialect: Dialect, body: &Bytes, capture: bool) -> Result<Vec<Event>, Error> {
+    match dialect {
+        Dialect::OpenAi => openai::upstream::observe_body(body, capture),
+        Dialect::Anthropic => anthropic::upstream::observe_body(body, capture),
+    }
+}
+
+/// A provider's bytes that make no sense. The reader's complaint may quote them, so only its place is kept.
+fn rubbish(error: serde_json::Error) -> Error {
+    let place = format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column());
+    Error::new(ErrorKind::Upstream, "the provider sent something that can't be read").with_source(place)
+}
+
+/// A model in a list.
+#[derive(Debug, Clone)]
+pub struct ModelEntry {
+    /// What a request calls it.
+    pub id: String,
+    /// When it was made, or found.
+    pub created: Timestamp,
+    /// Who serves it: a provider's name, or `mlx`.
+    pub owned_by: String,
+}
+
+/// The body of `GET /v1/models`. Callers of Anthropic's API are known by their `anthropic-version` header.
+pub fn encode_models(dialect: Dialect, models: &[ModelEntry]) -> Bytes {
+    match dialect {
+        Dialect::OpenAi => openai::model::encode_list(models),
+        Dialect::Anthropic => anthropic::model::encode_list(models),
+    }
+}
+
+/// The body of `GET /v1/models/{id}`.
+pub fn encode_model(dialect: Dialect, model: &ModelEntry) -> Bytes {
+    match dialect {
+        Dialect::OpenAi => openai::model::encode(model),
+        Dialect::Anthropic => anthropic::model::encode(model),
+    }
+}

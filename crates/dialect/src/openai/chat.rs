@@ -1,0 +1,231 @@
+//! A chat completion request for the local engine: understood to the last field, or refused.
+//!
+//! Nothing is ignored that would change the answer. Accepted without effect are only the fields that speak of the caller
+//! or of the provider's bookkeeping (`user`, `metadata`, `safety_identifier`, `prompt_cache_key`,
+//! `prompt_cache_retention`, `store: false`, `service_tier: "auto" | "default"`), and values that ask for what happens
+//! anyway (`n: 1`, `logprobs: false`, `response_format: {"type": "text"}`, `modalities: ["text"]` …).
+//!
+//! Three extensions that local servers share act: `top_k`, `min_p` and `repetition_penalty`; `chat_template_kwargs` goes
+//! to the model's template. `reasoning_effort` knows two steps here, since open models' templates know no more: `none`
+//! switches thinking off, every other effort on.
+
+use mlx_manager_llm::{Chat, Content, Error, Message, Reasoning, Request, Role, Tool, ToolCall, ToolChoice};
+use serde_json::{Value, json};
+
+use super::super::field::{Fields, Node, invalid, unsupported};
+
+/// Reads the whole body; see [`decode_chat`](crate::decode_chat).
+pub(in super::super) fn decode_chat(request: &Request) -> Result<Chat, Error> {
+    let fields = Fields(&request.body);
+    let mut chat = Chat { sampling: request.sampling.clone(), ..Chat::default() };
+    chat.sampling.top_k = fields.count("top_k", 0)?;
+    chat.sampling.min_p = fields.number("min_p", 0.0, 1.0)?;
+    chat.sampling.repetition_penalty = repetition_penalty(fields)?;
+    for (name, _) in request.body.iter() {
+        if let Some(value) = fields.tree(name)? {
+            read_field(&mut chat, name, &Node::new(name, &value), request.stream)?;
+        }
+    }
+    if fields.flag("parallel_tool_calls")? == Some(false) && !chat.tools.is_empty() {
+        return Err(invalid("parallel_tool_calls", "can't be switched off for local models; remove it"));
+    }
+    Ok(chat)
+}
+
+fn repetition_penalty(fields: Fields<'_>) -> Result<Option<f64>, Error> {
+    match fields.number("repetition_penalty", 0.0, 100.0)? {
+        Some(0.0) => Err(invalid("repetition_penalty", "must be greater than 0, but is 0")),
+        value => Ok(value),
+    }
+}
+
+fn read_field(chat: &mut Chat, name: &str, field: &Node<'_>, stream: bool) -> Result<(), Error> {
+    match name {
+        // The head has read these, or `decode_chat` does.
+        "model"
+        | "stream"
+        | "temperature"
+        | "top_p"
+        | "top_k"
+        | "min_p"
+        | "repetition_penalty"
+        | "presence_penalty"
+        | "frequency_penalty"
+        | "seed"
+        | "max_tokens"
+        | "max_completion_tokens"
+        | "stop"
+        | "parallel_tool_calls" => {}
+        "user" | "metadata" | "safety_identifier" | "prompt_cache_key" | "prompt_cache_retention" => {}
+        "messages" => chat.messages = messages(field)?,
+        "tools" => chat.tools = field.list()?.iter().map(tool).collect::<Result<_, _>>()?,
+        "tool_choice" => chat.tool_choice = tool_choice(field)?,
+        "reasoning_effort" => chat.reasoning = reasoning(field)?,
+        "chat_template_kwargs" => {
+            let arguments = field.value().as_object().ok_or_else(|| field.wrong("must be an object"))?;
+            chat.template_arguments = arguments.clone();
+        }
+        "stream_options" if stream => {
+            field.only(&["include_usage", "include_obfuscation"])?;
+            accept(field.get("include_obfuscation")?.as_ref(), &[json!(false)])?;
+        }
+        "stream_options" => return Err(field.wrong("is only allowed with `stream`: true")),
+        "response_format" => {
+            field.only(&["type"]).map_err(|_| field.unsupported())?;
+            accept(Some(&field.need("type")?), &[json!("text")])?;
+        }
+        "n" => accept(Some(field), &[json!(1)])?,
+        "logprobs" | "store" => accept(Some(field), &[json!(false)])?,
+        "top_logprobs" => accept(Some(field), &[json!(0)])?,
+        "logit_bias" => accept(Some(field), &[json!({})])?,
+        "modalities" => accept(Some(field), &[json!(["text"])])?,
+        "service_tier" => accept(Some(field), &[json!("auto"), json!("default")])?,
+        "verbosity" => accept(Some(field), &[json!("medium")])?,
+        _ => return Err(field.unsupported()),
+    }
+    Ok(())
+}
+
+/// Accepts a field only with a value that asks for what happens anyway.
+fn accept(field: Option<&Node<'_>>, values: &[Value]) -> Result<(), Error> {
+    match field {
+        Some(field) if !values.contains(field.value()) => Err(field.unsupported()),
+        _ => Ok(()),
+    }
+}
+
+fn reasoning(field: &Node<'_>) -> Result<Reasoning, Error> {
+    match field.text()? {
+        "none" => Ok(Reasoning::Off),
+        "minimal" | "low" | "medium" | "high" | "xhigh" => Ok(Reasoning::On),
+        _ => Err(field.wrong("must be one of none, minimal, low, medium, high, xhigh")),
+    }
+}
+
+fn tool_choice(field: &Node<'_>) -> Result<ToolChoice, Error> {
+    match field.value().as_str() {
+        Some("auto") => Ok(ToolChoice::Auto),
+        Some("none") => Ok(ToolChoice::None),
+        _ => Err(field.wrong("must be \"auto\" or \"none\": other choices can't be enforced by local models")),
+    }
+}
+
+fn tool(tool: &Node<'_>) -> Result<Tool, Error> {
+    let kind = tool.need("type")?;
+    if kind.text()? != "function" {
+        return Err(kind.wrong("must be \"function\": local models know no other tools"));
+    }
+    tool.only(&["type", "function"])?;
+    let function = tool.need("function")?;
+    function.only(&["name", "description", "parameters", "strict"])?;
+    accept(function.get("strict")?.as_ref(), &[json!(false)])?;
+    let name = function.need("name")?;
+    if name.text()?.is_empty() {
+        return Err(name.wrong("must not be empty"));
+    }
+    let parameters = match function.get("parameters")? {
+        Some(parameters) if !parameters.value().is_object() => return Err(parameters.wrong("must be an object")),
+        Some(parameters) => parameters.value().clone(),
+        None => json!({"type": "object", "properties": {}}),
+    };
+    let description = function.get("description")?.map(|text| text.text().map(str::to_owned)).transpose()?;
+    Ok(Tool { name: name.text()?.to_owned(), description, parameters })
+}
+
+fn messages(field: &Node<'_>) -> Result<Vec<Message>, Error> {
+    field.list()?.iter().map(message).collect()
+}
+
+fn message(message: &Node<'_>) -> Result<Message, Error> {
+    let role = role(&message.need("role")?)?;
+    let mut read =
+        Message { role, content: Vec::new(), reasoning: None, tool_calls: Vec::new(), tool_call_id: None, name: None };
+    let mut refusal = None;
+    for (name, field) in message.fields()? {
+        match (name, role) {
+            ("role", _) => {}
+            ("content", _) => read.content = content(&field)?,
+            ("name", _) => read.name = Some(field.text()?.to_owned()),
+            ("tool_call_id", Role::Tool) => read.tool_call_id = Some(field.text()?.to_owned()),
+            ("tool_calls", Role::Assistant) => {
+                read.tool_calls = field.list()?.iter().map(tool_call).collect::<Result<_, _>>()?;
+            }
+            ("reasoning_content" | "reasoning", Role::Assistant) => read.reasoning = Some(field.text()?.to_owned()),
+            ("refusal", Role::Assistant) => refusal = Some(field.text()?.to_owned()),
+            // Clients send an earlier answer back as they got it, empty lists included.
+            ("annotations", Role::Assistant) if field.value().as_array().is_some_and(Vec::is_empty) => {}
+            _ => return Err(field.unsupported()),
+        }
+    }
+    if message.get("content")?.is_none() {
+        match refusal {
+            Some(text) => read.content = vec![Content::Text(text)],
+            None if !read.tool_calls.is_empty() => {}
+            None => return Err(invalid(&format!("{}.content", message.path()), "is required")),
+        }
+    }
+    if role == Role::Tool {
+        message.need("tool_call_id")?;
+    }
+    Ok(read)
+}
+
+fn role(field: &Node<'_>) -> Result<Role, Error> {
+    match field.text()? {
+        "system" | "developer" => Ok(Role::System),
+        "user" => Ok(Role::User),
+        "assistant" => Ok(Role::Assistant),
+        "tool" => Ok(Role::Tool),
+        "function" => Err(field.wrong("must not be \"function\", which is deprecated; use \"tool\"")),
+        _ => Err(field.wrong("must be one of system, developer, user, assistant, tool")),
+    }
+}
+
+fn content(field: &Node<'_>) -> Result<Vec<Content>, Error> {
+    if let Some(text) = field.value().as_str() {
+        return Ok(vec![Content::Text(text.to_owned())]);
+    }
+    if !field.value().is_array() {
+        return Err(field.wrong("must be a string or an array of parts"));
+    }
+    field.list()?.iter().map(part).collect()
+}
+
+fn part(part: &Node<'_>) -> Result<Content, Error> {
+    let kind = part.need("type")?;
+    let name = match kind.text()? {
+        "text" => "text",
+        "refusal" => "refusal",
+        "image_url" => return Err(refuse_medium(part, "images")),
+        "input_audio" => return Err(refuse_medium(part, "audio")),
+        "video_url" => return Err(refuse_medium(part, "videos")),
+        "file" => return Err(refuse_medium(part, "files")),
+        _ => return Err(unsupported(kind.path())),
+    };
+    // `cache_control` comes along from gateways; the local cache works without being asked.
+    part.only(&["type", name, "cache_control"])?;
+    Ok(Content::Text(part.need(name)?.text()?.to_owned()))
+}
+
+fn refuse_medium(part: &Node<'_>, medium: &str) -> Error {
+    part.wrong(format_args!(
+        "holds {medium}, which local models can't read; send text or route the model to a provider"
+    ))
+}
+
+fn tool_call(call: &Node<'_>) -> Result<ToolCall, Error> {
+    // `index` stays behind where a client puts streamed pieces together.
+    call.only(&["id", "type", "function", "index"])?;
+    if let Some(kind) = call.get("type")?
+        && kind.text()? != "function"
+    {
+        return Err(kind.wrong("must be \"function\": local models know no other tools"));
+    }
+    let function = call.need("function")?;
+    function.only(&["name", "arguments"])?;
+    Ok(ToolCall {
+        id: call.need("id")?.text()?.to_owned(),
+        name: function.need("name")?.text()?.to_owned(),
+        arguments: function.need("arguments")?.text()?.to_owned(),
+    })
+}

@@ -1,0 +1,59 @@
+//! Errors as OpenAI writes them, and what its error answers mean.
+
+use bytes::Bytes;
+use mlx_manager_llm::{Dialect, Error, ErrorKind};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::super::upstream_error::{self, Refusal};
+
+/// The body of an error; a provider's own answer as it came when it is written in this dialect.
+pub(in super::super) fn encode(error: &Error) -> Bytes {
+    if let Some(own) = upstream_error::own_body(error, Dialect::OpenAi) {
+        return own;
+    }
+    let (kind, code) = names(error.kind);
+    let message = upstream_error::foreign_message(error).unwrap_or_else(|| error.message.clone());
+    let body = json!({"error": {"message": message, "type": kind, "param": error.param, "code": code}});
+    super::super::json::bytes(&body)
+}
+
+/// `type` and `code`, as OpenAI's SDKs and their users know them.
+fn names(kind: ErrorKind) -> (&'static str, Option<&'static str>) {
+    match kind {
+        ErrorKind::InvalidRequest | ErrorKind::UpstreamRefused => ("invalid_request_error", None),
+        ErrorKind::ContextLength => ("invalid_request_error", Some("context_length_exceeded")),
+        ErrorKind::BodyTooLarge => ("invalid_request_error", Some("request_too_large")),
+        ErrorKind::Unauthorized => ("authentication_error", Some("invalid_api_key")),
+        ErrorKind::ModelNotFound => ("invalid_request_error", Some("model_not_found")),
+        ErrorKind::RateLimited => ("rate_limit_error", Some("rate_limit_exceeded")),
+        ErrorKind::Overloaded => ("overloaded_error", Some("overloaded")),
+        ErrorKind::Unavailable
+        | ErrorKind::Upstream
+        | ErrorKind::Engine
+        | ErrorKind::TimeoutFirstToken
+        | ErrorKind::TimeoutIdle
+        | ErrorKind::TimeoutTotal
+        | ErrorKind::Internal => ("server_error", Some(kind.as_str())),
+    }
+}
+
+/// What a provider's error body says.
+pub(in super::super) fn read(body: &[u8]) -> Option<Refusal> {
+    /// Some servers write the code as a number, or the whole error as a string.
+    #[derive(Deserialize)]
+    struct Body {
+        error: Value,
+    }
+    let Body { error } = serde_json::from_slice(body).ok()?;
+    if error.is_null() {
+        return None;
+    }
+    let text = |name: &str| error.get(name).and_then(Value::as_str).map(str::to_owned);
+    let code = error.get("code");
+    Some(Refusal {
+        message: text("message").or_else(|| error.as_str().map(str::to_owned)),
+        status: code.and_then(Value::as_u64).and_then(|code| u16::try_from(code).ok()),
+        name: text("code").or_else(|| text("type")),
+    })
+}

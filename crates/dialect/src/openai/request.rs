@@ -1,0 +1,63 @@
+//! The head of a chat completion request: what routing, telemetry and sampling need to know of any call.
+
+use mlx_manager_llm::{Api, Error, Request, Sampling};
+use serde::Deserialize;
+
+use super::super::field::{Fields, Node, body, check_stop, invalid};
+
+/// OpenAI's own limit on `stop`.
+const MAX_STOP: usize = 4;
+
+/// Reads the head; see [`decode_head`](crate::decode_head).
+pub(in super::super) fn decode_head(bytes: &[u8]) -> Result<Request, Error> {
+    let body = body(bytes)?;
+    let fields = Fields(&body);
+    let model = fields.model()?;
+    fields.check_messages()?;
+    let stream = fields.flag("stream")?.unwrap_or(false);
+    let include_usage = include_usage(fields)?;
+    let sampling = Sampling {
+        temperature: fields.number("temperature", 0.0, 2.0)?,
+        top_p: fields.share("top_p")?,
+        top_k: fields.lenient("top_k"),
+        min_p: fields.lenient("min_p"),
+        repetition_penalty: fields.lenient("repetition_penalty"),
+        presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?,
+        frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?,
+        seed: fields.read("seed", "a whole number of 64 bits")?,
+        max_tokens: max_tokens(fields)?,
+        stop: stop(fields)?,
+    };
+    Ok(Request { api: Api::ChatCompletions, model, stream, include_usage, sampling, body })
+}
+
+/// `max_tokens` is the deprecated name; where both are given, the new one counts.
+fn max_tokens(fields: Fields<'_>) -> Result<Option<u32>, Error> {
+    let old = fields.count("max_tokens", 1)?;
+    Ok(fields.count("max_completion_tokens", 1)?.or(old))
+}
+
+fn include_usage(fields: Fields<'_>) -> Result<bool, Error> {
+    let Some(options) = fields.tree("stream_options")? else { return Ok(false) };
+    let options = Node::new("stream_options", &options);
+    options.get("include_usage")?.map_or(Ok(false), |flag| flag.flag())
+}
+
+fn stop(fields: Fields<'_>) -> Result<Vec<String>, Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Stop {
+        One(String),
+        Many(Vec<String>),
+    }
+    let stop = match fields.read("stop", "a string or an array of strings")? {
+        None => return Ok(Vec::new()),
+        Some(Stop::One(text)) if text.is_empty() => return Err(invalid("stop", "must not be empty")),
+        Some(Stop::One(text)) => vec![text],
+        Some(Stop::Many(texts)) => texts,
+    };
+    if stop.len() > MAX_STOP {
+        return Err(invalid("stop", format_args!("must hold at most {MAX_STOP} strings, but holds {}", stop.len())));
+    }
+    check_stop("stop", stop)
+}

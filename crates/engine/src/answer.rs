@@ -1,0 +1,277 @@
+//! One answer on its way back: token ids become events.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures_util::Stream;
+use mlx_manager_llm::{Error, ErrorKind, Event, FinishReason, ToolCallDelta, Usage};
+use tokio::sync::mpsc::UnboundedReceiver;
+use uuid::Uuid;
+
+use super::{
+    detokenizer::Detokenizer,
+    parse::{ParsedCall, Parser, Piece},
+    pool::Lease,
+    stop::StopMatcher,
+    worker::GenerationEvent,
+};
+
+/// Turns what the MLX thread tells into what the caller is told.
+///
+/// Stop sequences act on the answer's text only: a blank line as a stop must not end the reasoning before the answer.
+#[derive(Debug)]
+pub(crate) struct Transcript {
+    pub(crate) model: String,
+    pub(crate) prompt_tokens: u64,
+    pub(crate) detokenizer: Detokenizer,
+    pub(crate) parser: Parser,
+    pub(crate) stop: StopMatcher,
+    /// Whether the model marks its reasoning, so that its tokens can be counted.
+    pub(crate) reasons: bool,
+    pub(crate) counts: Counts,
+}
+
+/// What was counted so far.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    output: u64,
+    reasoning: u64,
+    calls: usize,
+}
+
+impl Transcript {
+    /// Takes one event. After `Finished` there is nothing more to tell.
+    fn take(&mut self, event: GenerationEvent, events: &mut VecDeque<Event>) -> Result<(), Error> {
+        match event {
+            GenerationEvent::Started { queued, cached } => {
+                let usage = Usage { input: Some(self.prompt_tokens), cache_read: Some(cached), ..Usage::default() };
+                events.push_back(Event::Started { id: None, model: Some(self.model.clone()), usage });
+                events.push_back(Event::Queued(queued));
+            }
+            GenerationEvent::Prefilled { .. } => {}
+            GenerationEvent::Token(id) => self.take_token(id, events),
+            GenerationEvent::Finished { reason, tokens, .. } => {
+                self.counts.output = tokens;
+                events.push_back(Event::Usage(self.usage()));
+                self.end(reason, events);
+            }
+            GenerationEvent::Failed(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn take_token(&mut self, id: u32, events: &mut VecDeque<Event>) {
+        let was_reasoning = self.parser.in_reasoning();
+        let text = self.detokenizer.push(id);
+        let pieces = self.parser.push(&text);
+        self.counts.output += 1;
+        // The markers' own tokens count as reasoning.
+        self.counts.reasoning += u64::from(was_reasoning || self.parser.in_reasoning());
+        events.push_back(Event::Usage(self.usage()));
+        self.tell(pieces, events);
+    }
+
+    /// Tells the pieces; true when a stop sequence ended the answer.
+    fn tell(&mut self, pieces: Vec<Piece>, events: &mut VecDeque<Event>) -> bool {
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => {
+                    let passed = self.stop.push(&text);
+                    push_text(passed.text, events);
+                    if passed.matched.is_some() {
+                        events.push_back(Event::Finished { reason: FinishReason::Stop, stop_sequence: passed.matched });
+                        return true;
+                    }
+                }
+                // A stop sequence doesn't reach over a call.
+                Piece::Reasoning(text) => {
+                    push_text(self.stop.finish(), events);
+                    events.push_back(Event::Reasoning(text));
+                }
+                Piece::ToolCall(call) => {
+                    push_text(self.stop.finish(), events);
+                    events.push_back(Event::ToolCall(self.call(call)));
+                }
+            }
+        }
+        false
+    }
+
+    fn end(&mut self, reason: FinishReason, events: &mut VecDeque<Event>) {
+        let text = self.detokenizer.finish();
+        let mut pieces = self.parser.push(&text);
+        pieces.extend(self.parser.finish());
+        if self.tell(pieces, events) {
+            return;
+        }
+        push_text(self.stop.finish(), events);
+        let reason =
+            if reason == FinishReason::Stop && self.counts.calls > 0 { FinishReason::ToolCalls } else { reason };
+        events.push_back(Event::Finished { reason, stop_sequence: None });
+    }
+
+    fn call(&mut self, call: ParsedCall) -> ToolCallDelta {
+        let index = self.counts.calls;
+        self.counts.calls += 1;
+        let id = format!("call_{}", Uuid::now_v7().simple());
+        ToolCallDelta { index, id: Some(id), name: Some(call.name), arguments: call.arguments }
+    }
+
+    fn usage(&self) -> Usage {
+        Usage {
+            output: Some(self.counts.output),
+            reasoning: self.reasons.then_some(self.counts.reasoning),
+            ..Usage::default()
+        }
+    }
+}
+
+fn push_text(text: String, events: &mut VecDeque<Event>) {
+    if !text.is_empty() {
+        events.push_back(Event::Text(text));
+    }
+}
+
+/// The stream of one answer. Dropping it ends the work within a step; so does a stop sequence.
+pub(crate) struct AnswerStream {
+    transcript: Transcript,
+    pending: VecDeque<Event>,
+    /// `None` when nothing more is to come.
+    tokens: Option<UnboundedReceiver<GenerationEvent>>,
+    /// Keeps the model from being unloaded.
+    _lease: Lease,
+}
+
+impl AnswerStream {
+    /// Waits until the sequence's turn has come, so that a refusal is still an error status.
+    pub(crate) async fn begin(
+        mut transcript: Transcript,
+        mut tokens: UnboundedReceiver<GenerationEvent>,
+        lease: Lease,
+    ) -> Result<Self, Error> {
+        let mut pending = VecDeque::new();
+        let first = tokens.recv().await.ok_or_else(broken_off)?;
+        transcript.take(first, &mut pending)?;
+        Ok(Self { transcript, pending, tokens: Some(tokens), _lease: lease })
+    }
+}
+
+impl Stream for AnswerStream {
+    type Item = Result<Event, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            if let Some(event) = this.pending.pop_front() {
+                if matches!(event, Event::Finished { .. }) {
+                    this.tokens = None;
+                }
+                return Poll::Ready(Some(Ok(event)));
+            }
+            let Some(tokens) = &mut this.tokens else { return Poll::Ready(None) };
+            let failed = match tokens.poll_recv(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(event)) => this.transcript.take(event, &mut this.pending).err(),
+                Poll::Ready(None) => Some(broken_off()),
+            };
+            if let Some(error) = failed {
+                this.tokens = None;
+                return Poll::Ready(Some(Err(error)));
+            }
+        }
+    }
+}
+
+fn broken_off() -> Error {
+    Error::new(ErrorKind::Engine, "the local engine broke the answer off")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::Arc, time::Duration};
+
+    use super::*;
+    use crate::{
+        parse::{ParserOptions, ReasoningFormat, ToolFormat},
+        tokenizer::Tokenizer,
+    };
+
+    const F: &str = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+    const G: &str = "<tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
+
+    /// What becomes of an answer of this text, up to its end, joined where the kind doesn't change.
+    fn events(text: &str, stop: &str, reason: FinishReason) -> Vec<Event> {
+        let tokenizer = Arc::new(Tokenizer::load(Path::new("../../assets/demo-model")).unwrap());
+        let reasoning = ReasoningFormat::of_template("<think>");
+        let options = ParserOptions { reasoning, begins_in_reasoning: false, tools: Some(ToolFormat::Hermes) };
+        let mut transcript = Transcript {
+            model: "demo".into(),
+            prompt_tokens: 5,
+            detokenizer: Detokenizer::new(Arc::clone(&tokenizer)),
+            parser: Parser::new(&options),
+            stop: StopMatcher::new(&[stop.to_owned()]),
+            reasons: true,
+            counts: Counts::default(),
+        };
+        let ids = tokenizer.encode(text).unwrap();
+        let tokens = ids.len() as u64;
+        let mut told = VecDeque::new();
+        transcript.take(GenerationEvent::Started { queued: Duration::ZERO, cached: 0 }, &mut told).unwrap();
+        for id in ids {
+            transcript.take(GenerationEvent::Token(id), &mut told).unwrap();
+        }
+        transcript.take(GenerationEvent::Finished { reason, tokens, stop_id: None }, &mut told).unwrap();
+        let mut joined: Vec<Event> = Vec::new();
+        for event in told {
+            match (event, joined.last_mut()) {
+                (Event::Text(text), Some(Event::Text(last))) => last.push_str(&text),
+                (Event::Reasoning(text), Some(Event::Reasoning(last))) => last.push_str(&text),
+                (Event::Started { .. } | Event::Queued(_) | Event::Usage(_), _) => {}
+                (event, _) => joined.push(event),
+            }
+        }
+        joined
+    }
+
+    #[test]
+    fn calls_are_numbered_and_have_ids_of_their_own() {
+        let events = events(&format!("{F}\n{G}\n{F}"), "", FinishReason::Stop);
+        let [Event::ToolCall(first), Event::ToolCall(second), Event::ToolCall(third), Event::Finished { reason, .. }] =
+            events.as_slice()
+        else {
+            panic!("{events:?}")
+        };
+        assert_eq!([first.index, second.index, third.index], [0, 1, 2]);
+        assert_eq!([&first.name, &second.name, &third.name].map(|name| name.as_deref().unwrap()), ["f", "g", "f"]);
+        assert_eq!([&first.arguments, &second.arguments], ["{\"a\": 1}", "{}"]);
+        let ids: std::collections::BTreeSet<_> = [first, second, third].map(|call| call.id.clone().unwrap()).into();
+        assert!(ids.len() == 3 && ids.iter().all(|id| id.starts_with("call_") && id.len() > 20), "{ids:?}");
+        assert_eq!(*reason, FinishReason::ToolCalls);
+    }
+
+    #[test]
+    fn an_answer_that_is_cut_off_says_so_even_after_a_call() {
+        let events = events(F, "", FinishReason::Length);
+        assert!(matches!(events.last(), Some(Event::Finished { reason: FinishReason::Length, .. })), "{events:?}");
+    }
+
+    #[test]
+    fn stop_sequences_act_on_the_text_of_the_answer_alone() {
+        let thought = events("<think>\na END b\n</think>\n\nyes END no", "END", FinishReason::Stop);
+        let [Event::Reasoning(reasoning), Event::Text(text), Event::Finished { stop_sequence, .. }] = &thought[..3]
+        else {
+            panic!("{thought:?}")
+        };
+        assert_eq!((reasoning.as_str(), text.as_str(), stop_sequence.as_deref()), ("a END b", "yes ", Some("END")));
+        // What could have become a stop sequence comes before the call that shows that it didn't.
+        let held = events(&format!("yes EN{G}D"), "END", FinishReason::Stop);
+        let [Event::Text(before), Event::ToolCall(_), Event::Text(after), Event::Finished { .. }] = held.as_slice()
+        else {
+            panic!("{held:?}")
+        };
+        assert_eq!((before.as_str(), after.as_str()), ("yes EN", "D"));
+    }
+}

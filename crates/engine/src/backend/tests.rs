@@ -1,0 +1,328 @@
+use std::{fs, path::Path, sync::Arc, time::Duration};
+
+use futures_util::StreamExt;
+use mlx_manager_catalogue::Place;
+use mlx_manager_config::{LocalModel, MemoryLimit, ModelPath};
+use mlx_manager_llm::{Event, FinishReason, Usage};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use tracing::Span;
+
+use super::*;
+use crate::chat::tests::{conversation, said};
+
+/// Far longer than anything here takes; only a hang reaches it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn config(root: &Path) -> LocalConfig {
+    LocalConfig {
+        models_dir: root.join("models"),
+        hub_dir: None,
+        cache_dir: root.join("cache"),
+        default_model: None,
+        memory_limit: MemoryLimit::Share(0.75),
+        prompt_cache: 512 << 20,
+        idle_unload: IdleUnload::Never,
+        max_batch: 4,
+        models: vec![
+            LocalModel { name: "demo".into(), path: ModelPath::BuiltinDemo },
+            LocalModel { name: "gone".into(), path: ModelPath::Folder(root.join("nowhere")) },
+        ],
+    }
+}
+
+/// A copy of the demo model as a folder of the user's.
+fn copy_demo(folder: &Path) {
+    fs::create_dir_all(folder).unwrap();
+    for entry in fs::read_dir("../../assets/demo-model").unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+/// One that knows no end and has room for a very long answer.
+fn copy_endless_demo(folder: &Path) {
+    let change = |name: &str, change: fn(&mut Value)| {
+        let path = folder.join(name);
+        let mut value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut value);
+        fs::write(path, value.to_string()).unwrap();
+    };
+    copy_demo(folder);
+    change("config.json", |config| {
+        config["max_position_embeddings"] = json!(10_000_000);
+        config["eos_token_id"] = Value::Null;
+    });
+    change("generation_config.json", |config| config["eos_token_id"] = Value::Null);
+    change("tokenizer_config.json", |config| config["eos_token"] = Value::Null);
+    change("tokenizer.json", |tokenizer| {
+        for token in tokenizer["added_tokens"].as_array_mut().unwrap() {
+            token["special"] = json!(false);
+        }
+    });
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    text: String,
+    reasoning: String,
+    calls: Vec<Value>,
+    usage: Usage,
+    end: Option<(FinishReason, Option<String>)>,
+    texts: usize,
+}
+
+async fn hear(engine: &Engine, model: &str, chat: Chat) -> Result<Heard, Error> {
+    let mut events = timeout(PATIENCE, engine.answer(model, chat, &Span::none())).await.unwrap()?;
+    let mut heard = Heard::default();
+    let mut first = true;
+    while let Some(event) = timeout(PATIENCE, events.next()).await.unwrap() {
+        let event = event?;
+        assert_eq!(std::mem::take(&mut first), matches!(event, Event::Started { .. }), "Started comes first");
+        assert!(heard.end.is_none(), "{event:?} after the end");
+        match event {
+            Event::Started { usage, .. } | Event::Usage(usage) => heard.usage.update(usage),
+            Event::Text(text) => {
+                heard.text.push_str(&text);
+                heard.texts += 1;
+            }
+            Event::Reasoning(text) => heard.reasoning.push_str(&text),
+            Event::ToolCall(call) => {
+                assert_eq!(call.index, heard.calls.len());
+                assert!(call.id.unwrap().starts_with("call_"));
+                let arguments: Value = serde_json::from_str(&call.arguments).unwrap();
+                heard.calls.push(json!({"name": call.name, "arguments": arguments}));
+            }
+            Event::Finished { reason, stop_sequence } => heard.end = Some((reason, stop_sequence)),
+            Event::Queued(_) | Event::ReportedUsage(_) | Event::Raw { .. } => {}
+        }
+    }
+    Ok(heard)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_answers_as_it_should() {
+    let root = tempfile::tempdir().unwrap();
+    let tasks = TaskTracker::new();
+    let engine = Engine::start(&config(root.path()), &tasks);
+    let answers: Vec<Value> =
+        serde_json::from_slice(&fs::read("../../tests/goldens/engine/demo/answers.json").unwrap()).unwrap();
+    assert_eq!(answers.len(), 24);
+    for answer in &answers {
+        let heard = hear(&engine, "demo", conversation(answer)).await.unwrap();
+        let expected = &answer["expected"];
+        assert_eq!(heard.text, expected["content"], "{answer}");
+        assert_eq!(heard.reasoning, expected.get("reasoning").and_then(Value::as_str).unwrap_or_default(), "{answer}");
+        assert_eq!(json!(heard.calls), *expected.get("tool_calls").unwrap_or(&json!([])), "{answer}");
+        let reason = if heard.calls.is_empty() { FinishReason::Stop } else { FinishReason::ToolCalls };
+        assert_eq!(heard.end, Some((reason, None)));
+        assert!(heard.texts == 0 || heard.texts > 1 || heard.text.len() < 12, "the text is streamed: {heard:?}");
+        assert_eq!(heard.usage.reasoning == Some(0), heard.reasoning.is_empty(), "{heard:?}");
+        assert!(heard.usage.reasoning < heard.usage.output);
+    }
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_says_what_the_reference_says() {
+    let root = tempfile::tempdir().unwrap();
+    let tasks = TaskTracker::new();
+    let engine = Engine::start(&config(root.path()), &tasks);
+    let golden: Value =
+        serde_json::from_slice(&fs::read("../../tests/goldens/engine/demo/golden.json").unwrap()).unwrap();
+    let mut compared = 0;
+    for case in golden["conversations"].as_array().unwrap() {
+        // What the parsers make of the text is compared above; here it is the text as it is.
+        let text = case["greedy_text"].as_str().unwrap();
+        if text.contains("</think>") || text.contains("<tool_call>\n{") {
+            continue;
+        }
+        let mut chat = conversation(case);
+        chat.sampling.max_tokens = golden["max_tokens"].as_u64().map(|tokens| tokens as u32);
+        let heard = hear(&engine, "demo", chat).await.unwrap();
+        assert_eq!(heard.text, text, "{}", case["name"]);
+        compared += 1;
+        let ids = |key: &str| case[key].as_array().unwrap().len() as u64;
+        assert_eq!(heard.usage.input, Some(ids("prompt_ids")));
+        assert_eq!(heard.usage.output, Some(ids("greedy_ids") + 1), "the stop token was generated too");
+    }
+    assert_eq!(compared, 9);
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stops_and_limits_act() {
+    let root = tempfile::tempdir().unwrap();
+    let tasks = TaskTracker::new();
+    let engine = Engine::start(&config(root.path()), &tasks);
+    let mut chat = said("What is 13 + 13?");
+    chat.sampling.stop = vec!["= 2".into()];
+    let heard = hear(&engine, "demo", chat).await.unwrap();
+    assert_eq!((heard.text.as_str(), heard.end), ("13 + 13 ", Some((FinishReason::Stop, Some("= 2".into())))));
+
+    let mut chat = said("What is 13 + 13?");
+    chat.sampling.max_tokens = Some(3);
+    let heard = hear(&engine, "demo", chat).await.unwrap();
+    assert_eq!(heard.end, Some((FinishReason::Length, None)));
+    assert_eq!(heard.usage.output, Some(3));
+    assert!("13 + 13 = 26.".starts_with(&heard.text) && !heard.text.is_empty(), "{heard:?}");
+
+    let error = hear(&engine, "demo", said(&"very long ".repeat(2048))).await.unwrap_err();
+    assert_eq!((error.kind, error.param.as_deref()), (ErrorKind::ContextLength, Some("messages")));
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_the_stream_ends_the_work() {
+    let root = tempfile::tempdir().unwrap();
+    let tasks = TaskTracker::new();
+    // An answer that ended by itself would prove nothing.
+    copy_endless_demo(&root.path().join("models/endless"));
+    let engine = Engine::start(&config(root.path()), &tasks);
+    let chat = said("Tell me a story about a fox.");
+    let mut events = engine.answer("endless", chat, &Span::none()).await.unwrap();
+    let pool = Arc::clone(engine.inner.pool.as_ref().unwrap());
+    while !matches!(timeout(PATIENCE, events.next()).await.unwrap().unwrap().unwrap(), Event::Text(_)) {}
+    drop(events);
+    let gone = async {
+        while pool.worker.stats().await.unwrap().running > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, gone).await.unwrap();
+    assert!(pool.models.lock().unwrap()["endless"].is_idle());
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn first_requests_that_come_together_load_once() {
+    let root = tempfile::tempdir().unwrap();
+    let tasks = TaskTracker::new();
+    let engine = Engine::start(&config(root.path()), &tasks);
+    let pool = engine.inner.pool.as_ref().unwrap();
+    let lease = || pool.lease("demo", Place::BuiltinDemo);
+    let (a, b, c) = tokio::join!(lease(), lease(), lease());
+    let (a, b, c) = (a.unwrap(), b.unwrap(), c.unwrap());
+    assert!(Arc::ptr_eq(&a.info, &b.info) && Arc::ptr_eq(&b.info, &c.info));
+    assert!(std::ptr::eq(&a.chat, &b.chat) && std::ptr::eq(&b.chat, &c.chat));
+    assert_eq!(pool.worker.stats().await.unwrap().models.len(), 1);
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_model_is_said() {
+    let root = tempfile::tempdir().unwrap();
+    let tasks = TaskTracker::new();
+    for name in ["no-weights", "no-tokenizer", "no-template", "cut", "other"] {
+        copy_demo(&root.path().join("models").join(name));
+    }
+    let models = root.path().join("models");
+    fs::remove_file(models.join("no-weights/model.safetensors")).unwrap();
+    fs::remove_file(models.join("no-tokenizer/tokenizer.json")).unwrap();
+    let weights = fs::read(models.join("cut/model.safetensors")).unwrap();
+    fs::write(models.join("cut/model.safetensors"), &weights[..weights.len() / 2]).unwrap();
+    fs::remove_file(models.join("no-template/chat_template.jinja")).unwrap();
+    fs::write(models.join("other/config.json"), r#"{"model_type": "mamba"}"#).unwrap();
+    // Folders that hold hardly anything: what is wrong with the config is said, not what else is missing.
+    for (name, config) in [("nothing", "{}"), ("foreign", r#"{"model_type": "gpt2"}"#), ("no-json", "model")] {
+        fs::create_dir(models.join(name)).unwrap();
+        fs::write(models.join(name).join("config.json"), config).unwrap();
+        fs::write(models.join(name).join("model.safetensors"), "junk").unwrap();
+    }
+    fs::create_dir(models.join("junk")).unwrap();
+    fs::copy("../../assets/demo-model/config.json", models.join("junk/config.json")).unwrap();
+    fs::write(models.join("junk/model.safetensors"), "junk").unwrap();
+    let engine = Engine::start(&config(root.path()), &tasks);
+    for (model, kind, words) in [
+        ("never-heard-of", ErrorKind::ModelNotFound, "never-heard-of"),
+        ("gone", ErrorKind::ModelNotFound, "nowhere"),
+        ("no-weights", ErrorKind::Unavailable, "safetensors"),
+        ("no-tokenizer", ErrorKind::Unavailable, "tokenizer.json"),
+        ("no-template", ErrorKind::Unavailable, "no chat template"),
+        ("cut", ErrorKind::Unavailable, "model.safetensors is damaged"),
+        ("other", ErrorKind::Unavailable, "mamba"),
+        ("nothing", ErrorKind::Unavailable, "`model_type` is missing; supported are llama, mistral, qwen2, qwen3"),
+        ("foreign", ErrorKind::Unavailable, "\"gpt2\" is not supported; supported are llama, mistral, qwen2, qwen3"),
+        ("no-json", ErrorKind::Unavailable, "config.json is not valid"),
+        ("junk", ErrorKind::Unavailable, "model.safetensors is damaged"),
+    ] {
+        let error = hear(&engine, model, said("Hi.")).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{error}");
+        assert!(error.message.contains(words) && error.message.contains(&format!("{model:?}")), "{error}");
+        assert!(!error.message.contains(root.path().to_str().unwrap()), "a path of the server's: {error}");
+        assert_eq!(error.param.as_deref(), Some("model"));
+    }
+    // The engine lives, and a repaired folder is taken without a restart.
+    fs::write(models.join("cut/model.safetensors"), &weights).unwrap();
+    assert_eq!(hear(&engine, "cut", said("What is 13 + 13?")).await.unwrap().text, "13 + 13 = 26.");
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn models_make_room_for_each_other_but_not_while_in_use() {
+    let root = tempfile::tempdir().unwrap();
+    let tasks = TaskTracker::new();
+    copy_demo(&root.path().join("models/second"));
+    // Room for one of them.
+    let config = LocalConfig { memory_limit: MemoryLimit::Bytes(2_500_000), ..config(root.path()) };
+    let engine = Engine::start(&config, &tasks);
+    let pool = Arc::clone(engine.inner.pool.as_ref().unwrap());
+    let names = || pool.models.lock().unwrap().keys().cloned().collect::<Vec<_>>();
+
+    let lease = pool.lease("demo", Place::BuiltinDemo).await.unwrap();
+    let error = hear(&engine, "second", said("Hi.")).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Overloaded);
+    assert_eq!(names(), ["demo"]);
+    drop(lease);
+    hear(&engine, "second", said("Hi.")).await.unwrap();
+    assert_eq!(names(), ["second"]);
+    engine.shutdown().await;
+
+    let config = LocalConfig { memory_limit: MemoryLimit::Bytes(1_000_000), ..config };
+    let engine = Engine::start(&config, &tasks);
+    let error = hear(&engine, "demo", said("Hi.")).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    assert!(error.message.contains("local.memory_limit"), "{error}");
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_model_is_given_back_and_comes_again() {
+    let root = tempfile::tempdir().unwrap();
+    let tasks = TaskTracker::new();
+    let idle_unload = IdleUnload::After(Duration::from_millis(50));
+    let config = LocalConfig { idle_unload, default_model: Some("demo".into()), ..config(root.path()) };
+    let engine = Engine::start(&config, &tasks);
+    let pool = Arc::clone(engine.inner.pool.as_ref().unwrap());
+    for _ in 0..2 {
+        hear(&engine, "demo", said("Hi.")).await.unwrap();
+        let unloaded = async {
+            while !pool.worker.stats().await.unwrap().models.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, unloaded).await.unwrap();
+    }
+    engine.shutdown().await;
+    tasks.close();
+    timeout(PATIENCE, tasks.wait()).await.expect("no task is left behind");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_waits_for_the_default_model() {
+    let root = tempfile::tempdir().unwrap();
+    let tasks = TaskTracker::new();
+    let config = LocalConfig { default_model: Some("demo".into()), ..config(root.path()) };
+    let engine = Engine::start(&config, &tasks);
+    assert!(!engine.ready());
+    let ready = async {
+        while !engine.ready() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, ready).await.unwrap();
+    assert!(engine.inner.pool.as_ref().unwrap().has_any());
+    assert_eq!(engine.models().into_iter().map(|(name, _)| name).collect::<Vec<_>>(), ["demo"]);
+    assert!(engine.has("demo") && !engine.has("other"));
+    engine.shutdown().await;
+}

@@ -1,0 +1,283 @@
+//! The text side of a model: from a conversation to token ids, and what the answer's text will mean.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use jiff::Zoned;
+use mlx_manager_llm::{Chat, Content, Error, ErrorKind, Message, Reasoning, Sampling, Tool, ToolCall, ToolChoice};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{
+    error::file_name,
+    model::ModelInfo,
+    parse::{ParserOptions, ReasoningFormat, ToolFormat},
+    sample::SamplingParameters,
+    template::{ChatTemplate, TemplateError, Variables},
+    tokenizer::{Tokenizer, TokenizerError},
+};
+
+/// Tokens of an answer when neither the caller nor the model's folder sets a bound.
+const UNBOUNDED_ANSWER: u32 = 8192;
+
+/// Variables of templates that follow from the request itself.
+const RESERVED: [&str; 6] = ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now"];
+
+/// Why the text side of a model can't be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    /// The tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// generation_config.json can't be read.
+    #[error("can't read {}", file_name(path))]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// generation_config.json is damaged.
+    #[error("{} is not valid", file_name(path))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// What generation_config.json says of sampling.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+struct SamplingDefaults {
+    do_sample: Option<bool>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<u32>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+}
+
+/// A prompt, ready for the MLX thread, and how to read what comes back.
+#[derive(Debug)]
+pub(crate) struct Prompt {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) sampling: SamplingParameters,
+    pub(crate) max_tokens: u32,
+    pub(crate) stop: Vec<String>,
+    pub(crate) parser: ParserOptions,
+}
+
+/// Tokenizer, template and defaults of a model.
+#[derive(Debug)]
+pub(crate) struct ChatModel {
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    template: ChatTemplate,
+    defaults: SamplingDefaults,
+    reasoning: Option<ReasoningFormat>,
+    tools: Option<ToolFormat>,
+}
+
+impl ChatModel {
+    /// Loads the text side of a model folder.
+    pub(crate) fn load(folder: &Path) -> Result<Self, TextError> {
+        // In the order in which a reader of the folder would miss them: an error names the first.
+        let tokenizer = Arc::new(Tokenizer::load(folder)?);
+        let template = ChatTemplate::load(folder)?;
+        Ok(Self {
+            tokenizer,
+            defaults: SamplingDefaults::load(folder)?,
+            reasoning: ReasoningFormat::of_template(template.source()),
+            tools: ToolFormat::of_template(template.source()),
+            template,
+        })
+    }
+
+    /// The ids that end an answer of this model.
+    pub(crate) fn end_ids(&self, info: &ModelInfo) -> Vec<u32> {
+        let mut ids = info.end_ids.clone();
+        ids.extend(self.tokenizer.end_ids(info.architecture.as_str()));
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// Turns a conversation into a prompt. The caller's bound on the answer is cut to what the context leaves, however large
+    /// it is: clients send one bound to all models, and an answer that meets the cut ends with the reason `length`.
+    ///
+    /// # Errors
+    /// When the model can't do what is asked of it, or the prompt leaves no room for an answer.
+    pub(crate) fn prepare(&self, chat: &Chat, info: &ModelInfo, now: Zoned) -> Result<Prompt, Error> {
+        let text = self.render(chat, now)?;
+        let ids = self.tokenizer.encode(&text).map_err(|error| {
+            Error::new(ErrorKind::InvalidRequest, error.to_string()).with_param("messages").with_source(error)
+        })?;
+        if ids.is_empty() {
+            return Err(Error::new(ErrorKind::InvalidRequest, "the prompt is empty").with_param("messages"));
+        }
+        if let Some(id) = ids.iter().find(|id| **id >= info.vocabulary) {
+            let message = format!(
+                "the tokenizer of model {:?} gives token {id}, but the model has {}",
+                info.name, info.vocabulary
+            );
+            return Err(Error::new(ErrorKind::Engine, message));
+        }
+        let room = match info.max_context {
+            Some(context) => room(context, ids.len())?,
+            None => u32::MAX,
+        };
+        let wanted = chat.sampling.max_tokens.unwrap_or(if room == u32::MAX { UNBOUNDED_ANSWER } else { room });
+        Ok(Prompt {
+            max_tokens: wanted.clamp(1, room),
+            sampling: self.defaults.merge(&chat.sampling),
+            stop: chat.sampling.stop.clone(),
+            parser: ParserOptions {
+                reasoning: self.reasoning,
+                begins_in_reasoning: self.reasoning.is_some_and(|format| format.is_open_after(&text)),
+                tools: if shows_tools(chat) { self.tools } else { None },
+            },
+            ids,
+        })
+    }
+
+    /// The text of the prompt.
+    pub(crate) fn render(&self, chat: &Chat, now: Zoned) -> Result<String, Error> {
+        let source = self.template.source();
+        let refuse = |param: &str, message: &str| Err(Error::new(ErrorKind::InvalidRequest, message).with_param(param));
+        if shows_tools(chat) && self.tools.is_none() {
+            return refuse("tools", "this model's tool calls can't be read; leave `tools` out");
+        }
+        if let Some(name) = RESERVED.into_iter().find(|name| chat.template_arguments.contains_key(*name)) {
+            return refuse(
+                &format!("chat_template_kwargs.{name}"),
+                &format!("`{name}` is not the caller's to set; leave it out"),
+            );
+        }
+        let mut others = chat.template_arguments.clone();
+        let switch = match chat.reasoning {
+            Reasoning::Default => None,
+            Reasoning::On => Some(true),
+            Reasoning::Off => Some(false),
+        };
+        if let Some(wanted) = switch {
+            match (self.reasoning, source.contains("enable_thinking")) {
+                (_, true) => drop(others.insert("enable_thinking".to_owned(), wanted.into())),
+                // What it can't do it can't be told to leave, and what it always does needs no telling.
+                (None, false) if !wanted => {}
+                (Some(_), false) if wanted => {}
+                (None, false) => return refuse("reasoning_effort", "this model doesn't reason"),
+                (Some(_), false) => return refuse("reasoning_effort", "this model's reasoning can't be switched off"),
+            }
+        }
+        let variables = Variables {
+            messages: chat.messages.iter().map(message).collect(),
+            tools: shows_tools(chat).then(|| chat.tools.iter().map(tool).collect()),
+            add_generation_prompt: true,
+            bos_token: &self.tokenizer.bos_token,
+            eos_token: &self.tokenizer.eos_token,
+            others,
+        };
+        self.template.render(&variables, now).map_err(|error| match error {
+            TemplateError::Refused(_) => {
+                Error::new(ErrorKind::InvalidRequest, error.to_string()).with_param("messages")
+            }
+            error => Error::new(ErrorKind::Engine, error.to_string()).with_source(error),
+        })
+    }
+}
+
+/// Tokens that an answer may have, at least 1.
+fn room(context: u32, prompt: usize) -> Result<u32, Error> {
+    let used = u32::try_from(prompt).unwrap_or(u32::MAX);
+    match context.saturating_sub(used) {
+        0 => {
+            let message = format!(
+                "the prompt has {prompt} tokens, but this model's context is {context} tokens, the answer included; shorten the messages"
+            );
+            Err(Error::new(ErrorKind::ContextLength, message).with_param("messages"))
+        }
+        room => Ok(room),
+    }
+}
+
+fn shows_tools(chat: &Chat) -> bool {
+    !chat.tools.is_empty() && chat.tool_choice != ToolChoice::None
+}
+
+/// A message as templates expect it.
+fn message(message: &Message) -> Value {
+    let content: String = message.content.iter().map(|Content::Text(text)| text.as_str()).collect();
+    let mut fields = Map::new();
+    fields.insert("role".to_owned(), message.role.as_str().into());
+    fields.insert("content".to_owned(), content.into());
+    if let Some(reasoning) = &message.reasoning {
+        fields.insert("reasoning_content".to_owned(), reasoning.as_str().into());
+    }
+    if !message.tool_calls.is_empty() {
+        fields.insert("tool_calls".to_owned(), message.tool_calls.iter().map(tool_call).collect());
+    }
+    if let Some(id) = &message.tool_call_id {
+        fields.insert("tool_call_id".to_owned(), id.as_str().into());
+    }
+    if let Some(name) = &message.name {
+        fields.insert("name".to_owned(), name.as_str().into());
+    }
+    Value::Object(fields)
+}
+
+/// Templates write the arguments with `tojson`, so they get the object and not its text.
+fn tool_call(call: &ToolCall) -> Value {
+    let arguments: Value = match call.arguments.trim() {
+        "" => json!({}),
+        text => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
+    };
+    json!({"type": "function", "id": call.id, "function": {"name": call.name, "arguments": arguments}})
+}
+
+fn tool(tool: &Tool) -> Value {
+    let mut function = Map::new();
+    function.insert("name".to_owned(), tool.name.as_str().into());
+    if let Some(description) = &tool.description {
+        function.insert("description".to_owned(), description.as_str().into());
+    }
+    function.insert("parameters".to_owned(), tool.parameters.clone());
+    json!({"type": "function", "function": function})
+}
+
+impl SamplingDefaults {
+    fn load(folder: &Path) -> Result<Self, TextError> {
+        let path = folder.join("generation_config.json");
+        match fs::read(&path) {
+            Ok(content) => serde_json::from_slice(&content).map_err(|source| TextError::Invalid { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(TextError::Read { path, source }),
+        }
+    }
+
+    /// The caller's wishes, else the model's defaults, else no filter and the plain distribution.
+    fn merge(&self, wanted: &Sampling) -> SamplingParameters {
+        let temperature = if self.do_sample == Some(false) { Some(0.0) } else { self.temperature };
+        let narrow = |value: Option<f64>| value.map(|value| value as f32);
+        SamplingParameters {
+            temperature: narrow(wanted.temperature).or(temperature).unwrap_or(1.0),
+            top_p: narrow(wanted.top_p).or(self.top_p).unwrap_or(1.0),
+            min_p: narrow(wanted.min_p).or(self.min_p).unwrap_or(0.0),
+            top_k: wanted.top_k.or(self.top_k).unwrap_or(0),
+            repetition_penalty: narrow(wanted.repetition_penalty).or(self.repetition_penalty).unwrap_or(1.0),
+            presence_penalty: narrow(wanted.presence_penalty).unwrap_or(0.0),
+            frequency_penalty: narrow(wanted.frequency_penalty).unwrap_or(0.0),
+            seed: wanted.seed.map(i64::cast_unsigned),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,86 @@
+//! Why the engine can't do what it was asked.
+
+use std::{path::Path, sync::Arc};
+
+use mlx_manager_llm as llm;
+
+use super::model::LoadError;
+
+/// Why the engine can't do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum EngineError {
+    /// Too many requests wait already.
+    #[error("the local engine is busy: {waiting} requests are waiting")]
+    Overloaded {
+        /// How many.
+        waiting: usize,
+    },
+    /// The model was not loaded before.
+    #[error("model {model:?} is not loaded")]
+    NotLoaded {
+        /// Its name.
+        model: String,
+    },
+    /// The model can't be loaded.
+    #[error("model {model:?} can't be loaded: {source}")]
+    Load {
+        /// Its name.
+        model: String,
+        /// Why.
+        source: Arc<LoadError>,
+    },
+    /// The model has requests in flight.
+    #[error("model {model:?} is in use")]
+    InUse {
+        /// Its name.
+        model: String,
+    },
+    /// A prompt without tokens, or no tokens allowed in the answer.
+    #[error("{0}")]
+    Request(&'static str),
+    /// MLX failed.
+    #[error("the local engine failed: {0}")]
+    Mlx(String),
+    /// There was a defect, and the thread began anew.
+    #[error("the local engine failed and was started again")]
+    Panicked,
+    /// The engine is shut down.
+    #[error("the local engine has stopped")]
+    Stopped,
+    /// The operating system gave no thread.
+    #[error("the local engine's thread can't be started: {0}")]
+    Thread(Arc<std::io::Error>),
+}
+
+/// The last part of a path. Errors that a client may read name files by it, since where they lie on the server is not the
+/// client's business; the log has the folder.
+pub(crate) fn file_name(path: &Path) -> std::path::Display<'_> {
+    path.file_name().map_or(path, Path::new).display()
+}
+
+impl EngineError {
+    /// What class of failure it is.
+    pub fn kind(&self) -> llm::ErrorKind {
+        match self {
+            Self::Overloaded { .. } => llm::ErrorKind::Overloaded,
+            Self::NotLoaded { .. } | Self::Load { .. } | Self::InUse { .. } | Self::Stopped | Self::Thread(_) => {
+                llm::ErrorKind::Unavailable
+            }
+            Self::Request(_) => llm::ErrorKind::InvalidRequest,
+            Self::Mlx(_) | Self::Panicked => llm::ErrorKind::Engine,
+        }
+    }
+}
+
+impl From<EngineError> for llm::Error {
+    /// Paths and MLX's own words are for the log only.
+    fn from(error: EngineError) -> Self {
+        let message = match &error {
+            EngineError::Load { model, .. } => format!("model {model:?} can't be loaded; the log says why"),
+            EngineError::Mlx(_) => "the local engine failed".to_owned(),
+            EngineError::Thread(_) => "the local engine can't be started".to_owned(),
+            other => other.to_string(),
+        };
+        Self::new(error.kind(), message).with_source(error)
+    }
+}

@@ -1,0 +1,162 @@
+//! Loads a model in small steps, so that the thread that does it can serve others between them.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use mlx_rs::Array;
+
+use super::{
+    Architecture, Config, LoadError, QuantizationSummary,
+    decoder::{Decoder, Plan},
+    llama, qwen2, qwen3,
+    weights::{self, Weights},
+};
+use crate::mlx::{self, Exception, Precision};
+
+/// Bytes that one step brings into memory, about.
+const STEP_BYTES: usize = 128 << 20;
+
+/// What is known of a loaded model.
+#[derive(Debug, Clone)]
+pub struct ModelInfo {
+    /// What requests call it.
+    pub name: String,
+    /// The family that computes it.
+    pub architecture: Architecture,
+    /// Prompt and answer together have at most so many tokens; `None` when the folder doesn't say.
+    pub max_context: Option<u32>,
+    /// Token ids, for a check of the tokenizer's.
+    pub vocabulary: u32,
+    /// Ids that end an answer.
+    pub end_ids: Vec<u32>,
+    /// Bytes of the weights in memory.
+    pub bytes: u64,
+    /// How most weights are packed, if they are.
+    pub quantization: Option<QuantizationSummary>,
+    /// The number type of the computation.
+    pub precision: Precision,
+    /// From the first byte read to the last.
+    pub load_duration: Duration,
+}
+
+/// A model, ready to compute.
+#[derive(Debug)]
+pub(crate) struct Model {
+    pub(crate) info: ModelInfo,
+    pub(crate) decoder: Decoder,
+}
+
+/// What a step has led to.
+#[derive(Debug)]
+pub(crate) enum Progress {
+    /// There is more to do.
+    More,
+    /// The model is ready.
+    Done(Box<Model>),
+}
+
+/// A model that is being loaded.
+#[derive(Debug)]
+pub(crate) struct Loader {
+    name: String,
+    folder: PathBuf,
+    precision: Precision,
+    started: Instant,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Nothing is read yet.
+    New,
+    /// Shapes are checked; these arrays still wait to be read.
+    Reading { model: Box<Model>, waiting: Vec<Array> },
+    /// The model was handed out, or there was an error.
+    Ended,
+}
+
+impl Loader {
+    pub(crate) fn new(name: String, folder: PathBuf, precision: Precision) -> Self {
+        Self { name, folder, precision, started: Instant::now(), state: State::New }
+    }
+
+    /// Reads and checks the headers first, then some of the weights at each step.
+    pub(crate) fn step(&mut self) -> Result<Progress, LoadError> {
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::New => {
+                let model = self.open()?;
+                let mut waiting: Vec<Array> = model.decoder.arrays().cloned().collect();
+                waiting.reverse();
+                self.state = State::Reading { model: Box::new(model), waiting };
+                Ok(Progress::More)
+            }
+            State::Reading { mut model, mut waiting } => {
+                let mut now = Vec::new();
+                let mut bytes = 0;
+                while bytes < STEP_BYTES
+                    && let Some(array) = waiting.pop()
+                {
+                    bytes += array.nbytes();
+                    now.push(array);
+                }
+                mlx::evaluate(&now)?;
+                if waiting.is_empty() {
+                    drop(now);
+                    mlx::clear_cache()?;
+                    model.info.load_duration = self.started.elapsed();
+                    return Ok(Progress::Done(model));
+                }
+                self.state = State::Reading { model, waiting };
+                Ok(Progress::More)
+            }
+            State::Ended => Err(LoadError::Mlx(Exception::custom("the loader has ended"))),
+        }
+    }
+
+    fn open(&self) -> Result<Model, LoadError> {
+        let config = Config::read(&self.folder)?;
+        let decoder = build(&self.folder, &config, self.precision)?;
+        let bytes = decoder.arrays().map(|array| array.nbytes() as u64).sum();
+        let info = ModelInfo {
+            name: self.name.clone(),
+            architecture: config.architecture,
+            max_context: config.max_context,
+            vocabulary: config.vocabulary.unsigned_abs(),
+            end_ids: config.end_ids,
+            bytes,
+            quantization: config.quantization.default,
+            precision: self.precision,
+            load_duration: Duration::ZERO,
+        };
+        Ok(Model { info, decoder })
+    }
+}
+
+/// Checks what can be checked without MLX: that the config is of a model we compute, and that the headers of the weights
+/// are whole.
+///
+/// # Errors
+/// The first fault, config before weights.
+pub(crate) fn check(folder: &Path) -> Result<(), LoadError> {
+    plan(&Config::read(folder)?)?;
+    weights::check(folder)
+}
+
+fn plan(config: &Config) -> Result<Plan, LoadError> {
+    match config.architecture {
+        Architecture::Qwen3 => qwen3::plan(config),
+        Architecture::Qwen2 => qwen2::plan(config),
+        Architecture::Llama => llama::plan(config),
+    }
+}
+
+fn build(folder: &Path, config: &Config, precision: Precision) -> Result<Decoder, LoadError> {
+    let plan = plan(config)?;
+    let mut weights = Weights::open(folder, config.quantization.clone(), precision)?;
+    weights.drop_where(|name| name.ends_with("rotary_emb.inv_freq"));
+    let decoder = Decoder::build(config, &plan, &mut weights)?;
+    weights.finish()?;
+    Ok(decoder)
+}

@@ -1,0 +1,333 @@
+//! What happens in the local engine.
+
+use std::{error::Error, path::Path, time::Duration};
+
+use super::milliseconds;
+use crate::{
+    metric::{
+        Labels, add,
+        name::{Counter, Gauge, Histogram, Label},
+        observe, set,
+    },
+    target,
+};
+
+/// A model is ready.
+#[derive(Debug)]
+pub struct ModelLoaded<'a> {
+    /// Its name.
+    pub model: &'a str,
+    /// Memory its weights take.
+    pub bytes: u64,
+    /// Time to load.
+    pub duration: Duration,
+}
+
+impl ModelLoaded<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::info!(
+            target: target::SERVER_ENGINE,
+            model = self.model, bytes = self.bytes, duration_ms = milliseconds(self.duration), "model loaded"
+        );
+        let labels = Labels::none().with_text(Label::Model, self.model);
+        set(Gauge::ModelLoaded, labels.clone(), 1.0);
+        set(Gauge::ModelMemoryBytes, labels, self.bytes as f64);
+    }
+}
+
+/// A model could not be loaded.
+#[derive(Debug)]
+pub struct ModelLoadError<'a> {
+    /// Its name.
+    pub model: &'a str,
+    /// Where it is; `None` when no folder was found. The error, which clients may read, names files only.
+    pub folder: Option<&'a Path>,
+    /// What went wrong.
+    pub error: &'a (dyn Error + 'static),
+}
+
+impl ModelLoadError<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        let folder = self.folder.map(|folder| tracing::field::display(folder.display()));
+        tracing::error!(
+            target: target::SERVER_ENGINE,
+            model = self.model, folder, error = self.error, "model failed to load"
+        );
+    }
+}
+
+/// A model's memory was given back.
+#[derive(Debug)]
+pub struct ModelUnloaded<'a> {
+    /// Its name.
+    pub model: &'a str,
+    /// `idle` or `memory`.
+    pub reason: &'static str,
+}
+
+impl ModelUnloaded<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::info!(target: target::SERVER_ENGINE, model = self.model, reason = self.reason, "model unloaded");
+        let labels = Labels::none().with_text(Label::Model, self.model);
+        set(Gauge::ModelLoaded, labels.clone(), 0.0);
+        set(Gauge::ModelMemoryBytes, labels.clone(), 0.0);
+        set(Gauge::KvCacheBytes, labels, 0.0);
+        add(Counter::Evictions, Labels::none().with(Label::Reason, self.reason), 1);
+    }
+}
+
+/// Requests waiting for the engine.
+#[derive(Debug)]
+pub struct QueueDepth(pub usize);
+
+impl QueueDepth {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::trace!(target: target::SERVER_ENGINE, requests = self.0, "engine queue");
+        set(Gauge::QueueDepth, Labels::none(), self.0 as f64);
+    }
+}
+
+/// A request's turn has come.
+#[derive(Debug)]
+pub struct QueueLeft {
+    /// How long it waited.
+    pub wait: Duration,
+}
+
+impl QueueLeft {
+    /// States the fact.
+    pub fn emit(self) {
+        let seconds = self.wait.as_secs_f64();
+        tracing::debug!(target: target::SERVER_ENGINE, queue_ms = milliseconds(self.wait), "turn has come");
+        observe(Histogram::QueueWait, Labels::none(), seconds);
+    }
+}
+
+/// It was looked whether a prompt begins like one that was computed before.
+#[derive(Debug)]
+pub struct PrefixLookedUp<'a> {
+    /// The model.
+    pub model: &'a str,
+    /// Prompt tokens.
+    pub tokens: u64,
+    /// How many of them need not be computed; 0 when nothing was found.
+    pub cached: u64,
+}
+
+impl PrefixLookedUp<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::trace!(
+            target: target::SERVER_ENGINE,
+            model = self.model, tokens = self.tokens, cached = self.cached, "prompt looked up"
+        );
+        let labels = Labels::none().with_text(Label::Model, self.model);
+        add(Counter::PrefixCacheLookups, labels.clone(), 1);
+        add(Counter::PrefixCacheHits, labels, u64::from(self.cached > 0));
+    }
+}
+
+/// A prompt was computed.
+#[derive(Debug)]
+pub struct PrefillFinished<'a> {
+    /// The model.
+    pub model: &'a str,
+    /// Prompt tokens.
+    pub tokens: u64,
+    /// How many of them came from a cache.
+    pub cached: u64,
+    /// Time to compute the rest.
+    pub duration: Duration,
+}
+
+impl PrefillFinished<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        let seconds = self.duration.as_secs_f64();
+        tracing::debug!(
+            target: target::SERVER_ENGINE,
+            model = self.model, tokens = self.tokens, cached = self.cached, duration_ms = milliseconds(self.duration), "prompt computed"
+        );
+        observe(Histogram::Prefill, Labels::none().with_text(Label::Model, self.model), seconds);
+    }
+}
+
+/// A sequence was generated to its end.
+#[derive(Debug)]
+pub struct DecodeFinished<'a> {
+    /// The model.
+    pub model: &'a str,
+    /// Tokens generated.
+    pub tokens: u64,
+    /// From the first token to the last.
+    pub duration: Duration,
+}
+
+impl DecodeFinished<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        let seconds = self.duration.as_secs_f64();
+        // The duration begins with the first token, so that one is not part of the rate.
+        let rate = (self.tokens > 1 && seconds > 0.0).then(|| (self.tokens - 1) as f64 / seconds);
+        tracing::debug!(
+            target: target::SERVER_ENGINE,
+            model = self.model, tokens = self.tokens, duration_ms = milliseconds(self.duration), tokens_per_second = rate,
+            "answer generated"
+        );
+        if let Some(rate) = rate {
+            observe(Histogram::DecodeTokensPerSecond, Labels::none().with_text(Label::Model, self.model), rate);
+        }
+    }
+}
+
+/// What the engine's memory looks like; measured on the MLX thread.
+#[derive(Debug)]
+pub struct EngineMemory<'a> {
+    /// The model.
+    pub model: &'a str,
+    /// Bytes of the key-value caches of open sequences, and of those kept for later prompts.
+    pub kv_cache_bytes: u64,
+}
+
+impl EngineMemory<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::trace!(
+            target: target::SERVER_ENGINE,
+            model = self.model, kv_cache_bytes = self.kv_cache_bytes, "engine memory"
+        );
+        set(Gauge::KvCacheBytes, Labels::none().with_text(Label::Model, self.model), self.kv_cache_bytes as f64);
+    }
+}
+
+/// The configuration names local models, and this build has no engine.
+#[derive(Debug)]
+pub struct EngineAbsent;
+
+impl EngineAbsent {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::warn!(
+            target: target::SERVER_ENGINE_ABSENT,
+            "built without local inference (feature `mlx`): local models are not served"
+        );
+    }
+}
+
+/// The engine is not to be had.
+#[derive(Debug)]
+pub struct EngineStartError<'a> {
+    /// Why.
+    pub error: &'a (dyn Error + 'static),
+}
+
+impl EngineStartError<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::error!(
+            target: target::SERVER_ENGINE_BACKEND, error = self.error, "the local engine can't be started"
+        );
+    }
+}
+
+/// A share of this machine's memory was asked for, and nobody knows how much that is.
+#[derive(Debug)]
+pub struct MachineMemoryUnknown;
+
+impl MachineMemoryUnknown {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::warn!(
+            target: target::SERVER_ENGINE_MACHINE,
+            "this machine's memory is unknown: set `local.memory_limit` in bytes; until then there is none"
+        );
+    }
+}
+
+/// A folder of an extraction that was given up stays on disk.
+#[derive(Debug)]
+pub struct FolderLeftOver<'a> {
+    /// The folder.
+    pub folder: &'a Path,
+    /// Why.
+    pub error: &'a (dyn Error + 'static),
+}
+
+impl FolderLeftOver<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::warn!(
+            target: target::SERVER_ENGINE_BUILTIN,
+            folder = %self.folder.display(), error = self.error, "a left-over folder can't be removed"
+        );
+    }
+}
+
+/// Generated tokens have no text.
+#[derive(Debug)]
+pub struct DecodeError<'a> {
+    /// Why.
+    pub error: &'a (dyn Error + 'static),
+}
+
+impl DecodeError<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::debug!(target: target::SERVER_ENGINE_TOKENIZER, error = self.error, "tokens can't be decoded");
+    }
+}
+
+/// MLX keeps memory that it was asked to give back.
+#[derive(Debug)]
+pub struct CacheNotCleared<'a> {
+    /// Why.
+    pub error: &'a (dyn Error + 'static),
+}
+
+impl CacheNotCleared<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::warn!(target: target::SERVER_ENGINE_TURN, error = self.error, "MLX's cache can't be cleared");
+    }
+}
+
+/// A computed prompt does not go into the prompt cache.
+#[derive(Debug)]
+pub struct PromptNotKept<'a> {
+    /// Why.
+    pub error: &'a (dyn Error + 'static),
+}
+
+impl PromptNotKept<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::warn!(target: target::SERVER_ENGINE_TURN, error = self.error, "a prompt can't be kept");
+    }
+}
+
+/// The MLX thread is gone.
+#[derive(Debug)]
+pub enum MlxThreadGone<'a> {
+    /// The system refused it.
+    Refused(&'a (dyn Error + 'static)),
+    /// It panicked, which has a line of its own; another one follows.
+    Panicked,
+}
+
+impl MlxThreadGone<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        match self {
+            Self::Refused(error) => {
+                tracing::error!(target: target::SERVER_ENGINE_WORKER, error, "the MLX thread can't be started");
+            }
+            Self::Panicked => {
+                tracing::error!(target: target::SERVER_ENGINE_WORKER, "the MLX thread panicked and is started again");
+            }
+        }
+    }
+}

@@ -1,0 +1,492 @@
+//! The attributes of the GenAI semantic conventions, by the version of the conventions that the configuration asks for.
+//!
+//! Beside them come the names that Logfire's own instrumentation of the official clients uses and its pages read:
+//! `request_data`, `response_data` and `gen_ai.usage.raw`; docs/logfire.md compares attribute by attribute.
+//!
+//! The one place that knows their names. It knows no SDK: what it makes are names and [`Value`]s.
+
+use std::time::Duration;
+
+use mlx_manager_config::SemanticConventions;
+use mlx_manager_llm::{Api, Chat, Content, FinishReason, Message, Request, Sampling, ToolCall, Usage};
+use serde_json::{Value as Json, json};
+
+use super::redact;
+
+/// An attribute's value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// A text.
+    Text(String),
+    /// An integer; token counts are never anything else.
+    Integer(i64),
+    /// A number.
+    Float(f64),
+    /// A switch.
+    Bool(bool),
+    /// Texts.
+    Texts(Vec<String>),
+}
+
+/// Names and values.
+pub type Attributes = Vec<(&'static str, Value)>;
+
+/// Which attributes of an inference hold JSON, as Logfire wants to be told in `logfire.json_schema`.
+pub const JSON_SCHEMA: &str = r#"{"type":"object","properties":{"request_data":{"type":"object"},"response_data":{"type":"object"},"gen_ai.usage.raw":{"type":"object"},"gen_ai.input.messages":{"type":"array"},"gen_ai.output.messages":{"type":"array"},"gen_ai.system_instructions":{"type":"array"},"gen_ai.tool.definitions":{"type":"array"}}}"#;
+
+const INPUT_MESSAGES: &str = "gen_ai.input.messages";
+const OUTPUT_MESSAGES: &str = "gen_ai.output.messages";
+const SYSTEM_INSTRUCTIONS: &str = "gen_ai.system_instructions";
+const TOOL_DEFINITIONS: &str = "gen_ai.tool.definitions";
+
+/// What is known when a call begins.
+#[derive(Debug)]
+pub struct Start<'a> {
+    /// `chat`
+    pub operation: &'static str,
+    /// `openai`, `anthropic` or our own `mlx`.
+    pub provider: &'static str,
+    /// The model asked of the target.
+    pub model: &'a str,
+    /// Whether the answer is streamed.
+    pub stream: bool,
+    /// The caller's sampling parameters.
+    pub sampling: &'a Sampling,
+}
+
+impl Start<'_> {
+    /// The attributes of the beginning.
+    pub fn attributes(&self, version: SemanticConventions) -> Attributes {
+        let mut attributes = vec![
+            ("gen_ai.operation.name", Value::Text(self.operation.to_owned())),
+            ("gen_ai.provider.name", Value::Text(self.provider.to_owned())),
+            ("gen_ai.request.model", Value::Text(self.model.to_owned())),
+        ];
+        if version != SemanticConventions::Latest {
+            attributes.push(("gen_ai.system", Value::Text(self.provider.to_owned())));
+        }
+        let sampling = self.sampling;
+        let float = |value: Option<f64>| value.map(Value::Float);
+        let integer = |value: Option<i64>| value.map(Value::Integer);
+        let stop = (!sampling.stop.is_empty())
+            .then(|| Value::Texts(sampling.stop.iter().map(|stop| redact::text(stop).into_owned()).collect()));
+        attributes.extend(
+            [
+                ("gen_ai.request.temperature", float(sampling.temperature)),
+                ("gen_ai.request.top_p", float(sampling.top_p)),
+                ("gen_ai.request.top_k", integer(sampling.top_k.map(i64::from))),
+                ("gen_ai.request.max_tokens", integer(sampling.max_tokens.map(i64::from))),
+                ("gen_ai.request.stop_sequences", stop),
+                ("gen_ai.request.seed", integer(sampling.seed)),
+                ("gen_ai.request.frequency_penalty", float(sampling.frequency_penalty)),
+                ("gen_ai.request.presence_penalty", float(sampling.presence_penalty)),
+                ("gen_ai.request.stream", self.stream.then_some(Value::Bool(true))),
+            ]
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?))),
+        );
+        attributes
+    }
+}
+
+/// What is known when a call has ended.
+#[derive(Debug)]
+pub struct End<'a> {
+    /// The provider's id of the answer.
+    pub id: Option<&'a str>,
+    /// The model that answered.
+    pub model: Option<&'a str>,
+    /// Why the model stopped.
+    pub finish_reason: Option<FinishReason>,
+    /// Totals: cache tokens inside input, reasoning inside output.
+    pub usage: &'a Usage,
+    /// The provider's first and last report of the usage, as it wrote them.
+    pub reported_usage: [Option<&'a str>; 2],
+    /// US dollars.
+    pub cost: Option<f64>,
+    /// From the request to the first generated content, for streamed answers.
+    pub time_to_first_chunk: Option<Duration>,
+}
+
+impl End<'_> {
+    /// The attributes of the end.
+    pub fn attributes(&self, version: SemanticConventions) -> Attributes {
+        let text = |value: Option<&str>| value.map(|value| Value::Text(value.to_owned()));
+        let count = |value: Option<u64>| value.map(|value| Value::Integer(i64::try_from(value).unwrap_or(i64::MAX)));
+        let seconds = |time: Option<Duration>| time.map(|time| Value::Float(time.as_secs_f64()));
+        let old = version != SemanticConventions::Latest;
+        let new = version != SemanticConventions::V1_41;
+        let usage = self.usage;
+        [
+            ("gen_ai.response.id", text(self.id)),
+            ("gen_ai.response.model", text(self.model)),
+            (
+                "gen_ai.response.finish_reasons",
+                self.finish_reason.map(|reason| Value::Texts(vec![reason.as_str().to_owned()])),
+            ),
+            ("gen_ai.usage.input_tokens", count(usage.input)),
+            ("gen_ai.usage.output_tokens", count(usage.output)),
+            ("gen_ai.usage.cache_read.input_tokens", count(usage.cache_read)),
+            ("gen_ai.usage.cache_creation.input_tokens", count(usage.cache_write.filter(|_| old))),
+            ("gen_ai.usage.cache_write.input_tokens", count(usage.cache_write.filter(|_| new))),
+            ("gen_ai.usage.reasoning.output_tokens", count(usage.reasoning)),
+            ("gen_ai.usage.raw", reported_usage(self.reported_usage).map(|usage| Value::Text(usage.to_string()))),
+            ("operation.cost", self.cost.map(Value::Float)),
+            // Logfire's page reads the first one.
+            ("gen_ai.client.operation.time_to_first_chunk", seconds(self.time_to_first_chunk)),
+            ("gen_ai.response.time_to_first_chunk", seconds(self.time_to_first_chunk.filter(|_| new))),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+        .collect()
+    }
+}
+
+/// Prompts, redacted. From the understood chat where there is one, else from the body as it came.
+pub fn input(request: &Request, chat: Option<&Chat>) -> Attributes {
+    let (messages, system, tools) = match chat {
+        Some(chat) => {
+            let tools: Vec<Json> = chat
+                .tools
+                .iter()
+                .map(|tool| {
+                    json!({"type": "function", "name": tool.name, "description": tool.description, "parameters": tool.parameters})
+                })
+                .collect();
+            let tools = (!tools.is_empty()).then_some(Json::Array(tools));
+            (Json::Array(chat.messages.iter().map(message).collect()), None, tools)
+        }
+        None => {
+            let field =
+                |name: &str| request.body.get(name).and_then(|raw| serde_json::from_str::<Json>(raw.get()).ok());
+            let messages = match field("messages") {
+                Some(Json::Array(messages)) => messages.iter().map(raw_message).collect(),
+                _ => Vec::new(),
+            };
+            let system = (request.api == Api::Messages).then(|| field("system")).flatten();
+            (Json::Array(messages), system.map(|system| Json::Array(raw_parts(&system))), field("tools"))
+        }
+    };
+    [(INPUT_MESSAGES, Some(messages)), (SYSTEM_INSTRUCTIONS, system), (TOOL_DEFINITIONS, tools)]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, Value::Text(redacted(value?)))))
+        .collect()
+}
+
+/// `request_data`: the model, which is what Logfire's message templates name; with content and before the latest version
+/// the whole body, redacted and without the bytes of images, sounds and files.
+pub fn request_data(request: &Request, model: &str, content: bool, version: SemanticConventions) -> Value {
+    let mut data = json!({"model": model});
+    if !content || version == SemanticConventions::Latest {
+        return Value::Text(data.to_string());
+    }
+    for (name, raw) in request.body.iter().filter(|(name, _)| *name != "model") {
+        data[name] = serde_json::from_str(raw.get()).unwrap_or_default();
+    }
+    leave_media_out(&mut data);
+    Value::Text(redacted(data))
+}
+
+/// What a model answered.
+#[derive(Debug)]
+pub struct Answer<'a> {
+    /// The text.
+    pub text: &'a str,
+    /// The reasoning before it.
+    pub reasoning: &'a str,
+    /// The tool calls, complete.
+    pub tool_calls: &'a [ToolCall],
+}
+
+impl Answer<'_> {
+    /// The answer, redacted: in the conventions' shape, and before the latest version in that of `response_data` too.
+    pub fn attributes(&self, end: &End<'_>, version: SemanticConventions) -> Attributes {
+        if self.text.is_empty() && self.reasoning.is_empty() && self.tool_calls.is_empty() {
+            return Vec::new();
+        }
+        let mut parts = Vec::new();
+        if !self.reasoning.is_empty() {
+            parts.push(json!({"type": "reasoning", "content": self.reasoning}));
+        }
+        if !self.text.is_empty() {
+            parts.push(text_part(self.text));
+        }
+        parts.extend(self.tool_calls.iter().map(tool_call_part));
+        let mut message = json!({"role": "assistant", "parts": parts});
+        if let Some(reason) = end.finish_reason {
+            message["finish_reason"] = reason.as_str().into();
+        }
+        let mut attributes = vec![(OUTPUT_MESSAGES, Value::Text(redacted(json!([message]))))];
+        if version != SemanticConventions::Latest {
+            let calls = self.tool_calls.iter().map(|call| {
+                json!({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}})
+            });
+            let message = json!({
+                "role": "assistant",
+                "content": (!self.text.is_empty()).then_some(self.text),
+                "tool_calls": (!self.tool_calls.is_empty()).then(|| calls.collect::<Vec<_>>()),
+            });
+            let data = json!({"message": message, "usage": reported_usage(end.reported_usage)});
+            attributes.push(("response_data", Value::Text(redacted(data))));
+        }
+        attributes
+    }
+}
+
+/// The provider's report of the usage: of a stream the first one with the fields of the last one, as the official clients
+/// add them up. A report that is no object of a sane size is none.
+fn reported_usage(reports: [Option<&str>; 2]) -> Option<Json> {
+    const MAX_BYTES: usize = 4096;
+    let objects = reports.into_iter().flatten().filter(|report| report.len() <= MAX_BYTES);
+    let mut objects = objects.filter_map(|report| serde_json::from_str::<serde_json::Map<_, _>>(report).ok());
+    let mut usage = objects.next()?;
+    usage.extend(objects.flatten());
+    let mut usage = Json::Object(usage);
+    leave_prose_out(&mut usage);
+    redact::json(&mut usage);
+    Some(usage)
+}
+
+/// Keeps numbers, switches and names. A provider's usage has no prose, and if it had, that might be the prompt.
+fn leave_prose_out(value: &mut Json) {
+    let is_name = |text: &str| {
+        text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
+    };
+    match value {
+        Json::Object(fields) => {
+            fields.values_mut().for_each(leave_prose_out);
+            fields.retain(|name, value| is_name(name) && !value.is_null());
+        }
+        Json::Array(items) => items.iter_mut().for_each(leave_prose_out),
+        Json::String(text) if !is_name(text) => *value = Json::Null,
+        _ => {}
+    }
+}
+
+fn redacted(mut value: Json) -> String {
+    redact::json(&mut value);
+    value.to_string()
+}
+
+fn text_part(text: &str) -> Json {
+    json!({"type": "text", "content": text})
+}
+
+fn tool_call_part(call: &ToolCall) -> Json {
+    json!({"type": "tool_call", "id": call.id, "name": call.name, "arguments": arguments(&call.arguments)})
+}
+
+/// The arguments of a call, which dialects write as JSON within a text.
+fn arguments(text: &str) -> Json {
+    serde_json::from_str(text).unwrap_or_else(|_| text.into())
+}
+
+fn message(message: &Message) -> Json {
+    let mut parts = Vec::new();
+    if let Some(reasoning) = &message.reasoning {
+        parts.push(json!({"type": "reasoning", "content": reasoning}));
+    }
+    for Content::Text(text) in &message.content {
+        parts.push(match &message.tool_call_id {
+            Some(id) => json!({"type": "tool_call_response", "id": id, "response": text}),
+            None => text_part(text),
+        });
+    }
+    parts.extend(message.tool_calls.iter().map(tool_call_part));
+    json!({"role": message.role.as_str(), "parts": parts})
+}
+
+/// A message of either dialect in the conventions' shape.
+fn raw_message(message: &Json) -> Json {
+    let content = &message["content"];
+    let mut parts = match message["tool_call_id"].as_str() {
+        Some(id) => vec![json!({"type": "tool_call_response", "id": id, "response": content})],
+        None => raw_parts(content),
+    };
+    for call in message["tool_calls"].as_array().into_iter().flatten() {
+        let function = &call["function"];
+        parts.push(json!({
+            "type": "tool_call", "id": call["id"], "name": function["name"],
+            "arguments": function["arguments"].as_str().map(arguments),
+        }));
+    }
+    json!({"role": message["role"], "parts": parts})
+}
+
+fn raw_parts(content: &Json) -> Vec<Json> {
+    match content {
+        Json::String(text) => vec![text_part(text)],
+        Json::Array(parts) => parts.iter().map(raw_part).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// One part. Of images, sounds and files only the fact is kept, since their bytes are no reading matter.
+fn raw_part(part: &Json) -> Json {
+    match part["type"].as_str() {
+        Some("text") => json!({"type": "text", "content": part["text"]}),
+        Some("thinking") => json!({"type": "reasoning", "content": part["thinking"]}),
+        Some("tool_use") => {
+            json!({"type": "tool_call", "id": part["id"], "name": part["name"], "arguments": part["input"]})
+        }
+        Some("tool_result") => {
+            let response = match &part["content"] {
+                Json::Array(parts) => parts.iter().map(raw_part).collect(),
+                other => other.clone(),
+            };
+            json!({"type": "tool_call_response", "id": part["tool_use_id"], "response": response})
+        }
+        _ => json!({"type": part["type"]}),
+    }
+}
+
+/// Replaces the bytes of images, sounds and files, wherever a body holds them.
+fn leave_media_out(value: &mut Json) {
+    match value {
+        Json::String(text) if text.starts_with("data:") && text.contains(";base64,") => "[media]".clone_into(text),
+        Json::Array(items) => items.iter_mut().for_each(leave_media_out),
+        Json::Object(fields) => {
+            for (name, value) in fields {
+                match value {
+                    Json::String(text) if matches!(name.as_str(), "data" | "file_data") && !text.contains(' ') => {
+                        "[media]".clone_into(text);
+                    }
+                    other => leave_media_out(other),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(attributes: &Attributes) -> Vec<&'static str> {
+        attributes.iter().map(|(name, _)| *name).collect()
+    }
+
+    #[test]
+    fn each_version_has_its_own_names() {
+        let usage = Usage { input: Some(10), output: Some(2), cache_write: Some(4), ..Usage::default() };
+        let end = End {
+            id: None,
+            model: None,
+            finish_reason: None,
+            usage: &usage,
+            reported_usage: [None, None],
+            cost: None,
+            time_to_first_chunk: None,
+        };
+        let creation = "gen_ai.usage.cache_creation.input_tokens";
+        let write = "gen_ai.usage.cache_write.input_tokens";
+        for (version, has_creation, has_write) in [
+            (SemanticConventions::V1_41, true, false),
+            (SemanticConventions::Latest, false, true),
+            (SemanticConventions::Both, true, true),
+        ] {
+            let attributes = end.attributes(version);
+            assert_eq!(names(&attributes).contains(&creation), has_creation);
+            assert_eq!(names(&attributes).contains(&write), has_write);
+            assert!(attributes.contains(&("gen_ai.usage.input_tokens", Value::Integer(10))));
+            assert!(!names(&attributes).contains(&"operation.cost"), "an unknown cost is absent, not 0");
+            let start = Start {
+                operation: "chat",
+                provider: "mlx",
+                model: "demo",
+                stream: false,
+                sampling: &Sampling::default(),
+            };
+            let start = start.attributes(version);
+            assert_eq!(names(&start).contains(&"gen_ai.system"), version != SemanticConventions::Latest);
+            assert!(!names(&start).contains(&"gen_ai.request.stream"));
+        }
+    }
+
+    #[test]
+    fn both_dialects_bodies_take_the_conventions_shape() {
+        let body = r#"{"model":"m","system":"be brief","tools":[{"name":"weather"}],"messages":[
+            {"role":"user","content":[{"type":"text","text":"hi"},{"type":"image","source":{"data":"AAAA"}}]},
+            {"role":"assistant","content":[{"type":"tool_use","id":"1","name":"weather","input":{"password":"x"}}]},
+            {"role":"user","content":[{"type":"tool_result","tool_use_id":"1","content":"sunny"}]}]}"#;
+        let request = Request {
+            api: Api::Messages,
+            model: "m".to_owned(),
+            stream: false,
+            include_usage: false,
+            sampling: Sampling::default(),
+            body: serde_json::from_str(body).unwrap(),
+        };
+        let attributes = input(&request, None);
+        let parsed: Vec<(&str, Json)> = attributes
+            .iter()
+            .map(|(name, value)| match value {
+                Value::Text(text) => (*name, serde_json::from_str(text).unwrap()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(
+            parsed,
+            [
+                (
+                    INPUT_MESSAGES,
+                    json!([
+                        {"role": "user", "parts": [{"type": "text", "content": "hi"}, {"type": "image"}]},
+                        {"role": "assistant", "parts": [{"type": "tool_call", "id": "1", "name": "weather",
+                            "arguments": {"password": "[Scrubbed due to 'password']"}}]},
+                        {"role": "user", "parts": [{"type": "tool_call_response", "id": "1", "response": "sunny"}]},
+                    ])
+                ),
+                (SYSTEM_INSTRUCTIONS, json!([{"type": "text", "content": "be brief"}])),
+                (TOOL_DEFINITIONS, json!([{"name": "weather"}])),
+            ]
+        );
+    }
+
+    #[test]
+    fn reported_usage_is_merged_and_holds_no_prose() {
+        let first =
+            r#"{"input_tokens":5,"output_tokens":1,"service_tier":"standard","prompt":"tell me a story","gone":null}"#;
+        let last =
+            r#"{"output_tokens":9,"details":{"audio_tokens":null,"reasoning_tokens":2,"said":"it is a secret"}}"#;
+        assert_eq!(
+            reported_usage([Some(first), Some(last)]),
+            Some(json!({"input_tokens": 5, "output_tokens": 9, "service_tier": "standard",
+                "details": {"reasoning_tokens": 2}}))
+        );
+        assert_eq!(reported_usage([None, None]), None);
+        assert_eq!(reported_usage([Some("[1]"), None]), None);
+        assert_eq!(reported_usage([Some(&format!(r#"{{"a":"{}"}}"#, "b".repeat(5_000))), None]), None);
+    }
+
+    #[test]
+    fn request_data_is_the_body_without_media_and_only_with_content() {
+        let body = r#"{"model":"m","temperature":0.5,"messages":[{"role":"user","content":[
+            {"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}},
+            {"type":"input_audio","input_audio":{"data":"AAAA","format":"wav"}},
+            {"type":"text","text":"the data: all of it"}]}]}"#;
+        let request = Request {
+            api: Api::ChatCompletions,
+            model: "m".to_owned(),
+            stream: false,
+            include_usage: false,
+            sampling: Sampling::default(),
+            body: serde_json::from_str(body).unwrap(),
+        };
+        let data = |content, version| match request_data(&request, "renamed", content, version) {
+            Value::Text(text) => serde_json::from_str::<Json>(&text).unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let model = json!({"model": "renamed"});
+        assert_eq!(data(false, SemanticConventions::Both), model);
+        assert_eq!(data(true, SemanticConventions::Latest), model);
+        assert_eq!(
+            data(true, SemanticConventions::Both),
+            json!({"model": "renamed", "temperature": 0.5, "messages": [{"role": "user", "content": [
+                {"type": "image_url", "image_url": {"url": "[media]"}},
+                {"type": "input_audio", "input_audio": {"data": "[media]", "format": "wav"}},
+                {"type": "text", "text": "the data: all of it"}]}]})
+        );
+    }
+}

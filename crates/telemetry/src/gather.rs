@@ -1,0 +1,91 @@
+//! Brings together what the three signals count and say for each other: sinks and exporters count for themselves and are
+//! polled here into metrics; log records go out by OTLP.
+
+use std::time::SystemTime;
+
+use mlx_manager_config::Level;
+use mlx_manager_signal::{
+    event::{ExportTotals, LogSinkTotals, SpoolSize},
+    redact,
+};
+use opentelemetry::logs::AnyValue;
+
+use super::{
+    log::{LEVELS, LogHandle, LogRecord, RecordObserver, Value},
+    otlp::TelemetryCounters,
+    trace::OtlpLogs,
+};
+
+/// States the totals of every log sink.
+pub(super) fn sinks(log: &LogHandle) -> impl Fn() + Send + Sync + 'static {
+    let log = log.clone();
+    move || {
+        // Asked every time, because a reload may bring new ones.
+        for (sink, counters) in &log.counters() {
+            let totals = |read: &dyn Fn(tracing::Level) -> u64| LEVELS.map(|level| (config_level(level), read(level)));
+            LogSinkTotals {
+                sink,
+                written: &totals(&|level| counters.written(level)),
+                dropped: &totals(&|level| counters.dropped(level)),
+                io_errors: counters.io_errors(),
+            }
+            .emit();
+        }
+    }
+}
+
+fn config_level(level: tracing::Level) -> Level {
+    match level {
+        tracing::Level::ERROR => Level::Error,
+        tracing::Level::WARN => Level::Warn,
+        tracing::Level::INFO => Level::Info,
+        tracing::Level::DEBUG => Level::Debug,
+        tracing::Level::TRACE => Level::Trace,
+    }
+}
+
+/// States the totals of every exporter, and what their spools take.
+pub(super) fn exporters(counters: TelemetryCounters) -> impl Fn() + Send + Sync + 'static {
+    move || {
+        for reading in counters.read() {
+            ExportTotals {
+                destination: &reading.destination,
+                signal: reading.signal,
+                exported: reading.exported,
+                dropped: reading.dropped,
+                failed: reading.failed,
+            }
+            .emit();
+        }
+        for spool in counters.spools() {
+            SpoolSize { destination: &spool.destination, bytes: spool.bytes }.emit();
+        }
+    }
+}
+
+/// Sends log records by OTLP, redacted.
+pub(super) struct Exported(pub(super) OtlpLogs);
+
+impl RecordObserver for Exported {
+    fn observe(&self, record: &LogRecord<'_>) {
+        let own = record.fields.iter();
+        let context = record.context.iter();
+        let request_id = record.request_id.map(|id| ("request_id", AnyValue::from(id.to_owned())));
+        let attributes = own.chain(context).map(|(key, value)| (key, exported(value))).chain(request_id);
+        let trace = record.trace.map(|ids| (ids.trace_id, ids.span_id));
+        let message = redact::text(record.message);
+        self.0.emit(SystemTime::from(record.timestamp), record.level, record.target, &message, attributes, trace);
+    }
+}
+
+fn exported(value: Value<'_>) -> AnyValue {
+    match value {
+        Value::Text(text) => redact::text(text).into_owned().into(),
+        Value::Signed(number) => number.into(),
+        // OTLP has no unsigned numbers; one beyond its range stays readable as text.
+        Value::Unsigned(number) => i64::try_from(number).map_or_else(|_| number.to_string().into(), AnyValue::from),
+        Value::Float(number) => number.into(),
+        Value::Bool(truth) => truth.into(),
+        Value::Error(chain) => redact::text(&chain.join(": ")).into_owned().into(),
+    }
+}

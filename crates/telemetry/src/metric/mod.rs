@@ -1,0 +1,16 @@
+//! The registry behind the metrics: the recorder, and where the numbers go (a Prometheus page, OTLP).
+//!
+//! Enter at [`install`]. What exists, and how it is recorded, is said in [`mlx_manager_signal::metric`].
+
+mod bridge;
+mod known;
+mod limit;
+mod process;
+mod prometheus;
+mod recorder;
+#[cfg(test)]
+mod tests;
+
+pub use bridge::meter_provider;
+pub use known::Known;
+pub use prometheus::{Error, Metrics, Settings, install};

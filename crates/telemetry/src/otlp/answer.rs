@@ -1,0 +1,200 @@
+//! What an endpoint says to a batch, and which of its words may be repeated.
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use mlx_manager_signal::redact;
+
+use super::{spool::Batch, transport::Destination};
+
+/// Of an endpoint's own words so much is looked at, and so many characters of it are repeated.
+const WORDS_BYTES: usize = 4096;
+const WORDS_CHARS: usize = 200;
+
+/// What an endpoint said.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    Taken {
+        rejected: u64,
+        /// Why, in the endpoint's words.
+        message: String,
+    },
+    Refused(String),
+    /// It would say so to any batch: our key or the address is wrong, and may be put right.
+    Denied(String),
+    Away {
+        reason: String,
+        retry_after: Option<Duration>,
+    },
+}
+
+impl Answer {
+    /// What stands for an answer that never came.
+    pub(super) fn unreachable(error: &dyn std::error::Error) -> Self {
+        let mut reason = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            reason.push_str(": ");
+            reason.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        Self::Away { reason, retry_after: None }
+    }
+
+    /// A success with this body. All three signals answer alike: field 1 holds the partial success, whose field 1 is the
+    /// count of rejected items and whose field 2 says why. A body that is no such message rejects nothing.
+    pub(super) fn taken(body: &[u8], headers: &HeaderMap) -> Self {
+        let (rejected, message) = partial_success(body).unwrap_or_default();
+        Self::Taken { rejected, message: words(message, headers) }
+    }
+}
+
+/// Posts a batch once.
+pub(super) async fn post(destination: &Destination, batch: &Batch) -> Answer {
+    let mut request = destination
+        .client
+        .post(format!("{}/v1/{}", destination.endpoint, batch.signal.as_str()))
+        .timeout(destination.timeout)
+        .headers(destination.headers.clone())
+        .header(header::CONTENT_TYPE, "application/x-protobuf")
+        .body(batch.body.clone());
+    if batch.gzip {
+        request = request.header(header::CONTENT_ENCODING, "gzip");
+    }
+    let away = |error: reqwest::Error| Answer::unreachable(&error.without_url());
+    let mut response = match request.send().await {
+        Ok(response) => response,
+        Err(error) => return away(error),
+    };
+    let status = response.status();
+    if status.is_success() {
+        return match response.bytes().await {
+            Ok(body) => Answer::taken(&body, &destination.headers),
+            Err(error) => away(error),
+        };
+    }
+    let retry_after = response.headers().get(header::RETRY_AFTER).and_then(retry_after);
+    let mut body = Vec::new();
+    // An explanation that breaks off, or goes on and on, explains as much as is there.
+    while body.len() < WORDS_BYTES
+        && let Ok(Some(piece)) = response.chunk().await
+    {
+        body.extend_from_slice(&piece);
+    }
+    let mut reason = format!("status {status}");
+    let words = words(&body, &destination.headers);
+    if !words.is_empty() {
+        reason.push_str(": ");
+        reason.push_str(&words);
+    }
+    match status {
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Answer::Away { reason, retry_after },
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => Answer::Denied(reason),
+        status if status.is_server_error() => Answer::Away { reason, retry_after },
+        _ => Answer::Refused(reason),
+    }
+}
+
+/// An endpoint's words, short and fit for the log: without what looks like a secret, or is one that it was sent.
+fn words(words: &[u8], headers: &HeaderMap) -> String {
+    let words = String::from_utf8_lossy(&words[..words.len().min(WORDS_BYTES)]);
+    let words = words.replace(|character: char| character.is_control(), " ");
+    let sent = headers.values().filter_map(|value| value.to_str().ok()?.split_whitespace().last());
+    if sent.into_iter().any(|secret| words.contains(secret)) {
+        return "[it repeats a header]".to_owned();
+    }
+    let words = redact::text(words.trim());
+    match words.char_indices().nth(WORDS_CHARS) {
+        Some((end, _)) => format!("{}…", &words[..end]),
+        None => words.into_owned(),
+    }
+}
+
+/// Seconds, or an HTTP date.
+fn retry_after(value: &HeaderValue) -> Option<Duration> {
+    let value = value.to_str().ok()?.trim();
+    match value.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => {
+            let date = jiff::fmt::rfc2822::parse(value).ok()?.timestamp();
+            Some(SystemTime::from(date).duration_since(SystemTime::now()).unwrap_or_default())
+        }
+    }
+}
+
+/// The count of rejected items, and why they are.
+fn partial_success(mut message: &[u8]) -> Option<(u64, &[u8])> {
+    // 0x0a: field 1, length-delimited. 0x08: field 1, varint. 0x12: field 2, length-delimited.
+    let mut partial = match varint(&mut message)? {
+        0x0a => delimited(&mut message)?,
+        _ => return None,
+    };
+    let (mut rejected, mut why) = (0, &[][..]);
+    while let Some(key) = varint(&mut partial) {
+        match key {
+            0x08 => rejected = varint(&mut partial)?,
+            0x12 => why = delimited(&mut partial)?,
+            _ => break,
+        }
+    }
+    Some((rejected, why))
+}
+
+fn delimited<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::try_from(varint(bytes)?).ok()?;
+    let (head, rest) = bytes.split_at_checked(length)?;
+    *bytes = rest;
+    Some(head)
+}
+
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partial_success_is_read() {
+        assert_eq!(partial_success(&[]), None);
+        assert_eq!(partial_success(b"{}"), None);
+        // partial_success { rejected_spans: 300, error_message: "no" }
+        let body = [0x0a, 0x07, 0x08, 0xac, 0x02, 0x12, 0x02, b'n', b'o'];
+        assert_eq!(partial_success(&body), Some((300, &b"no"[..])));
+        let answer = Answer::taken(&body, &HeaderMap::new());
+        assert_eq!(answer, Answer::Taken { rejected: 300, message: "no".to_owned() });
+        // partial_success { error_message: "a warning" }
+        assert_eq!(partial_success(&[0x0a, 0x02, 0x12, 0x00]), Some((0, &b""[..])));
+        assert_eq!(partial_success(&[0x0a, 0x7f, 0x08]), None, "cut off");
+        assert_eq!(partial_success(&[0x0a, 0x03, 0x08, 0x01, 0x12]), None, "cut off within");
+    }
+
+    #[test]
+    fn an_endpoints_words_are_short_and_harmless() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Basic bWx4OnRvcC1zZWNyZXQ="));
+        let said = |text: &str| words(text.as_bytes(), &headers);
+        assert_eq!(said("\u{1b}[31mno such\ntenant\r\n"), "[31mno such tenant");
+        assert_eq!(said(&"é".repeat(10_000)), "é".repeat(WORDS_CHARS) + "…");
+        assert_eq!(said("bad login bWx4OnRvcC1zZWNyZXQ="), "[it repeats a header]");
+        assert!(!said("the password is hunter2").contains("hunter2"));
+        assert_eq!(words(&[0xff, b'a'], &headers), "\u{fffd}a");
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        assert_eq!(retry_after(&HeaderValue::from_static("7")), Some(Duration::from_secs(7)));
+        assert_eq!(retry_after(&HeaderValue::from_static("Fri, 31 Dec 1999 23:59:59 GMT")), Some(Duration::ZERO));
+        assert_eq!(retry_after(&HeaderValue::from_static("soon")), None);
+    }
+}

@@ -1,0 +1,90 @@
+//! Sends each ended span on its way: to every destination that wants spans, under the service that its target belongs to.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use mlx_manager_config::TracesConfig;
+use opentelemetry::{
+    Context, Value,
+    trace::{Span as _, TraceContextExt},
+};
+use opentelemetry_sdk::{
+    error::OTelSdkResult,
+    trace::{Span, SpanData, SpanProcessor},
+};
+
+use super::{pending::Pending, tail::Tail};
+use crate::otlp::{Service, SpanQueue};
+
+#[derive(Debug)]
+pub(super) struct Router {
+    queues: Vec<SpanQueue>,
+    /// Absent when every trace is sampled anyway.
+    tail: Option<Mutex<Tail>>,
+    /// Absent when nobody wants pending spans.
+    pending: Option<Arc<Pending>>,
+}
+
+/// The service that a span's target belongs to.
+pub(super) fn service(span: &SpanData) -> Service {
+    let target = span.attributes.iter().find(|attribute| attribute.key.as_str() == "target");
+    match target.map(|target| &target.value) {
+        Some(Value::String(target)) => Service::of(target.as_str()),
+        _ => Service::Manager,
+    }
+}
+
+impl Router {
+    pub(super) fn new(queues: Vec<SpanQueue>, traces: &TracesConfig, pending: Option<Arc<Pending>>) -> Self {
+        let tail = (traces.sample_ratio < 1.0).then(|| Mutex::new(Tail::new(traces.keep_slower_than)));
+        Self { queues, tail, pending }
+    }
+
+    fn export(&self, span: SpanData) {
+        let service = service(&span);
+        let Some((last, others)) = self.queues.split_last() else { return };
+        for queue in others {
+            queue.push((span.clone(), service));
+        }
+        last.push((span, service));
+    }
+}
+
+impl SpanProcessor for Router {
+    /// Local roots are followed from here, where all that is known of them is set already.
+    fn on_start(&self, span: &mut Span, parent: &Context) {
+        let Some(pending) = &self.pending else { return };
+        let parent = parent.span();
+        let parent = parent.span_context();
+        if span.span_context().is_sampled()
+            && (!parent.is_valid() || parent.is_remote())
+            && let Some(span) = span.exported_data()
+        {
+            pending.started(span);
+        }
+    }
+
+    fn on_end(&self, span: SpanData) {
+        if let Some(pending) = &self.pending {
+            pending.ended(span.span_context.span_id());
+        }
+        let undecided = if span.span_context.is_sampled() { None } else { self.tail.as_ref() };
+        let Some(tail) = undecided else { return self.export(span) };
+        let verdict = tail.lock().unwrap_or_else(PoisonError::into_inner).end(span);
+        if verdict.dropped > 0 {
+            self.queues.iter().for_each(|queue| queue.count_dropped(verdict.dropped));
+        }
+        verdict.keep.into_iter().for_each(|span| self.export(span));
+    }
+
+    // Flushing and ending are the business of the one who owns the exporters, who does it with a deadline.
+    fn force_flush(&self) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+        Ok(())
+    }
+}

@@ -1,0 +1,157 @@
+//! `POST /v1/chat/completions` and `POST /v1/messages`: the same steps, in the caller's dialect.
+
+use std::{error::Error as _, sync::Arc};
+
+use axum::{
+    Extension,
+    body::{Body, Bytes},
+    extract::{Request, State},
+    http::{
+        HeaderMap, HeaderValue,
+        header::{CACHE_CONTROL, CONTENT_TYPE},
+    },
+    response::Response,
+};
+use futures_util::{StreamExt, stream};
+use http_body_util::{BodyExt, LengthLimitError};
+use mlx_manager_dialect as dialect;
+use mlx_manager_dialect::{BodyBuilder, Identity, StreamEncoder};
+use mlx_manager_llm as llm;
+use mlx_manager_llm::{Answer, Api, Context, Error, ErrorKind};
+use mlx_manager_signal::event::RequestDecoded;
+
+use super::{add_headers, error_response};
+use crate::gateway::{
+    cloud::FORWARDED_REQUEST_HEADERS,
+    dispatch::{
+        Dispatch,
+        meter::{Meter, Metered},
+    },
+};
+
+pub(super) async fn chat_completions(
+    State(dispatch): State<Arc<Dispatch>>,
+    Extension(context): Extension<Context>,
+    request: Request,
+) -> Response {
+    infer(dispatch, Api::ChatCompletions, context, request).await
+}
+
+pub(super) async fn messages(
+    State(dispatch): State<Arc<Dispatch>>,
+    Extension(context): Extension<Context>,
+    request: Request,
+) -> Response {
+    infer(dispatch, Api::Messages, context, request).await
+}
+
+async fn infer(dispatch: Arc<Dispatch>, api: Api, context: Context, request: Request) -> Response {
+    // Opened before anything can go wrong: every POST leaves exactly one record.
+    let mut meter = dispatch.meter(api, &context);
+    let begun = begin(&dispatch, &mut meter, api, &context, request).await;
+    let (request, answer) = match begun {
+        Ok(begun) => begun,
+        Err(error) => {
+            let response = error_response(api.dialect(), &error, Some(&context.request_id));
+            meter.refuse(&error);
+            return response;
+        }
+    };
+    let identity =
+        Identity { id: context.request_id.to_string(), model: request.model.clone(), created: context.arrived_at };
+    let headers = answer.headers.clone();
+    let events = meter.measure(answer);
+    let result = if request.stream {
+        Ok(stream_body(events, StreamEncoder::new(&request, identity)))
+    } else {
+        whole_body(events, BodyBuilder::new(&request, identity)).await.map(Body::from)
+    };
+    match result {
+        Ok(body) => {
+            let mut response = Response::new(body);
+            let content_type = HeaderValue::from_static(dialect::content_type(request.stream));
+            response.headers_mut().insert(CONTENT_TYPE, content_type);
+            if request.stream {
+                response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+            }
+            add_headers(&mut response, &headers);
+            response
+        }
+        Err(error) => error_response(api.dialect(), &error, Some(&context.request_id)),
+    }
+}
+
+async fn begin(
+    dispatch: &Dispatch,
+    meter: &mut Meter,
+    api: Api,
+    context: &Context,
+    request: Request,
+) -> Result<(Arc<llm::Request>, Answer), Error> {
+    let (parts, body) = request.into_parts();
+    let body = read(body).await?;
+    meter.received();
+    let request = match dialect::decode_head(api, &body) {
+        Ok(request) => Arc::new(request),
+        Err(error) => {
+            dialect::model_of(&body).into_iter().for_each(|model| meter.named(&model));
+            return Err(error);
+        }
+    };
+    meter.decoded(&request);
+    RequestDecoded { model: &request.model, stream: request.stream, bytes: body.len() }.emit();
+    let answer = dispatch.start(meter, Arc::clone(&request), context, forwarded(&parts.headers)).await?;
+    Ok((request, answer))
+}
+
+async fn read(body: Body) -> Result<Bytes, Error> {
+    let error = match body.collect().await {
+        Ok(body) => return Ok(body.to_bytes()),
+        Err(error) => error,
+    };
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if inner.is::<LengthLimitError>() {
+            return Err(Error::new(ErrorKind::BodyTooLarge, "the request body is larger than server.max_body allows"));
+        }
+        cause = inner.source();
+    }
+    Err(Error::new(ErrorKind::InvalidRequest, "the request body broke off").with_source(error))
+}
+
+fn forwarded(headers: &HeaderMap) -> Vec<(String, String)> {
+    FORWARDED_REQUEST_HEADERS
+        .iter()
+        .flat_map(|name| headers.get_all(*name).iter().map(move |value| (name, value)))
+        .filter_map(|(name, value)| Some(((*name).to_owned(), value.to_str().ok()?.to_owned())))
+        .collect()
+}
+
+/// Events as they come, each a few frames. After an error its frame is the last.
+fn stream_body(events: Metered, encoder: StreamEncoder) -> Body {
+    let frames = stream::unfold(Some((events, encoder)), |state| async move {
+        let (mut events, mut encoder) = state?;
+        loop {
+            match events.next().await {
+                Some(Ok(event)) => {
+                    let frames = encoder.encode(&event);
+                    // What says nothing to the caller must not become an empty chunk, which would end the body.
+                    if !frames.is_empty() {
+                        return Some((frames, Some((events, encoder))));
+                    }
+                }
+                Some(Err(error)) => return Some((encoder.error(&error), None)),
+                None => return Some((encoder.finish(), None)),
+            }
+        }
+    });
+    let frames = frames.filter(|frames| std::future::ready(!frames.is_empty()));
+    Body::from_stream(frames.map(Ok::<_, std::convert::Infallible>))
+}
+
+async fn whole_body(mut events: Metered, mut builder: BodyBuilder) -> Result<Bytes, Error> {
+    while let Some(event) = events.next().await {
+        builder.push(event?);
+    }
+    builder.finish()
+}

@@ -1,0 +1,48 @@
+//! The server's routes: thin. Decode, dispatch, encode; whatever is measured is measured by the meter.
+
+mod inference;
+mod models;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE},
+    response::Response,
+    routing::{get, post},
+};
+use mlx_manager_dialect as dialect;
+use mlx_manager_llm::{Api, Dialect, Error};
+
+use super::dispatch::Dispatch;
+
+/// The routes of the server wing.
+pub fn routes(dispatch: Arc<Dispatch>) -> Router {
+    Router::new()
+        .route(Api::ChatCompletions.path(), post(inference::chat_completions))
+        .route(Api::Messages.path(), post(inference::messages))
+        .route("/v1/models", get(models::list))
+        // A model's name may hold slashes (`org/name`).
+        .route(models::ONE, get(models::one))
+        .with_state(dispatch)
+}
+
+/// An error as the caller's dialect writes it.
+pub fn error_response(dialect: Dialect, error: &Error, request_id: Option<&str>) -> Response {
+    let (status, body) = dialect::encode_error(dialect, error, request_id.unwrap_or_default());
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    add_headers(&mut response, &error.headers);
+    response
+}
+
+/// Headers of the provider's that the caller should see.
+fn add_headers(response: &mut Response, headers: &[(String, String)]) {
+    for (name, value) in headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            response.headers_mut().append(name, value);
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension,
+    body::{Body, Bytes},
+    extract::{Path, State},
+    http::{HeaderMap, HeaderValue, header::CONTENT_TYPE},
+    response::Response,
+};
+use mlx_manager_dialect as dialect;
+use mlx_manager_dialect::ModelEntry;
+use mlx_manager_llm::{Context, Dialect, Error, ErrorKind};
+
+use super::error_response;
+use crate::gateway::dispatch::{Dispatch, ListedModel};
+
+/// The route of one model.
+pub(super) const ONE: &str = "/v1/models/{*id}";
+
+pub(super) async fn list(State(dispatch): State<Arc<Dispatch>>, headers: HeaderMap) -> Response {
+    let models: Vec<_> = dispatch.models().into_iter().map(entry).collect();
+    json(dialect::encode_models(caller(&headers), &models))
+}
+
+pub(super) async fn one(
+    State(dispatch): State<Arc<Dispatch>>,
+    Extension(context): Extension<Context>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let dialect = caller(&headers);
+    match dispatch.models().into_iter().find(|model| model.id == id) {
+        Some(model) => json(dialect::encode_model(dialect, &entry(model))),
+        None => {
+            let error =
+                Error::new(ErrorKind::ModelNotFound, format!("the model {id:?} does not exist")).with_param("model");
+            error_response(dialect, &error, Some(&context.request_id))
+        }
+    }
+}
+
+/// Both APIs list models at the same path; Anthropic's SDKs always send their version.
+fn caller(headers: &HeaderMap) -> Dialect {
+    if headers.contains_key("anthropic-version") { Dialect::Anthropic } else { Dialect::OpenAi }
+}
+
+fn entry(model: ListedModel) -> ModelEntry {
+    ModelEntry { id: model.id, created: model.created, owned_by: model.owner }
+}
+
+fn json(body: Bytes) -> Response {
+    let mut response = Response::new(Body::from(body));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

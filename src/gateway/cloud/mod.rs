@@ -1,0 +1,186 @@
+//! Cloud providers: a [`Provider`] answers calls over HTTPS in the caller's own dialect.
+//!
+//! [`attempt`] is one physical call, [`retry`] decides whether another follows, [`stream`] turns the answer's bytes into
+//! events, and each file in [`provider`] knows one API's paths and headers. What the bytes mean is for
+//! [`super::dialect`] to say; nothing here measures or routes.
+
+mod attempt;
+mod provider;
+mod retry;
+mod stream;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use mlx_manager_config as config;
+use mlx_manager_config::{Calls, ProviderKind, Secret};
+use mlx_manager_llm::{Answer, Backend, BoxFuture, Call, Dialect, Error, ErrorKind};
+use mlx_manager_signal::{
+    event::{AttemptFailed, AttemptRetried},
+    price::PriceList,
+};
+use reqwest::{Client, Url, redirect};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use self::{attempt::Failure, retry::Retry};
+
+use mlx_manager_dialect as dialect;
+pub use provider::FORWARDED_REQUEST_HEADERS;
+
+/// How long an idle connection to a provider is kept.
+const POOL_IDLE: Duration = Duration::from_secs(90);
+
+/// Chooses the process's one TLS implementation. Called once, before the first [`Provider`] is made.
+pub fn install_tls() {
+    // It fails only if a provider was chosen before, and then there is one.
+    drop(rustls::crypto::ring::default_provider().install_default());
+}
+
+/// Why a provider can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ProviderError {
+    /// Its base URL is none, or has no host.
+    #[error("base_url {0:?} is not an http or https URL with a host")]
+    Url(String),
+    /// Its key can't stand in a header.
+    #[error("its api_key has characters that an HTTP header can't carry")]
+    Key,
+    /// The HTTP client can't be made.
+    #[error("the HTTP client can't be made")]
+    Client(#[source] reqwest::Error),
+}
+
+/// One `[[providers]]` entry, ready to be called.
+#[derive(Debug)]
+pub struct Provider {
+    name: String,
+    kind: ProviderKind,
+    prices: Arc<PriceList>,
+    url: Url,
+    api_key: Option<Secret>,
+    api_key_path: String,
+    send_trace_context: bool,
+    calls: Calls,
+    client: Client,
+}
+
+impl Provider {
+    /// Prepares a provider; connects to nothing.
+    ///
+    /// # Errors
+    /// When its URL or key can't be used.
+    pub fn new(config: &config::Provider) -> Result<Self, ProviderError> {
+        let url = format!("{}{}", config.base_url, provider::path(config.kind));
+        let url = Url::parse(&url)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+            .ok_or_else(|| ProviderError::Url(config.base_url.clone()))?;
+        if let Some(key) = &config.api_key {
+            http::HeaderValue::from_str(key.expose()).map_err(|_| ProviderError::Key)?;
+        }
+        let client = Client::builder()
+            .user_agent(concat!("mlx-manager/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(config.calls.connect_timeout)
+            .pool_idle_timeout(POOL_IDLE)
+            .tcp_nodelay(true)
+            // Following one would send the request, and its key, to another place than the user configured.
+            .redirect(redirect::Policy::none())
+            .build()
+            .map_err(ProviderError::Client)?;
+        Ok(Self {
+            name: config.name.clone(),
+            kind: config.kind,
+            prices: Arc::new(PriceList::new(dialect(config.kind), &config.base_url)),
+            url,
+            api_key: config.api_key.clone(),
+            api_key_path: config.api_key_path.clone(),
+            send_trace_context: config.send_trace_context,
+            calls: config.calls.clone(),
+            client,
+        })
+    }
+
+    /// The `[[providers]]` name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What kind of API it is.
+    pub fn kind(&self) -> ProviderKind {
+        self.kind
+    }
+
+    /// The dialect it speaks.
+    pub fn dialect(&self) -> Dialect {
+        dialect(self.kind)
+    }
+
+    /// What its calls cost.
+    pub fn prices(&self) -> &Arc<PriceList> {
+        &self.prices
+    }
+
+    /// `server.address` of its spans.
+    pub fn address(&self) -> &str {
+        self.url.host_str().unwrap_or_default()
+    }
+
+    /// `server.port` of its spans.
+    pub fn port(&self) -> u16 {
+        self.url.port_or_known_default().unwrap_or_default()
+    }
+
+    /// The refusal of every call, when the provider is off because its key is empty.
+    pub fn is_off(&self) -> Option<Error> {
+        self.api_key.as_ref().filter(|key| key.is_empty()).map(|_| {
+            let message =
+                format!("the provider {:?} is off: set {} in the configuration", self.name, self.api_key_path);
+            Error::new(ErrorKind::Unavailable, message)
+        })
+    }
+
+    async fn answer(&self, call: Call) -> Result<Answer, Error> {
+        let deadline = Instant::now() + self.calls.total_timeout;
+        let body = dialect::prepare(&call.request, &call.model);
+        let mut retry = Retry::new(&self.calls);
+        loop {
+            let attempt = self.attempt(&call, body.clone(), retry.count(), deadline);
+            let failure = match timeout_at(deadline, attempt).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::total_timeout(self),
+            };
+            let Failure { mut error, reason, retry_after } = failure;
+            error.retries = retry.count();
+            let Some(reason) = reason else { return Err(error) };
+            let Some(delay) = retry.next(retry_after, deadline) else { return Err(error) };
+            AttemptFailed { provider: &self.name, error: &error }.emit();
+            AttemptRetried { provider: &self.name, reason, attempt: retry.count(), delay }.emit();
+            sleep(delay).await;
+        }
+    }
+
+    /// Blots out this provider's key, should an error answer echo it.
+    fn without_key(&self, body: Bytes) -> Bytes {
+        match &self.api_key {
+            Some(key) if !key.is_empty() => {
+                let text = String::from_utf8_lossy(&body);
+                if text.contains(key.expose()) { text.replace(key.expose(), "***").into() } else { body }
+            }
+            _ => body,
+        }
+    }
+}
+
+fn dialect(kind: ProviderKind) -> Dialect {
+    match kind {
+        ProviderKind::OpenAi => Dialect::OpenAi,
+        ProviderKind::Anthropic => Dialect::Anthropic,
+    }
+}
+
+impl Backend for Provider {
+    fn call(&self, call: Call) -> BoxFuture<'_, Result<Answer, Error>> {
+        Box::pin(self.answer(call))
+    }
+}

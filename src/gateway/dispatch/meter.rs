@@ -1,0 +1,343 @@
+//! The only place that measures a request.
+//!
+//! A [`Meter`] is opened when a route accepts a request, before its body is read, and finishes exactly once: when the
+//! answer ends, fails or is dropped. Then one [`Record`] becomes span attributes, a log line, metrics and an audit row,
+//! which is why they agree.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context as TaskContext, Poll, ready},
+};
+
+use futures_util::Stream;
+use jiff::Timestamp;
+use mlx_manager_llm::{
+    Answer, Api, Context, Error, Event, EventStream, Inference, Outcome, Record, Request, ToolCall, Usage, UsageSource,
+};
+use mlx_manager_signal::{
+    event::{InferenceFailedOver, OverheadMeasured, Phase, RequestFinished},
+    genai,
+    price::PriceList,
+    propagate, redact,
+    span::{self, Destination, InferenceEnd},
+};
+use tokio::time::Instant;
+use tracing::Span;
+
+use crate::store::AuditSender;
+
+/// Measures one request from its arrival to its end.
+pub struct Meter {
+    record: Record,
+    context: Context,
+    audit: AuditSender,
+    target: Option<MeteredTarget>,
+    response_id: Option<String>,
+    /// The first and the last report of the provider, which of a stream's many are the telling ones.
+    reported_usage: [Option<Box<str>>; 2],
+    /// Whether the provider's own frames come by; then they are counted, and not what they mean besides.
+    raw: bool,
+    /// When the phase of our own that is going on began; `None` while others are at work.
+    phase_began: Option<Instant>,
+    first_content: Option<Instant>,
+    last_content: Option<Instant>,
+    /// Gathered only when the user switched content capture on.
+    captured: Option<Captured>,
+    ended: bool,
+}
+
+/// Who answers, for the price and the span.
+struct MeteredTarget {
+    called: Instant,
+    /// A local model has none.
+    prices: Option<Arc<PriceList>>,
+    span: Span,
+}
+
+#[derive(Default)]
+struct Captured {
+    text: String,
+    reasoning: String,
+    tool_calls: Vec<ToolCall>,
+}
+
+impl Meter {
+    /// Opens the record of a request that just arrived.
+    pub fn open(api: Api, context: &Context, audit: AuditSender) -> Self {
+        let ids = propagate::ids(&context.span);
+        Self {
+            record: Record {
+                request_id: context.request_id.to_string(),
+                trace_id: ids.as_ref().map(|ids| ids.trace_id.clone()),
+                sampled: ids.as_ref().is_some_and(|ids| ids.sampled),
+                span_id: ids.map(|ids| ids.span_id),
+                started_at: context.arrived_at,
+                finished_at: context.arrived_at,
+                api,
+                requested_model: String::new(),
+                provider: None,
+                response_model: None,
+                stream: false,
+                outcome: Outcome::ClientAbort,
+                status: 0,
+                usage: Usage::default(),
+                usage_source: None,
+                cost_usd: None,
+                queue: None,
+                time_to_first_token: None,
+                generation: None,
+                chunks: 0,
+                duration: std::time::Duration::ZERO,
+                finish_reason: None,
+                error_kind: None,
+                error_message: None,
+                key_id: context.key_id.as_deref().map(ToOwned::to_owned),
+                retries: 0,
+                inference: None,
+            },
+            context: context.clone(),
+            audit,
+            target: None,
+            response_id: None,
+            reported_usage: [None, None],
+            raw: false,
+            phase_began: None,
+            first_content: None,
+            last_content: None,
+            captured: span::captures_content().then(Captured::default),
+            ended: false,
+        }
+    }
+
+    /// The body is there.
+    pub fn received(&mut self) {
+        self.phase_began = Some(Instant::now());
+    }
+
+    /// The body was understood.
+    pub fn decoded(&mut self, request: &Request) {
+        let began = self.phase_ended(Phase::Decode);
+        self.phase_began = began;
+        self.record.requested_model = redact::name(&request.model).into_owned();
+        self.record.stream = request.stream;
+    }
+
+    /// The body was not understood, but this much of it was.
+    pub fn named(&mut self, model: &str) {
+        self.record.requested_model = redact::name(model).into_owned();
+    }
+
+    /// A target is about to be called. `prices` are those of a provider.
+    pub fn target(&mut self, destination: Destination<'_>, model: &str, prices: Option<&Arc<PriceList>>, span: &Span) {
+        self.phase_ended(Phase::Route);
+        self.record.provider = Some(destination.provider().to_owned());
+        self.record.inference = Some(Inference {
+            system: destination.system(),
+            model: redact::name(model).into_owned(),
+            duration: std::time::Duration::ZERO,
+            time_to_first_token: None,
+        });
+        self.target = Some(MeteredTarget { called: Instant::now(), prices: prices.cloned(), span: span.clone() });
+    }
+
+    /// The target failed, and another is about to be called.
+    pub fn failed_over(&mut self, error: &Error) {
+        self.record.retries += error.retries;
+        let Some(target) = self.target.take() else { return };
+        if let Some(inference) = &mut self.record.inference {
+            inference.duration = target.called.elapsed();
+            span::inference_failed_over(&target.span, &inference.model, error);
+        }
+        InferenceFailedOver { record: &self.record, kind: error.kind.as_str() }.emit();
+        self.record.inference = None;
+    }
+
+    /// Ends a request that failed before anything was sent.
+    pub fn refuse(mut self, error: &Error) {
+        self.record.status = error.status();
+        self.record.retries += error.retries;
+        self.fail(error);
+    }
+
+    /// Measures an answer to its end.
+    pub fn measure(mut self, answer: Answer) -> Metered {
+        self.record.status = 200;
+        self.record.retries += answer.retries;
+        Metered { events: Some(answer.events), meter: self }
+    }
+
+    /// States how long a phase of our own took, and returns the time.
+    fn phase_ended(&mut self, phase: Phase) -> Option<Instant> {
+        let now = Instant::now();
+        OverheadMeasured { phase, duration: now - self.phase_began.take()? }.emit();
+        Some(now)
+    }
+
+    fn observe(&mut self, event: &Event) {
+        match event {
+            Event::Started { id, model, usage } => {
+                self.response_id.clone_from(id);
+                // A provider may repeat the name that it was asked for.
+                self.record.response_model = model.as_deref().map(|model| redact::name(model).into_owned());
+                self.record.usage.update(*usage);
+            }
+            Event::Queued(wait) => self.record.queue = Some(*wait),
+            Event::Usage(usage) => self.record.usage.update(*usage),
+            Event::ReportedUsage(report) => {
+                let [first, last] = &mut self.reported_usage;
+                *if first.is_none() { first } else { last } = Some(report.clone());
+            }
+            Event::Finished { reason, .. } => self.record.finish_reason = Some(*reason),
+            Event::Text(text) => {
+                self.neutral_content();
+                if let Some(captured) = &mut self.captured {
+                    captured.text.push_str(text);
+                }
+            }
+            Event::Reasoning(text) => {
+                self.neutral_content();
+                if let Some(captured) = &mut self.captured {
+                    captured.reasoning.push_str(text);
+                }
+            }
+            Event::ToolCall(call) => {
+                self.neutral_content();
+                if let Some(captured) = &mut self.captured {
+                    call.add_to(&mut captured.tool_calls);
+                }
+            }
+            Event::Raw { content, .. } => {
+                self.raw = true;
+                if *content {
+                    self.content();
+                }
+            }
+        }
+    }
+
+    fn neutral_content(&mut self) {
+        if !self.raw {
+            self.content();
+        }
+    }
+
+    fn content(&mut self) {
+        let now = Instant::now();
+        self.first_content.get_or_insert(now);
+        self.last_content = Some(now);
+        self.record.chunks += 1;
+    }
+
+    fn fail(&mut self, error: &Error) {
+        self.record.error_kind = Some(error.kind.as_str());
+        self.record.error_message = Some(error.message.clone());
+        self.end(error.kind.outcome(), Some(error));
+    }
+
+    fn end(&mut self, outcome: Outcome, error: Option<&Error>) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        self.phase_began = Some(Instant::now());
+        let record = &mut self.record;
+        let arrived = self.context.arrived;
+        record.outcome = outcome;
+        record.duration = arrived.elapsed();
+        record.finished_at = Timestamp::now();
+        record.time_to_first_token = self.first_content.map(|first| first - arrived);
+        record.generation = self.first_content.zip(self.last_content).map(|(first, last)| last - first);
+        record.usage_source = usage_source(record);
+        if record.usage_source == Some(UsageSource::Estimated) {
+            // A provider that counts only at the end never came to it. Its chunks are tokens, near enough.
+            record.usage.output = Some(record.chunks);
+        }
+        if let (Some(target), Some(inference)) = (&self.target, &mut record.inference) {
+            inference.duration = target.called.elapsed();
+            inference.time_to_first_token = self.first_content.map(|first| first - target.called);
+            let model = record.response_model.as_deref().unwrap_or(&inference.model);
+            record.cost_usd = target.prices.as_ref().and_then(|prices| prices.cost_usd(model, &record.usage));
+            let end = InferenceEnd {
+                record,
+                response_id: self.response_id.as_deref(),
+                reported_usage: self.reported_usage.each_ref().map(Option::as_deref),
+                content: self.captured.as_ref().map(|captured| genai::Answer {
+                    text: &captured.text,
+                    reasoning: &captured.reasoning,
+                    tool_calls: &captured.tool_calls,
+                }),
+                error,
+            };
+            span::inference_finished(&target.span, &end);
+        }
+        self.context.span.in_scope(|| RequestFinished { record, error: error.map(|error| error as _) }.emit());
+        self.audit.send(record.clone());
+        self.phase_ended(Phase::Record);
+    }
+}
+
+fn usage_source(record: &Record) -> Option<UsageSource> {
+    let usage = &record.usage;
+    if usage.output.is_some() && record.finish_reason.is_some() {
+        Some(UsageSource::Provider)
+    } else if usage.output.is_some() {
+        Some(UsageSource::Partial)
+    } else if record.chunks > 0 && record.stream {
+        Some(UsageSource::Estimated)
+    } else if usage.input.is_some() {
+        Some(UsageSource::Partial)
+    } else {
+        None
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        if std::thread::panicking() {
+            let error = Error::new(mlx_manager_llm::ErrorKind::Internal, "the daemon failed at this request");
+            self.record.status = error.status();
+            self.fail(&error);
+        } else {
+            if !self.record.stream {
+                // The answer was still being gathered, so its status was never sent.
+                self.record.status = 0;
+            }
+            self.end(Outcome::ClientAbort, None);
+        }
+    }
+}
+
+/// The events of an answer as they pass the meter. Dropped before its end, the client went away.
+pub struct Metered {
+    /// Taken when it ends, so that the work behind it is given up at once.
+    events: Option<EventStream>,
+    meter: Meter,
+}
+
+impl Stream for Metered {
+    type Item = Result<Event, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        let Some(events) = &mut this.events else { return Poll::Ready(None) };
+        let next = ready!(events.as_mut().poll_next(task));
+        match &next {
+            Some(Ok(event)) => this.meter.observe(event),
+            Some(Err(error)) => {
+                if !this.meter.record.stream {
+                    this.meter.record.status = error.status();
+                }
+                this.meter.fail(error);
+                this.events = None;
+            }
+            None => {
+                this.meter.end(Outcome::Ok, None);
+                this.events = None;
+            }
+        }
+        Poll::Ready(next)
+    }
+}

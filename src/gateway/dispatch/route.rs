@@ -1,0 +1,95 @@
+//! Which targets serve a model: pure, decided once per request.
+
+use globset::{Glob, GlobMatcher};
+use mlx_manager_config::{LOCAL, Route, Target};
+
+/// The rules of `[[routes]]`, ready to match.
+#[derive(Debug)]
+pub struct RouteTable {
+    rules: Vec<Rule>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    route: Route,
+    matcher: GlobMatcher,
+}
+
+/// Where a request goes.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Decision<'a> {
+    /// The pattern that matched, or `local` for a local model that no rule names.
+    pub rule: &'a str,
+    /// The targets, in order.
+    pub targets: Vec<Target>,
+}
+
+impl RouteTable {
+    /// Compiles the rules, whose patterns the config has checked.
+    ///
+    /// # Errors
+    /// When a pattern is no glob.
+    pub fn new(routes: &[Route]) -> Result<Self, globset::Error> {
+        let rules = routes
+            .iter()
+            .map(|route| Ok(Rule { matcher: Glob::new(&route.model)?.compile_matcher(), route: route.clone() }))
+            .collect::<Result<_, globset::Error>>()?;
+        Ok(Self { rules })
+    }
+
+    /// The first rule that matches wins; without one, a local model of that name.
+    pub fn decide(&self, model: &str, is_local: impl FnOnce(&str) -> bool) -> Option<Decision<'_>> {
+        // A pattern that is the name itself matches even when the name holds glob characters.
+        if let Some(rule) = self.rules.iter().find(|rule| rule.route.model == model || rule.matcher.is_match(model)) {
+            return Some(Decision { rule: &rule.route.model, targets: rule.route.targets.clone() });
+        }
+        is_local(model)
+            .then(|| Decision { rule: LOCAL, targets: vec![Target { provider: LOCAL.to_owned(), model: None }] })
+    }
+
+    /// The rules that are plain names, which can be listed as models, each with its first target's provider.
+    pub fn named_models(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.rules
+            .iter()
+            .filter_map(|rule| Some((rule.route.named_model()?, rule.route.targets.first()?.provider.as_str())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> RouteTable {
+        let target = |provider: &str, model: Option<&str>| Target {
+            provider: provider.to_owned(),
+            model: model.map(ToOwned::to_owned),
+        };
+        RouteTable::new(&[
+            Route { model: "gpt-4o".to_owned(), targets: vec![target("a", None), target("b", Some("other"))] },
+            Route { model: "gpt-*".to_owned(), targets: vec![target("b", None)] },
+            Route { model: "org/*".to_owned(), targets: vec![target(LOCAL, None)] },
+        ])
+        .unwrap()
+    }
+
+    #[test]
+    fn the_first_match_wins() {
+        let table = table();
+        assert_eq!(table.decide("gpt-4o", |_| false).unwrap().targets.len(), 2);
+        assert_eq!(table.decide("gpt-4", |_| false).unwrap().rule, "gpt-*");
+        assert_eq!(table.decide("org/deep/name", |_| false).unwrap().rule, "org/*");
+    }
+
+    #[test]
+    fn a_rule_beats_a_local_model_and_a_local_model_beats_nothing() {
+        let table = table();
+        assert_eq!(table.decide("gpt-mine", |_| true).unwrap().rule, "gpt-*");
+        assert_eq!(table.decide("mine", |name| name == "mine").unwrap().rule, LOCAL);
+        assert_eq!(table.decide("yours", |name| name == "mine"), None);
+    }
+
+    #[test]
+    fn only_plain_names_are_listed() {
+        assert_eq!(table().named_models().collect::<Vec<_>>(), [("gpt-4o", "a")]);
+    }
+}
