@@ -1,6 +1,7 @@
 use std::fs;
 
 use mlx_manager_config::{Compression, Format, Level, Retention, Rotation, Timezone};
+use mlx_manager_signal::target::LOG;
 use serde_json::Value as Json;
 use tempfile::TempDir;
 use tracing::subscriber::with_default;
@@ -147,7 +148,7 @@ fn panic_is_on_disk_with_its_backtrace_and_request() {
         move |info| if thread::current().id() == ours { hook(info) } else { previous(info) },
     ));
     log(router, || {
-        let span = tracing::info_span!("request", request_id = "r1");
+        let span = tracing::info_span!(target: LOG, "request", request_id = "r1");
         let survive = |run: &dyn Fn()| {
             let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| span.in_scope(run)));
             assert!(panicked.is_err());

@@ -4,6 +4,7 @@ use std::sync::{
 };
 
 use mlx_manager_config::{Level as Limit, LogConfig, Timezone};
+use mlx_manager_signal::target::LOG;
 use opentelemetry::trace::{SpanContext as OtelSpanContext, SpanId, TraceFlags, TraceId, TraceState, TracerProvider};
 use opentelemetry_sdk::{
     error::OTelSdkResult,
@@ -105,8 +106,8 @@ fn log_level_changes_no_span_and_extensions_reach_the_trace_layer() {
             outer.set_parent(opentelemetry::Context::new().with_remote_span_context(remote.clone())).unwrap();
             outer.in_scope(|| {
                 tracing::error!("what only who ends the span can judge");
-                info_span!("inner").in_scope(|| ());
-                tracing::debug_span!("too fine").in_scope(|| ());
+                info_span!(target: LOG, "inner").in_scope(|| ());
+                tracing::debug_span!(target: LOG, "too fine").in_scope(|| ());
                 info_span!(target: "hyper::client", "foreign").in_scope(|| ());
             });
             outer.set_attribute("key", "value");
@@ -127,7 +128,7 @@ fn log_level_changes_no_span_and_extensions_reach_the_trace_layer() {
 fn records_carry_the_ids_of_their_trace() {
     let observer = Arc::new(Observer::default());
     let spans = traced(Limit::Info, Some(observer.clone()), || {
-        info_span!("outer", request_id = "r1").in_scope(|| {
+        info_span!(target: LOG, "outer", request_id = "r1").in_scope(|| {
             tracing::info!("first");
             tracing::info!("second");
         });
@@ -144,9 +145,10 @@ fn records_carry_the_ids_of_their_trace() {
 #[test]
 fn context_is_typed_and_late_record_replaces() {
     let seen = observed(Limit::Error, || {
-        let outer = info_span!("outer", request_id = tracing::field::Empty, model = "a", gen_ai.prompt = "secret");
+        let outer =
+            info_span!(target: LOG, "outer", request_id = tracing::field::Empty, model = "a", gen_ai.prompt = "secret");
         let _outer = outer.enter();
-        let inner = info_span!("inner", tokens = 1_i64, model = "b");
+        let inner = info_span!(target: LOG, "inner", tokens = 1_i64, model = "b");
         outer.record("request_id", "first");
         outer.record("request_id", "second");
         inner.record("tokens", 2_i64);
@@ -171,7 +173,7 @@ fn context_is_typed_and_late_record_replaces() {
 fn own_request_id_counts_outside_of_a_span_and_an_event_hides_its_context() {
     let seen = observed(Limit::Info, || {
         tracing::info!(request_id = "r1", "outside");
-        let span = info_span!("span", request_id = "r1", tokens = 1);
+        let span = info_span!(target: LOG, "span", request_id = "r1", tokens = 1);
         span.in_scope(|| tracing::info!(request_id = "r1", tokens = 2, "same"));
         span.in_scope(|| tracing::info!(request_id = "r2", "other"));
         tracing::info!(parent: &span, "explicit parent");
