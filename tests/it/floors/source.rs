@@ -1,0 +1,285 @@
+//! What the sources of a package name: every path of every `use` tree, expression, type and macro, resolved to where it
+//! leads. Items under `#[cfg(test)]`, and whole files under it, are left out: tests may name what they simulate.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    path::Path,
+};
+
+use syn::{
+    Attribute, ImplItemFn, Item, ItemMod, ItemUse, Macro, UseTree,
+    visit::{self, Visit},
+};
+
+/// Files by their path below the repository's root.
+pub type Files = BTreeMap<String, String>;
+
+/// Every Rust file below some folders of the repository.
+pub fn files(root: &Path, folders: &[&str]) -> Files {
+    fn walk(root: &Path, folder: &Path, found: &mut Files) {
+        for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(root, &path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+                found.insert(name, fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    let mut found = Files::new();
+    folders.iter().for_each(|folder| walk(root, &root.join(folder), &mut found));
+    found
+}
+
+/// A path that a file names.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Name {
+    /// The file.
+    pub file: String,
+    /// The module that names it, from the root of its crate.
+    pub module: Vec<String>,
+    /// What is named: `crate` and the way from there, or another crate and the way from there.
+    pub path: Vec<String>,
+}
+
+impl Name {
+    /// Whether the path begins with these segments, written with `::` between them.
+    pub fn is_below(&self, prefix: &str) -> bool {
+        let prefix: Vec<&str> = prefix.split("::").collect();
+        self.path.len() >= prefix.len() && self.path.iter().zip(&prefix).all(|(segment, wanted)| segment == wanted)
+    }
+
+    /// Whether a module below this one, written with `::` between the segments, names it.
+    pub fn is_said_in(&self, module: &str) -> bool {
+        let prefix: Vec<&str> = module.split("::").collect();
+        self.module.len() >= prefix.len() && self.module.iter().zip(&prefix).all(|(segment, wanted)| segment == wanted)
+    }
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} names {}", self.file, self.path.join("::"))
+    }
+}
+
+/// What a crate's sources say.
+#[derive(Debug, Default)]
+pub struct Source {
+    /// Every path that is named outside of tests.
+    pub names: BTreeSet<Name>,
+    /// Files that are part of the crate, those of tests among them.
+    pub files: BTreeSet<String>,
+}
+
+/// Reads a crate from its root file, following its modules.
+pub fn read(files: &Files, root: &str) -> Source {
+    let mut source = Source::default();
+    let folder = Path::new(root).parent().unwrap().to_owned();
+    read_file(files, root, &folder, Vec::new(), false, &mut source);
+    source
+}
+
+fn read_file(files: &Files, file: &str, folder: &Path, module: Vec<String>, tests: bool, source: &mut Source) {
+    let text = files.get(file).unwrap_or_else(|| panic!("{file} is declared as a module and not there"));
+    let parsed = syn::parse_file(text).unwrap_or_else(|error| panic!("{file}: {error}"));
+    source.files.insert(file.to_owned());
+    let mut reader = Reader {
+        file: file.to_owned(),
+        module: vec![module.clone()],
+        imported: HashMap::new(),
+        names: BTreeSet::new(),
+        children: Vec::new(),
+    };
+    reader.learn_imports(&parsed.items, &module);
+    reader.visit_file(&parsed);
+    if !tests {
+        source.names.extend(reader.names);
+    }
+    for (name, inline, of_tests) in reader.children {
+        let mut folder = folder.to_owned();
+        folder.extend(&inline);
+        let beside = folder.join(format!("{name}.rs"));
+        let inside = folder.join(&name).join("mod.rs");
+        let found = [beside, inside].into_iter().find(|path| files.contains_key(path.to_str().unwrap()));
+        let found = found.unwrap_or_else(|| panic!("{file} declares {name}, which has no file"));
+        let mut module = module.clone();
+        module.extend(inline);
+        module.push(name.clone());
+        read_file(files, found.to_str().unwrap(), &folder.join(name), module, tests || of_tests, source);
+    }
+}
+
+struct Reader {
+    file: String,
+    /// The module at hand, and those around it in this file.
+    module: Vec<Vec<String>>,
+    /// What names of this file's imports stand for.
+    imported: HashMap<String, Vec<String>>,
+    names: BTreeSet<Name>,
+    /// Modules with files of their own: the name, the inline modules around it, whether it is there for tests only.
+    children: Vec<(String, Vec<String>, bool)>,
+}
+
+impl Reader {
+    fn here(&self) -> &Vec<String> {
+        self.module.last().unwrap()
+    }
+
+    fn learn_imports(&mut self, items: &[Item], module: &[String]) {
+        for item in items {
+            match item {
+                Item::Use(item) if !is_for_tests(&item.attrs) => {
+                    for (path, name) in leaves(&item.tree) {
+                        let path = resolve(path, module);
+                        self.imported.insert(name, path);
+                    }
+                }
+                Item::Mod(item) => {
+                    let mut path = vec!["crate".to_owned()];
+                    path.extend(module.iter().cloned());
+                    path.push(item.ident.to_string());
+                    self.imported.entry(item.ident.to_string()).or_insert(path);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn name(&mut self, path: Vec<String>) {
+        let path = match self.imported.get(&path[0]) {
+            Some(stands_for) => stands_for.iter().cloned().chain(path.into_iter().skip(1)).collect(),
+            None => resolve(path, self.here()),
+        };
+        let module = self.here().clone();
+        self.names.insert(Name { file: self.file.clone(), module, path });
+    }
+}
+
+impl<'ast> Visit<'ast> for Reader {
+    fn visit_item(&mut self, item: &'ast Item) {
+        if !is_for_tests(attributes(item)) || matches!(item, Item::Mod(_)) {
+            visit::visit_item(self, item);
+        }
+    }
+
+    fn visit_impl_item_fn(&mut self, item: &'ast ImplItemFn) {
+        if !is_for_tests(&item.attrs) {
+            visit::visit_impl_item_fn(self, item);
+        }
+    }
+
+    fn visit_item_mod(&mut self, item: &'ast ItemMod) {
+        let of_tests = is_for_tests(&item.attrs);
+        let Some((_, items)) = &item.content else {
+            let inline = self.here()[self.module[0].len()..].to_vec();
+            self.children.push((item.ident.to_string(), inline, of_tests));
+            return;
+        };
+        if of_tests {
+            return;
+        }
+        let mut module = self.here().clone();
+        module.push(item.ident.to_string());
+        self.learn_imports(items, &module);
+        self.module.push(module);
+        visit::visit_item_mod(self, item);
+        self.module.pop();
+    }
+
+    fn visit_item_use(&mut self, item: &'ast ItemUse) {
+        for (path, _) in leaves(&item.tree) {
+            self.name(path);
+        }
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        self.name(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
+        visit::visit_path(self, path);
+    }
+
+    /// A macro's arguments are no syntax yet, but a path in them is a path.
+    fn visit_macro(&mut self, item: &'ast Macro) {
+        visit::visit_macro(self, item);
+        let text = item.tokens.to_string();
+        let mut rest = text.as_str();
+        while let Some(at) = rest.find(" :: ") {
+            let begin =
+                rest[..at].rfind(|letter: char| !(letter.is_alphanumeric() || letter == '_')).map_or(0, |at| at + 1);
+            let is_path = |letter: char| letter.is_alphanumeric() || letter == '_' || letter == ':' || letter == ' ';
+            let end = rest[at..].find(|letter| !is_path(letter)).map_or(rest.len(), |length| at + length);
+            let path: Vec<String> = rest[begin..end]
+                .split("::")
+                .map_while(|segment| segment.split_whitespace().next().map(str::to_owned))
+                .collect();
+            if !path.is_empty() && path[0].chars().next().is_some_and(char::is_alphabetic) {
+                self.name(path);
+            }
+            rest = &rest[end.max(at + 4)..];
+        }
+    }
+}
+
+/// The paths of a `use` tree, each with the name that it has from here on.
+fn leaves(tree: &UseTree) -> Vec<(Vec<String>, String)> {
+    fn walk(tree: &UseTree, before: &[String], found: &mut Vec<(Vec<String>, String)>) {
+        let with = |segment: String| before.iter().cloned().chain([segment]).collect::<Vec<_>>();
+        match tree {
+            UseTree::Path(path) => walk(&path.tree, &with(path.ident.to_string()), found),
+            UseTree::Group(group) => group.items.iter().for_each(|tree| walk(tree, before, found)),
+            UseTree::Glob(_) => found.push((before.to_vec(), "*".to_owned())),
+            UseTree::Name(name) if name.ident == "self" => {
+                found.push((before.to_vec(), before.last().cloned().unwrap_or_default()));
+            }
+            UseTree::Name(name) => found.push((with(name.ident.to_string()), name.ident.to_string())),
+            UseTree::Rename(name) if name.ident == "self" => found.push((before.to_vec(), name.rename.to_string())),
+            UseTree::Rename(name) => found.push((with(name.ident.to_string()), name.rename.to_string())),
+        }
+    }
+    let mut found = Vec::new();
+    walk(tree, &[], &mut found);
+    found
+}
+
+/// Where a path leads that is named in a module of a crate.
+fn resolve(path: Vec<String>, module: &[String]) -> Vec<String> {
+    let mut at = module.to_vec();
+    let mut rest = path.iter().peekable();
+    match path[0].as_str() {
+        "crate" => return path,
+        "self" | "super" => {}
+        _ => return path,
+    }
+    while let Some(segment) = rest.next_if(|segment| *segment == "super" || *segment == "self") {
+        if segment == "super" {
+            at.pop();
+        }
+    }
+    ["crate".to_owned()].into_iter().chain(at).chain(rest.cloned()).collect()
+}
+
+/// `#[cfg(test)]`, and nothing that is there in other builds too.
+fn is_for_tests(attributes: &[Attribute]) -> bool {
+    attributes.iter().any(|attribute| {
+        attribute.path().is_ident("cfg")
+            && attribute.parse_args::<syn::Path>().is_ok_and(|condition| condition.is_ident("test"))
+    })
+}
+
+fn attributes(item: &Item) -> &[Attribute] {
+    match item {
+        Item::Const(item) => &item.attrs,
+        Item::Enum(item) => &item.attrs,
+        Item::Fn(item) => &item.attrs,
+        Item::Impl(item) => &item.attrs,
+        Item::Macro(item) => &item.attrs,
+        Item::Mod(item) => &item.attrs,
+        Item::Static(item) => &item.attrs,
+        Item::Struct(item) => &item.attrs,
+        Item::Trait(item) => &item.attrs,
+        Item::Type(item) => &item.attrs,
+        Item::Use(item) => &item.attrs,
+        _ => &[],
+    }
+}
