@@ -33,17 +33,17 @@ observe: build ## run the daemon under synthetic load with a Prometheus that scr
 	@exec env PYTHONDONTWRITEBYTECODE=1 python3 tests/observe/observe.py $(ARGS)
 
 test: setup ## run all tests
-	@if cargo nextest --version >/dev/null 2>&1; then set -x; cargo nextest run; else set -x; cargo test; fi
+	@if cargo nextest --version >/dev/null 2>&1; then set -x; cargo nextest run --workspace; else set -x; cargo test --workspace; fi
 	@if [ -x tests/sdk/run.sh ]; then tests/sdk/run.sh; fi
 	@tests/parity/run.sh
 	@if [ -x tests/observe/run.sh ]; then tests/observe/run.sh; fi
 
 fmt: rust ## format the sources
-	cargo fmt
+	cargo fmt --all
 
 lint: setup ## check format, clippy's warnings, licences and duplicate versions
-	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 	tools/deny.sh
 
 bench: setup bench-log ## run the benchmarks
