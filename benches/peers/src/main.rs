@@ -2,6 +2,7 @@
 //!
 //! `make bench` runs it; `cargo run --release -- NAME…` in this folder runs only the named loggers. Every measurement is a
 //! process of its own, and the loggers take turns, so that a noisy machine is noisy for all. ../README.md says more.
+#![expect(clippy::disallowed_macros, reason = "loggers are compared by what they are called with")]
 
 mod child;
 mod disk;
