@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+
 use crate::{peer::Peer, statistics::quantile};
 
 /// Before anything is measured.

@@ -13,8 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mlx_manager_config::{Environment, LoadOptions, load_text};
-use mlx_manager_telemetry::log::{LEVELS, LogHandle, Terminal, build};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use flexi_logger::{
     Cleanup, Criterion, DeferredNow, FileSpec, LogSpecification, LoggerHandle, Naming, WriteMode,
@@ -24,6 +22,8 @@ use log4rs::append::rolling_file::{
     RollingFileAppender,
     policy::compound::{CompoundPolicy, roll::fixed_window::FixedWindowRoller, trigger::size::SizeTrigger},
 };
+use mlx_manager_config::{Environment, LoadOptions, load_text};
+use mlx_manager_telemetry::log::{LEVELS, LogHandle, Terminal, build};
 use spdlog::{
     ThreadPool,
     sink::{AsyncPoolSink, FileSink, OverflowPolicy, RotatingFileSink, RotationPolicy, Sink},
