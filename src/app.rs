@@ -1,7 +1,8 @@
-//! Wires the floors together: a checked [`Config`] becomes an [`App`], which runs until it is told to stop.
+//! Wires the floors together: a checked [`Config`] becomes a [`Running`] daemon, which serves until it is told to stop.
 //!
-//! The order of stopping is the order of what depends on what: listeners drain, then the engine stops, then the audit
-//! queue is written, and whoever called [`App::run`] flushes telemetry last.
+//! [`App::build`] connects the rooms, [`Running::serve`] is the daemon's whole life and [`Running::drain`] its end, whose
+//! order is that of what depends on what: listeners have drained, then the engine stops, then the audit queue is written,
+//! and whoever called [`App::run`] flushes telemetry last.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,6 +12,7 @@ use mlx_manager_signal::event::{DaemonServing, DaemonStopped, DrainTimedOut, Tas
 use mlx_manager_telemetry::{Build, metric::Metrics};
 use tokio::{
     net::TcpListener,
+    task::JoinHandle,
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -91,15 +93,20 @@ impl App {
     ///
     /// # Errors
     /// When a provider or route can't be used.
-    pub async fn run(self, config: Config, metrics: Arc<Metrics>, stop: CancellationToken) -> Result<(), StartError> {
-        let Self { api, prometheus } = self;
-        let tasks = TaskTracker::new();
-        let drained = CancellationToken::new();
+    pub async fn run(self, config: &Config, metrics: Arc<Metrics>, stop: CancellationToken) -> Result<(), StartError> {
+        let running = Self::build(config, metrics, stop)?;
+        running.serve(self, config).await;
+        running.drain().await;
+        Ok(())
+    }
 
+    /// Connects the rooms. Nobody is served yet, but the engine starts, and whatever is audited from here on is written.
+    fn build(config: &Config, metrics: Arc<Metrics>, stop: CancellationToken) -> Result<Running, StartError> {
+        let tasks = TaskTracker::new();
         let give_up = CancellationToken::new();
         let (audit, write_audit) = store::writer(config.database.clone(), give_up.clone().cancelled_owned());
         metrics.add_poller(audit.poller());
-        let mut writer = tasks.spawn(write_audit);
+        let writer = tasks.spawn(write_audit);
 
         let mut providers = Vec::new();
         for provider in &config.providers {
@@ -116,40 +123,56 @@ impl App {
             move || dispatch.upgrade().into_iter().for_each(|dispatch| dispatch.refresh_breakers())
         });
 
-        let probe: Probe = {
-            let (dispatch, stop) = (Arc::clone(&dispatch), stop.clone());
-            Arc::new(move || match (stop.is_cancelled(), dispatch.is_ready()) {
-                (true, _) => Readiness::Draining,
-                (false, true) => Readiness::Ready,
-                (false, false) => Readiness::NothingToServe,
-            })
-        };
-        let routes = stack(api::routes(Arc::clone(&dispatch)).merge(health::routes(probe)), &config.server);
+        let routes = stack(routes(&dispatch, &stop), &config.server);
+        Ok(Running { metrics, routes, dispatch, writer, give_up, tasks, stop, drained: CancellationToken::new() })
+    }
+}
 
+/// The daemon at work.
+struct Running {
+    metrics: Arc<Metrics>,
+    routes: Router,
+    dispatch: Arc<Dispatch>,
+    /// Writes audit rows until its last sender is gone, or until it is told to give up.
+    writer: JoinHandle<()>,
+    give_up: CancellationToken,
+    /// Everything that runs beside the requests.
+    tasks: TaskTracker,
+    /// Cancelled, nothing new is taken on.
+    stop: CancellationToken,
+    /// Cancelled when nothing is left that a scrape could show.
+    drained: CancellationToken,
+}
+
+impl Running {
+    /// Serves on the ports until told to stop and everything open has ended, or was cut off.
+    async fn serve(&self, App { api, prometheus }: App, config: &Config) {
         DaemonServing {
             listen: &address(&api),
             metrics: prometheus.as_ref().map(address).as_deref(),
             version: BUILD.version,
         }
         .emit();
-        tasks.spawn(upkeep(Arc::clone(&metrics), drained.clone()));
+        self.tasks.spawn(upkeep(Arc::clone(&self.metrics), self.drained.clone()));
         if let Some(listener) = prometheus {
-            let routes = scrape_routes(&config.prometheus.path, metrics);
-            tasks.spawn({
-                let drained = drained.clone();
-                async move {
-                    listener::serve(listener, routes, drained, SCRAPE_DRAIN).await;
-                }
+            let routes = scrape_routes(&config.prometheus.path, Arc::clone(&self.metrics));
+            let drained = self.drained.clone();
+            self.tasks.spawn(async move {
+                listener::serve(listener, routes, drained, SCRAPE_DRAIN).await;
             });
         }
-
-        let ended = listener::serve(api, routes, stop, config.server.drain_timeout).await;
+        let ended = listener::serve(api, self.routes.clone(), self.stop.clone(), config.server.drain_timeout).await;
         if !ended {
             DrainTimedOut.emit();
         }
+    }
+
+    /// Ends what stands behind the listeners, in the order in which it depends on each other.
+    async fn drain(self) {
+        let Self { routes, dispatch, mut writer, give_up, tasks, drained, .. } = self;
         dispatch.shutdown().await;
         // The last sender goes with the dispatch; the writer ends when it has written what is queued.
-        drop(dispatch);
+        drop((routes, dispatch));
         if timeout(AUDIT_DEADLINE, &mut writer).await.is_err() {
             give_up.cancel();
         }
@@ -159,8 +182,20 @@ impl App {
             TasksLeftBehind.emit();
         }
         DaemonStopped.emit();
-        Ok(())
     }
+}
+
+/// Every route of the API's port: those of both wings.
+fn routes(dispatch: &Arc<Dispatch>, stop: &CancellationToken) -> Router {
+    let probe: Probe = {
+        let (dispatch, stop) = (Arc::clone(dispatch), stop.clone());
+        Arc::new(move || match (stop.is_cancelled(), dispatch.is_ready()) {
+            (true, _) => Readiness::Draining,
+            (false, true) => Readiness::Ready,
+            (false, false) => Readiness::NothingToServe,
+        })
+    };
+    api::routes(Arc::clone(dispatch)).merge(health::routes(probe))
 }
 
 fn address(listener: &TcpListener) -> String {
