@@ -29,6 +29,7 @@ use crate::{
         stack::stack,
     },
     manager::api::health::{self, Probe, Readiness},
+    route::Route,
     store,
 };
 
@@ -186,7 +187,7 @@ impl Running {
 }
 
 /// Every route of the API's port: those of both wings.
-fn routes(dispatch: &Arc<Dispatch>, stop: &CancellationToken) -> Router {
+fn routes(dispatch: &Arc<Dispatch>, stop: &CancellationToken) -> Vec<Route> {
     let probe: Probe = {
         let (dispatch, stop) = (Arc::clone(dispatch), stop.clone());
         Arc::new(move || match (stop.is_cancelled(), dispatch.is_ready()) {
@@ -195,7 +196,7 @@ fn routes(dispatch: &Arc<Dispatch>, stop: &CancellationToken) -> Router {
             (false, false) => Readiness::NothingToServe,
         })
     };
-    api::routes(Arc::clone(dispatch)).merge(health::routes(probe))
+    [api::routes(dispatch), health::routes(&probe)].concat()
 }
 
 fn address(listener: &TcpListener) -> String {
@@ -216,5 +217,49 @@ async fn upkeep(metrics: Arc<Metrics>, stop: CancellationToken) {
             _ = tick.tick() => metrics.run_upkeep(),
             () = stop.cancelled() => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::Body, http::Request};
+    use mlx_manager_config::{LoadOptions, load_text};
+    use mlx_manager_llm::Api;
+    use mlx_manager_signal::testing::lines_of;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::route::Kind;
+
+    #[test]
+    fn every_route_that_is_served_has_its_label() {
+        let config = load_text("[local]\ndefault_model = \"\"\n", None, &LoadOptions::default()).unwrap().config;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+            let (audit, _) = store::writer(config.database.clone(), std::future::pending());
+            let engine = Engine::start(&config.local, &tasks);
+            let dispatch = Arc::new(Dispatch::new(&config.cloud, engine, Vec::new(), audit).unwrap());
+            let routes = routes(&dispatch, &stop);
+            for Route { path, kind, .. } in &routes {
+                let inference = Api::ALL.iter().any(|api| api.path() == *path);
+                assert_eq!(*kind == Kind::Inference, inference, "{path}, which events know by its path");
+            }
+            let paths: Vec<_> = routes.iter().map(|route| route.path).collect();
+            let stack = stack(routes, &config.server);
+            // Which method it takes is another matter.
+            let label = async |path: &str| {
+                let request = Request::get(path).body(Body::empty()).unwrap();
+                let answered = stack.clone().oneshot(request).await.unwrap();
+                let said = lines_of(|| drop(answered));
+                said.iter().find_map(|line| line.fields.get("route")).unwrap().trim_matches('"').to_owned()
+            };
+            assert!(paths.len() > 5, "both wings have routes: {paths:?}");
+            for path in paths {
+                assert_eq!(label(&path.replace("{*id}", "org/name")).await, path);
+            }
+            assert_eq!(label("/nowhere").await, "_other");
+            dispatch.shutdown().await;
+        });
     }
 }

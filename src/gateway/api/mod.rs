@@ -6,7 +6,6 @@ mod models;
 use std::sync::Arc;
 
 use axum::{
-    Router,
     body::Body,
     http::{HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE},
     response::Response,
@@ -16,16 +15,19 @@ use mlx_manager_dialect as dialect;
 use mlx_manager_llm::{Api, Dialect, Error};
 
 use super::dispatch::Dispatch;
+use crate::route::{Kind, Route};
 
 /// The routes of the server wing.
-pub fn routes(dispatch: Arc<Dispatch>) -> Router {
-    Router::new()
-        .route(Api::ChatCompletions.path(), post(inference::chat_completions))
-        .route(Api::Messages.path(), post(inference::messages))
-        .route("/v1/models", get(models::list))
+pub fn routes(dispatch: &Arc<Dispatch>) -> Vec<Route> {
+    [
+        (Api::ChatCompletions.path(), post(inference::chat_completions), Kind::Inference),
+        (Api::Messages.path(), post(inference::messages), Kind::Inference),
+        ("/v1/models", get(models::list), Kind::Question),
         // A model's name may hold slashes (`org/name`).
-        .route(models::ONE, get(models::one))
-        .with_state(dispatch)
+        ("/v1/models/{*id}", get(models::one), Kind::Question),
+    ]
+    .map(|(path, methods, kind)| Route { path, methods: methods.with_state(Arc::clone(dispatch)), kind })
+    .into()
 }
 
 /// An error as the caller's dialect writes it.

@@ -16,9 +16,6 @@ use mlx_manager_llm::{Context, Dialect, Error, ErrorKind};
 use super::error_response;
 use crate::gateway::dispatch::{Dispatch, ListedModel};
 
-/// The route of one model.
-pub(super) const ONE: &str = "/v1/models/{*id}";
-
 pub(super) async fn list(State(dispatch): State<Arc<Dispatch>>, headers: HeaderMap) -> Response {
     let models: Vec<_> = dispatch.models().into_iter().map(entry).collect();
     json(dialect::encode_models(caller(&headers), &models))
