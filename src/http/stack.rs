@@ -6,19 +6,22 @@ use axum::{
     Router,
     body::Body,
     extract::Request,
-    http::{HeaderMap, StatusCode},
+    http::StatusCode,
     middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
 };
 use futures_util::FutureExt;
 use http_body_util::Limited;
 use mlx_manager_config::ServerConfig;
-use mlx_manager_llm::{Dialect, Error, ErrorKind};
+use mlx_manager_llm::{Error, ErrorKind};
 use tower::ServiceBuilder;
 use tower_http::{map_request_body::MapRequestBodyLayer, timeout::RequestBodyTimeoutLayer};
 
 use super::layer::trace::{self, Labels};
-use crate::{gateway::api::error_response, route::Route};
+use crate::{
+    gateway::api::{caller_dialect, error_response},
+    route::Route,
+};
 
 /// The longest pause between two pieces of a request body.
 const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -53,25 +56,16 @@ async fn wrong_method(request: Request) -> Response {
 }
 
 fn plain_error(request: &Request, status: StatusCode, message: String) -> Response {
-    let dialect = caller_dialect(request.uri().path(), request.headers());
+    let dialect = caller_dialect(request.uri(), request.headers());
     let mut response = error_response(dialect, &Error::new(ErrorKind::InvalidRequest, message), None);
     *response.status_mut() = status;
     response
 }
 
-/// Whoever sends Anthropic's version header, or uses its path, reads Anthropic's errors.
-fn caller_dialect(path: &str, headers: &HeaderMap) -> Dialect {
-    if headers.contains_key("anthropic-version") || path.starts_with("/v1/messages") {
-        Dialect::Anthropic
-    } else {
-        Dialect::OpenAi
-    }
-}
-
 /// The panic itself is logged by the panic hook; the caller learns only that it was our fault. (tower-http's layer doesn't
 /// show its handler the request, whose dialect the answer needs.)
 async fn catch_panic(request: Request, next: Next) -> Response {
-    let dialect = caller_dialect(request.uri().path(), request.headers());
+    let dialect = caller_dialect(request.uri(), request.headers());
     // What the request owned is dropped with it, so nothing is seen half-changed afterwards.
     AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
         let error = Error::new(ErrorKind::Internal, "the daemon failed at this request; its log says why");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::{
     body::Body,
-    http::{HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header::CONTENT_TYPE},
     response::Response,
     routing::{get, post},
 };
@@ -30,6 +30,16 @@ pub fn routes(dispatch: &Arc<Dispatch>) -> Vec<Route> {
     .into()
 }
 
+/// The dialect that a caller reads. An endpoint's path says it, and so does a path below one; where both APIs meet
+/// (`/v1/models`) or neither has anything, Anthropic's SDKs are known by the version that they always send.
+pub fn caller_dialect(uri: &Uri, headers: &HeaderMap) -> Dialect {
+    match Api::ALL.into_iter().find(|api| uri.path().starts_with(api.path())) {
+        Some(api) => api.dialect(),
+        None if headers.contains_key("anthropic-version") => Dialect::Anthropic,
+        None => Dialect::OpenAi,
+    }
+}
+
 /// An error as the caller's dialect writes it.
 pub fn error_response(dialect: Dialect, error: &Error, request_id: Option<&str>) -> Response {
     let (status, body) = dialect::encode_error(dialect, error, request_id.unwrap_or_default());
@@ -46,5 +56,23 @@ fn add_headers(response: &mut Response, headers: &[(String, String)]) {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
             response.headers_mut().append(name, value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_says_what_its_caller_reads_and_else_the_version_does() {
+        let (plain, mut versioned) = (HeaderMap::new(), HeaderMap::new());
+        versioned.insert("anthropic-version", HeaderValue::from_static("2023-06-01"));
+        let read = |path: &'static str, headers| caller_dialect(&Uri::from_static(path), headers);
+        assert_eq!(read("/v1/messages", &plain), Dialect::Anthropic);
+        assert_eq!(read("/v1/messages/count_tokens", &plain), Dialect::Anthropic);
+        assert_eq!(read("/v1/chat/completions", &versioned), Dialect::OpenAi);
+        assert_eq!(read("/v1/models", &versioned), Dialect::Anthropic);
+        assert_eq!(read("/v1/models", &plain), Dialect::OpenAi);
+        assert_eq!(read("/nowhere", &versioned), Dialect::Anthropic);
     }
 }
