@@ -3,6 +3,7 @@
 use std::{future::Future, pin::Pin, sync::Arc};
 
 use futures_util::Stream;
+use http::HeaderMap;
 
 use super::{Context, Error, Event, Request};
 
@@ -23,14 +24,14 @@ pub struct Call {
     pub context: Context,
     /// The inference span; attempts, queue, prefill and decode are its children.
     pub span: tracing::Span,
-    /// The caller's headers that a provider may see (lower-case names), never credentials.
-    pub headers: Vec<(String, String)>,
+    /// The caller's headers that a provider may see, never credentials.
+    pub headers: HeaderMap,
 }
 
 /// An answer that has begun.
 pub struct Answer {
-    /// Headers of the provider that the caller should see (rate limits, request ids), lower-case names.
-    pub headers: Vec<(String, String)>,
+    /// Headers of the provider that the caller should see (rate limits, request ids).
+    pub headers: HeaderMap,
     /// The answer.
     pub events: EventStream,
     /// Physical calls made beyond the first.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::{
     body::Body,
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header::CONTENT_TYPE},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header::CONTENT_TYPE},
     response::Response,
     routing::{get, post},
 };
@@ -51,11 +51,9 @@ pub fn error_response(dialect: Dialect, error: &Error, request_id: Option<&str>)
 }
 
 /// Headers of the provider's that the caller should see.
-fn add_headers(response: &mut Response, headers: &[(String, String)]) {
+fn add_headers(response: &mut Response, headers: &HeaderMap) {
     for (name, value) in headers {
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-            response.headers_mut().append(name, value);
-        }
+        response.headers_mut().append(name, value.clone());
     }
 }
 

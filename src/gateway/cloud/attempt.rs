@@ -181,7 +181,7 @@ impl Provider {
             }
         };
         error.message = format!("provider {:?}: {}", self.name, error.message);
-        error.headers = headers;
+        *error.headers = headers;
         Failure { error, reason: retry::reason(status), retry_after }
     }
 }

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use self::{attempt::Failure, retry::Retry};
 
-pub use provider::FORWARDED_REQUEST_HEADERS;
+pub use provider::forwarded;
 
 /// How long an idle connection to a provider is kept.
 const POOL_IDLE: Duration = Duration::from_secs(90);

@@ -11,6 +11,7 @@ mod target;
 
 use std::{collections::HashMap, sync::Arc};
 
+use http::HeaderMap;
 use jiff::Timestamp;
 use mlx_manager_config as config;
 use mlx_manager_config::CloudConfig;
@@ -109,7 +110,7 @@ impl Dispatch {
         meter: &mut Meter,
         request: Arc<Request>,
         context: &Context,
-        headers: Vec<(String, String)>,
+        headers: HeaderMap,
     ) -> Result<Answer, Error> {
         let Decision { rule, targets } = self.decide(&request, context)?;
         TargetsTried { rule }.emit();
@@ -158,7 +159,7 @@ impl Dispatch {
         request: &Arc<Request>,
         context: &Context,
         target: &config::Target,
-        headers: &[(String, String)],
+        headers: &HeaderMap,
     ) -> Result<Answer, Error> {
         let model = target.model.as_deref().unwrap_or(&request.model);
         TargetCalled { provider: &target.provider, model }.emit();
@@ -172,7 +173,7 @@ impl Dispatch {
             model: model.to_owned(),
             context: context.clone(),
             span,
-            headers: headers.to_vec(),
+            headers: headers.clone(),
         };
         backend.call(call).await
     }

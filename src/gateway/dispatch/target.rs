@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use http::{HeaderValue, header::RETRY_AFTER};
 use mlx_manager_llm::{Answer, Backend, BoxFuture, Call, Error, ErrorKind, Request};
 use mlx_manager_signal::{price::PriceList, redact, span::Destination};
 use tracing::Instrument;
@@ -85,7 +86,7 @@ impl Watched {
                     provider.name()
                 );
                 let mut error = Error::new(ErrorKind::Unavailable, message);
-                error.headers.push(("retry-after".to_owned(), seconds.to_string()));
+                error.headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
                 Err(error)
             }
         }

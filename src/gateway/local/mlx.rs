@@ -1,5 +1,6 @@
 //! The engine of a build with local inference: it understands a conversation to its last field before it answers.
 
+use http::HeaderMap;
 use mlx_manager_dialect as dialect;
 use mlx_manager_llm::{Answer, Backend, BoxFuture, Call, Error};
 use mlx_manager_signal::span;
@@ -31,7 +32,7 @@ impl Backend for Local {
             let chat = dialect::decode_chat(&call.request)?;
             span::capture_input(&call.span, &call.request, &chat);
             let events = self.0.answer(&call.model, chat, &call.span).await?;
-            Ok(Answer { headers: Vec::new(), events, retries: 0 })
+            Ok(Answer { headers: HeaderMap::new(), events, retries: 0 })
         };
         Box::pin(answer.instrument(span))
     }
