@@ -26,12 +26,13 @@ use tokio::{
 };
 use tracing::{Instrument, Span};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, audit::COLUMNS};
 
 /// Records that may wait for the database.
 pub(super) const QUEUE: usize = 8192;
-/// Rows of one statement; 128 × 25 parameters stay far below SQLite's limit of 32,766.
+/// Rows of one statement.
 const BATCH: usize = 128;
+const _: () = assert!(BATCH * COLUMNS.len() < 32_766, "SQLite takes no more parameters in a statement");
 /// How long a record waits for others. A transaction costs as much as a proxied request, so they share one.
 const GATHER: Duration = Duration::from_millis(50);
 /// Between two tries of a failed write.

@@ -19,7 +19,6 @@ use axum::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use jiff::Timestamp;
 use mlx_manager_llm::Context;
 use mlx_manager_signal::{
     event::{HttpRequestFinished, HttpRequestStarted},
@@ -70,13 +69,8 @@ pub async fn observe(State(labels): State<Labels>, mut request: Request, next: N
         span
     };
     let mut exchange = Exchange::begin(span.clone(), method, route);
-    request.extensions_mut().insert(Context {
-        request_id: Arc::clone(&request_id),
-        key_id: None,
-        arrived_at: Timestamp::now(),
-        arrived: exchange.started,
-        span: span.clone(),
-    });
+    let context = Context::new(Arc::clone(&request_id), span.clone());
+    request.extensions_mut().insert(Context { arrived: exchange.started, ..context });
     let mut response = next.run(request).instrument(span.clone()).await;
     exchange.status = Some(response.status().as_u16());
     if let Ok(value) = HeaderValue::from_str(&request_id) {
