@@ -50,14 +50,14 @@ const AUDIT_DEADLINE: Duration = Duration::from_secs(5);
 const SCRAPE_DRAIN: Duration = Duration::from_secs(1);
 
 /// The daemon, with its ports open.
-pub struct App {
+pub(crate) struct App {
     api: TcpListener,
     prometheus: Option<TcpListener>,
 }
 
 /// Why the daemon can't start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub(crate) enum StartError {
     /// A port is not to be had.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -79,7 +79,7 @@ impl App {
     ///
     /// # Errors
     /// When a port is not to be had.
-    pub async fn bind(config: &Config) -> Result<Self, StartError> {
+    pub(crate) async fn bind(config: &Config) -> Result<Self, StartError> {
         let api = listener::bind(config.server.listen, "server.listen").await?;
         let prometheus = match &config.prometheus {
             prometheus if prometheus.enabled => {
@@ -94,7 +94,12 @@ impl App {
     ///
     /// # Errors
     /// When a provider or route can't be used.
-    pub async fn run(self, config: &Config, metrics: Arc<Metrics>, stop: CancellationToken) -> Result<(), StartError> {
+    pub(crate) async fn run(
+        self,
+        config: &Config,
+        metrics: Arc<Metrics>,
+        stop: CancellationToken,
+    ) -> Result<(), StartError> {
         let running = Self::build(config, metrics, stop)?;
         running.serve(self, config).await;
         running.drain().await;

@@ -13,7 +13,7 @@
 pub mod app;
 pub mod cli;
 pub mod gateway;
-pub mod http;
-pub mod manager;
-pub mod route;
+mod http;
+mod manager;
+mod route;
 pub mod store;

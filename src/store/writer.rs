@@ -70,7 +70,7 @@ impl Backlog {
 
 impl AuditSender {
     /// Hands a record over. Never waits: when the queue is full the record is lost and counted.
-    pub fn send(&self, record: Record) {
+    pub(crate) fn send(&self, record: Record) {
         // Counted first, or the writer could be done with it before.
         self.backlog.waiting.fetch_add(1, Ordering::Relaxed);
         if self.records.try_send(record).is_err() {
@@ -81,7 +81,7 @@ impl AuditSender {
 
     /// A poller for [`mlx_manager_telemetry::metric::Metrics`], since the writer can say nothing while it waits for the
     /// database. It keeps no queue open.
-    pub fn poller(&self) -> impl Fn() + Send + Sync + 'static {
+    pub(crate) fn poller(&self) -> impl Fn() + Send + Sync + 'static {
         let backlog = Arc::clone(&self.backlog);
         move || backlog.state()
     }

@@ -88,7 +88,7 @@ impl Meter {
     }
 
     /// The body is there.
-    pub fn received(&mut self) {
+    pub(crate) fn received(&mut self) {
         self.phase_began = Some(Instant::now());
     }
 
@@ -101,7 +101,7 @@ impl Meter {
     }
 
     /// The body was not understood, but this much of it was.
-    pub fn named(&mut self, model: &str) {
+    pub(crate) fn named(&mut self, model: &str) {
         self.record.requested_model = redact::name(model).into_owned();
     }
 
@@ -119,7 +119,7 @@ impl Meter {
     }
 
     /// The target failed, and another is about to be called.
-    pub fn failed_over(&mut self, error: &Error) {
+    pub(crate) fn failed_over(&mut self, error: &Error) {
         self.record.retries += error.retries;
         let Some(target) = self.target.take() else { return };
         if let Some(inference) = &mut self.record.inference {
@@ -131,7 +131,7 @@ impl Meter {
     }
 
     /// Ends a request that failed before anything was sent.
-    pub fn refuse(mut self, error: &Error) {
+    pub(crate) fn refuse(mut self, error: &Error) {
         self.record.status = error.status();
         self.record.retries += error.retries;
         self.fail(error);

@@ -4,9 +4,9 @@
 //! request from its target stands before the call, so that a refusal costs nothing. Nothing here knows a wire format or
 //! what a target does with a call.
 
-pub mod breaker;
+pub(crate) mod breaker;
 pub mod meter;
-pub mod route;
+mod route;
 mod target;
 
 use std::{collections::HashMap, sync::Arc};
@@ -32,7 +32,7 @@ use super::{cloud::Provider, local::Engine};
 use crate::store::AuditSender;
 
 /// Everything a request can be sent to.
-pub struct Dispatch {
+pub(crate) struct Dispatch {
     routes: RouteTable,
     engine: Engine,
     providers: HashMap<String, Watched>,
@@ -41,7 +41,7 @@ pub struct Dispatch {
 
 /// A model in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListedModel {
+pub(crate) struct ListedModel {
     /// What requests call it.
     pub id: String,
     /// When it came to be, as far as known.
@@ -55,7 +55,7 @@ impl Dispatch {
     ///
     /// # Errors
     /// When a route's pattern is no glob.
-    pub fn new(
+    pub(crate) fn new(
         config: &CloudConfig,
         engine: Engine,
         providers: Vec<(Provider, Breaker)>,
@@ -69,22 +69,22 @@ impl Dispatch {
     }
 
     /// Opens the record of a request.
-    pub fn meter(&self, api: Api, context: &Context) -> Meter {
+    pub(crate) fn meter(&self, api: Api, context: &Context) -> Meter {
         Meter::open(api, context, self.audit.clone())
     }
 
     /// Whether a model or a provider can answer.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.engine.ready() || self.providers.values().any(|watched| watched.provider.is_off().is_none())
     }
 
     /// Lets breakers whose time has come half open, so that their gauge is true without a call.
-    pub fn refresh_breakers(&self) {
+    pub(crate) fn refresh_breakers(&self) {
         self.providers.values().for_each(|watched| watched.breaker.refresh());
     }
 
     /// The models that have a name: local ones, and those that a route names without a glob.
-    pub fn models(&self) -> Vec<ListedModel> {
+    pub(crate) fn models(&self) -> Vec<ListedModel> {
         let mut models: Vec<_> = self
             .engine
             .models()
@@ -105,7 +105,7 @@ impl Dispatch {
     ///
     /// # Errors
     /// The last target's failure, when none answered.
-    pub async fn start(
+    pub(crate) async fn start(
         &self,
         meter: &mut Meter,
         request: Arc<Request>,
@@ -190,7 +190,7 @@ impl Dispatch {
     }
 
     /// Stops the engine; open requests were drained before.
-    pub async fn shutdown(&self) {
+    pub(crate) async fn shutdown(&self) {
         self.engine.shutdown().await;
     }
 }
