@@ -1,7 +1,8 @@
-//! Wires the floors together: a checked [`Config`] becomes an [`App`], which runs until it is told to stop.
+//! Wires the floors together: a checked [`Config`] becomes a [`Running`] daemon, which serves until it is told to stop.
 //!
-//! The order of stopping is the order of what depends on what: listeners drain, then the engine stops, then the audit
-//! queue is written, and whoever called [`App::run`] flushes telemetry last.
+//! [`App::build`] connects the rooms, [`Running::serve`] is the daemon's whole life and [`Running::drain`] its end, whose
+//! order is that of what depends on what: listeners have drained, then the engine stops, then the audit queue is written,
+//! and whoever called [`App::run`] flushes telemetry last.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,6 +12,7 @@ use mlx_manager_signal::event::{DaemonServing, DaemonStopped, DrainTimedOut, Tas
 use mlx_manager_telemetry::{Build, metric::Metrics};
 use tokio::{
     net::TcpListener,
+    task::JoinHandle,
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -27,6 +29,7 @@ use crate::{
         stack::stack,
     },
     manager::api::health::{self, Probe, Readiness},
+    route::Route,
     store,
 };
 
@@ -47,14 +50,14 @@ const AUDIT_DEADLINE: Duration = Duration::from_secs(5);
 const SCRAPE_DRAIN: Duration = Duration::from_secs(1);
 
 /// The daemon, with its ports open.
-pub struct App {
+pub(crate) struct App {
     api: TcpListener,
     prometheus: Option<TcpListener>,
 }
 
 /// Why the daemon can't start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub(crate) enum StartError {
     /// A port is not to be had.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -76,7 +79,7 @@ impl App {
     ///
     /// # Errors
     /// When a port is not to be had.
-    pub async fn bind(config: &Config) -> Result<Self, StartError> {
+    pub(crate) async fn bind(config: &Config) -> Result<Self, StartError> {
         let api = listener::bind(config.server.listen, "server.listen").await?;
         let prometheus = match &config.prometheus {
             prometheus if prometheus.enabled => {
@@ -91,15 +94,25 @@ impl App {
     ///
     /// # Errors
     /// When a provider or route can't be used.
-    pub async fn run(self, config: Config, metrics: Arc<Metrics>, stop: CancellationToken) -> Result<(), StartError> {
-        let Self { api, prometheus } = self;
-        let tasks = TaskTracker::new();
-        let drained = CancellationToken::new();
+    pub(crate) async fn run(
+        self,
+        config: &Config,
+        metrics: Arc<Metrics>,
+        stop: CancellationToken,
+    ) -> Result<(), StartError> {
+        let running = Self::build(config, metrics, stop)?;
+        running.serve(self, config).await;
+        running.drain().await;
+        Ok(())
+    }
 
+    /// Connects the rooms. Nobody is served yet, but the engine starts, and whatever is audited from here on is written.
+    fn build(config: &Config, metrics: Arc<Metrics>, stop: CancellationToken) -> Result<Running, StartError> {
+        let tasks = TaskTracker::new();
         let give_up = CancellationToken::new();
         let (audit, write_audit) = store::writer(config.database.clone(), give_up.clone().cancelled_owned());
         metrics.add_poller(audit.poller());
-        let mut writer = tasks.spawn(write_audit);
+        let writer = tasks.spawn(write_audit);
 
         let mut providers = Vec::new();
         for provider in &config.providers {
@@ -116,40 +129,56 @@ impl App {
             move || dispatch.upgrade().into_iter().for_each(|dispatch| dispatch.refresh_breakers())
         });
 
-        let probe: Probe = {
-            let (dispatch, stop) = (Arc::clone(&dispatch), stop.clone());
-            Arc::new(move || match (stop.is_cancelled(), dispatch.is_ready()) {
-                (true, _) => Readiness::Draining,
-                (false, true) => Readiness::Ready,
-                (false, false) => Readiness::NothingToServe,
-            })
-        };
-        let routes = stack(api::routes(Arc::clone(&dispatch)).merge(health::routes(probe)), &config.server);
+        let routes = stack(routes(&dispatch, &stop), &config.server);
+        Ok(Running { metrics, routes, dispatch, writer, give_up, tasks, stop, drained: CancellationToken::new() })
+    }
+}
 
+/// The daemon at work.
+struct Running {
+    metrics: Arc<Metrics>,
+    routes: Router,
+    dispatch: Arc<Dispatch>,
+    /// Writes audit rows until its last sender is gone, or until it is told to give up.
+    writer: JoinHandle<()>,
+    give_up: CancellationToken,
+    /// Everything that runs beside the requests.
+    tasks: TaskTracker,
+    /// Cancelled, nothing new is taken on.
+    stop: CancellationToken,
+    /// Cancelled when nothing is left that a scrape could show.
+    drained: CancellationToken,
+}
+
+impl Running {
+    /// Serves on the ports until told to stop and everything open has ended, or was cut off.
+    async fn serve(&self, App { api, prometheus }: App, config: &Config) {
         DaemonServing {
             listen: &address(&api),
             metrics: prometheus.as_ref().map(address).as_deref(),
             version: BUILD.version,
         }
         .emit();
-        tasks.spawn(upkeep(Arc::clone(&metrics), drained.clone()));
+        self.tasks.spawn(upkeep(Arc::clone(&self.metrics), self.drained.clone()));
         if let Some(listener) = prometheus {
-            let routes = scrape_routes(&config.prometheus.path, metrics);
-            tasks.spawn({
-                let drained = drained.clone();
-                async move {
-                    listener::serve(listener, routes, drained, SCRAPE_DRAIN).await;
-                }
+            let routes = scrape_routes(&config.prometheus.path, Arc::clone(&self.metrics));
+            let drained = self.drained.clone();
+            self.tasks.spawn(async move {
+                listener::serve(listener, routes, drained, SCRAPE_DRAIN).await;
             });
         }
-
-        let ended = listener::serve(api, routes, stop, config.server.drain_timeout).await;
+        let ended = listener::serve(api, self.routes.clone(), self.stop.clone(), config.server.drain_timeout).await;
         if !ended {
             DrainTimedOut.emit();
         }
+    }
+
+    /// Ends what stands behind the listeners, in the order in which it depends on each other.
+    async fn drain(self) {
+        let Self { routes, dispatch, mut writer, give_up, tasks, drained, .. } = self;
         dispatch.shutdown().await;
         // The last sender goes with the dispatch; the writer ends when it has written what is queued.
-        drop(dispatch);
+        drop((routes, dispatch));
         if timeout(AUDIT_DEADLINE, &mut writer).await.is_err() {
             give_up.cancel();
         }
@@ -159,8 +188,20 @@ impl App {
             TasksLeftBehind.emit();
         }
         DaemonStopped.emit();
-        Ok(())
     }
+}
+
+/// Every route of the API's port: those of both wings.
+fn routes(dispatch: &Arc<Dispatch>, stop: &CancellationToken) -> Vec<Route> {
+    let probe: Probe = {
+        let (dispatch, stop) = (Arc::clone(dispatch), stop.clone());
+        Arc::new(move || match (stop.is_cancelled(), dispatch.is_ready()) {
+            (true, _) => Readiness::Draining,
+            (false, true) => Readiness::Ready,
+            (false, false) => Readiness::NothingToServe,
+        })
+    };
+    [api::routes(dispatch), health::routes(&probe)].concat()
 }
 
 fn address(listener: &TcpListener) -> String {
@@ -181,5 +222,49 @@ async fn upkeep(metrics: Arc<Metrics>, stop: CancellationToken) {
             _ = tick.tick() => metrics.run_upkeep(),
             () = stop.cancelled() => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::Body, http::Request};
+    use mlx_manager_config::{LoadOptions, load_text};
+    use mlx_manager_llm::Api;
+    use mlx_manager_signal::testing::lines_of;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::route::Kind;
+
+    #[test]
+    fn every_route_that_is_served_has_its_label() {
+        let config = load_text("[local]\ndefault_model = \"\"\n", None, &LoadOptions::default()).unwrap().config;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+            let (audit, _) = store::writer(config.database.clone(), std::future::pending());
+            let engine = Engine::start(&config.local, &tasks);
+            let dispatch = Arc::new(Dispatch::new(&config.cloud, engine, Vec::new(), audit).unwrap());
+            let routes = routes(&dispatch, &stop);
+            for Route { path, kind, .. } in &routes {
+                let inference = Api::ALL.iter().any(|api| api.path() == *path);
+                assert_eq!(*kind == Kind::Inference, inference, "{path}, which events know by its path");
+            }
+            let paths: Vec<_> = routes.iter().map(|route| route.path).collect();
+            let stack = stack(routes, &config.server);
+            // Which method it takes is another matter.
+            let label = async |path: &str| {
+                let request = Request::get(path).body(Body::empty()).unwrap();
+                let answered = stack.clone().oneshot(request).await.unwrap();
+                let said = lines_of(|| drop(answered));
+                said.iter().find_map(|line| line.fields.get("route")).unwrap().trim_matches('"').to_owned()
+            };
+            assert!(paths.len() > 5, "both wings have routes: {paths:?}");
+            for path in paths {
+                assert_eq!(label(&path.replace("{*id}", "org/name")).await, path);
+            }
+            assert_eq!(label("/nowhere").await, "_other");
+            dispatch.shutdown().await;
+        });
     }
 }

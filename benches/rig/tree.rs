@@ -13,7 +13,6 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use futures_util::{FutureExt, StreamExt, stream};
 use http::{HeaderMap, Request};
-use jiff::Timestamp;
 use mlx_manager::{
     app::BUILD,
     gateway::dispatch::meter::Meter,
@@ -33,7 +32,6 @@ use mlx_manager_telemetry::{Telemetry, log::Terminal};
 use reqwest::Url;
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::time::Instant;
 use tracing::Span;
 use uuid::Uuid;
 
@@ -142,13 +140,7 @@ impl Daemon {
         span::http_server_request(&span, Some(ROUTE), &request);
         propagate::extract(&span, request.headers());
         HttpRequestStarted { method: "POST", route: ROUTE }.emit();
-        let context = Context {
-            request_id,
-            key_id: None,
-            arrived_at: Timestamp::now(),
-            arrived: Instant::now(),
-            span: span.clone(),
-        };
+        let context = Context::new(request_id, span.clone());
         self.sent.set(self.sent.get() + 1);
         let meter = Meter::open(Api::ChatCompletions, &context, self.audit.clone());
         (span, context, meter)
@@ -190,7 +182,7 @@ impl Daemon {
             Event::Finished { reason: FinishReason::Stop, stop_sequence: None },
         ];
         let events = stream::iter(events.map(Ok)).boxed();
-        let answer = meter.measure(Answer { headers: Vec::new(), events, retries: 0 });
+        let answer = meter.measure(Answer { headers: HeaderMap::new(), events, retries: 0 });
         answer.for_each(|_| std::future::ready(())).now_or_never().unwrap_or_default();
         let mut headers = HeaderMap::new();
         propagate::inject(&span, &mut headers);

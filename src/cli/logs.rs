@@ -152,7 +152,8 @@ fn expand(pattern: &str) -> anyhow::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// What lies in the folders under a name with wildcards.
+/// What lies in the folders under a name with wildcards. Patterns are those of routes and of the configuration, `{a,b}`
+/// among them, and names that are no UTF-8 are found too; the crate `glob` promises neither.
 fn matching(folders: &[PathBuf], name: &std::ffi::OsStr) -> anyhow::Result<Vec<PathBuf>> {
     let text = name.to_string_lossy();
     if !text.contains(['*', '?', '[']) {

@@ -48,7 +48,6 @@ pub(super) fn run(options: LoadOptions, loaded: Loaded, terminal: Terminal) -> R
 
 async fn run_until_told(app: App, options: LoadOptions, loaded: Loaded, telemetry: &Telemetry) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
-    let config = loaded.config.clone();
     let reloading = Arc::new((options, loaded, telemetry.logs().clone()));
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be handled")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be handled")?;
@@ -71,7 +70,7 @@ async fn run_until_told(app: App, options: LoadOptions, loaded: Loaded, telemetr
         }
     };
     tokio::select! {
-        result = app.run(config, telemetry.metrics(), stop.clone()) => Ok(result?),
+        result = app.run(&reloading.1.config, telemetry.metrics(), stop.clone()) => Ok(result?),
         never = told => never,
     }
 }

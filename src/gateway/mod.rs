@@ -2,7 +2,7 @@
 //!
 //! `api → dispatch → {local, cloud}`; nothing here imports the manager.
 
-pub mod api;
-pub mod cloud;
+pub(crate) mod api;
+pub(crate) mod cloud;
 pub mod dispatch;
-pub mod local;
+pub(crate) mod local;

@@ -3,6 +3,6 @@
 //! Enter by [`stack::stack`], which shows every layer in order, and [`listener::serve`], which runs it until it is told to
 //! stop. Nothing here knows what a request asks for.
 
-pub mod layer;
+mod layer;
 pub mod listener;
 pub mod stack;

@@ -6,30 +6,36 @@ use axum::{
     Router,
     body::Body,
     extract::Request,
-    http::{HeaderMap, StatusCode},
-    middleware::{Next, from_fn},
+    http::StatusCode,
+    middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
 };
 use futures_util::FutureExt;
 use http_body_util::Limited;
 use mlx_manager_config::ServerConfig;
-use mlx_manager_llm::{Dialect, Error, ErrorKind};
+use mlx_manager_llm::{Error, ErrorKind};
 use tower::ServiceBuilder;
 use tower_http::{map_request_body::MapRequestBodyLayer, timeout::RequestBodyTimeoutLayer};
 
-use super::layer::trace;
-use crate::gateway::api::error_response;
+use super::layer::trace::{self, Labels};
+use crate::{
+    gateway::api::{caller_dialect, error_response},
+    route::Route,
+};
 
 /// The longest pause between two pieces of a request body.
 const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Wraps the wings' routes. Read from the top: a request passes the layers downwards, its response upwards.
-pub fn stack(routes: Router, config: &ServerConfig) -> Router {
+pub fn stack(routes: Vec<Route>, config: &ServerConfig) -> Router {
     let max_body = usize::try_from(config.max_body).unwrap_or(usize::MAX);
+    let labels = Labels::of(&routes);
+    let routes =
+        routes.into_iter().fold(Router::new(), |router, Route { path, methods, .. }| router.route(path, methods));
     routes.fallback(no_such_path).method_not_allowed_fallback(wrong_method).layer(
         ServiceBuilder::new()
             // Outermost: request id, server span and HTTP metrics, so that whatever happens below is seen, even a panic.
-            .layer(from_fn(trace::observe))
+            .layer(from_fn_with_state(labels, trace::observe))
             // A panic costs one request: it becomes a 500 in the caller's dialect.
             .layer(from_fn(catch_panic))
             // A client that stops sending can't hold a request open for ever.
@@ -50,25 +56,16 @@ async fn wrong_method(request: Request) -> Response {
 }
 
 fn plain_error(request: &Request, status: StatusCode, message: String) -> Response {
-    let dialect = caller_dialect(request.uri().path(), request.headers());
+    let dialect = caller_dialect(request.uri(), request.headers());
     let mut response = error_response(dialect, &Error::new(ErrorKind::InvalidRequest, message), None);
     *response.status_mut() = status;
     response
 }
 
-/// Whoever sends Anthropic's version header, or uses its path, reads Anthropic's errors.
-fn caller_dialect(path: &str, headers: &HeaderMap) -> Dialect {
-    if headers.contains_key("anthropic-version") || path.starts_with("/v1/messages") {
-        Dialect::Anthropic
-    } else {
-        Dialect::OpenAi
-    }
-}
-
 /// The panic itself is logged by the panic hook; the caller learns only that it was our fault. (tower-http's layer doesn't
 /// show its handler the request, whose dialect the answer needs.)
 async fn catch_panic(request: Request, next: Next) -> Response {
-    let dialect = caller_dialect(request.uri().path(), request.headers());
+    let dialect = caller_dialect(request.uri(), request.headers());
     // What the request owned is dropped with it, so nothing is seen half-changed afterwards.
     AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
         let error = Error::new(ErrorKind::Internal, "the daemon failed at this request; its log says why");
@@ -84,12 +81,12 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
+    use crate::route::Kind;
 
     #[tokio::test]
     async fn a_panic_is_answered_in_the_callers_dialect() {
-        let routes = [Api::ChatCompletions, Api::Messages].into_iter().fold(Router::new(), |routes, api| {
-            routes.route(api.path(), post(|| async { panic!("a secret detail") as StatusCode }))
-        });
+        let fails = || post(|| async { panic!("a secret detail") as StatusCode });
+        let routes = Api::ALL.map(|api| Route { path: api.path(), methods: fails(), kind: Kind::Inference }).into();
         let config =
             ServerConfig { listen: ([127, 0, 0, 1], 0).into(), max_body: 10_000, drain_timeout: Duration::ZERO };
         let stack = stack(routes, &config);

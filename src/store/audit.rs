@@ -4,73 +4,52 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use mlx_manager_llm::Record;
-use mlx_manager_signal::span::{self, Server, Statement};
-use sqlx::AssertSqlSafe;
+use mlx_manager_signal::span::{self, Server};
+use sqlx::{Any, AssertSqlSafe, any::AnyArguments, query::Query};
 use tracing::Span;
 
 use super::{Store, StoreError, System};
 
-/// The columns in the order in which [`Store::insert`] binds them.
-const COLUMNS: [&str; 25] = [
-    "request_id",
-    "trace_id",
-    "started_at",
-    "finished_at",
-    "api",
-    "operation",
-    "requested_model",
-    "provider",
-    "response_model",
-    "stream",
-    "outcome",
-    "status",
-    "input_tokens",
-    "output_tokens",
-    "cache_read_tokens",
-    "cache_write_tokens",
-    "reasoning_tokens",
-    "usage_source",
-    "cost_usd",
-    "queue_ms",
-    "ttft_ms",
-    "duration_ms",
-    "error_kind",
-    "error_message",
-    "key_id",
+/// A statement that is being given its values.
+type Statement = Query<'static, Any, AnyArguments>;
+/// Gives it a value of a record.
+type Bind = fn(Statement, &Record) -> Statement;
+
+/// The columns of a row in their order, each with its value of a record.
+pub(super) const COLUMNS: &[(&str, Bind)] = &[
+    ("request_id", |row, record| row.bind(&record.request_id)),
+    ("trace_id", |row, record| row.bind(&record.trace_id)),
+    ("started_at", |row, record| row.bind(timestamp(record.started_at))),
+    ("finished_at", |row, record| row.bind(timestamp(record.finished_at))),
+    ("api", |row, record| row.bind(record.api.as_str())),
+    ("operation", |row, record| row.bind(record.api.operation().as_str())),
+    ("requested_model", |row, record| row.bind(&record.requested_model)),
+    ("provider", |row, record| row.bind(&record.provider)),
+    ("response_model", |row, record| row.bind(&record.response_model)),
+    ("stream", |row, record| row.bind(record.stream)),
+    ("outcome", |row, record| row.bind(record.outcome.as_str())),
+    ("status", |row, record| row.bind(i32::from(record.status))),
+    ("input_tokens", |row, record| row.bind(count(record.usage.input))),
+    ("output_tokens", |row, record| row.bind(count(record.usage.output))),
+    ("cache_read_tokens", |row, record| row.bind(count(record.usage.cache_read))),
+    ("cache_write_tokens", |row, record| row.bind(count(record.usage.cache_write))),
+    ("reasoning_tokens", |row, record| row.bind(count(record.usage.reasoning))),
+    ("usage_source", |row, record| row.bind(record.usage_source.map(|source| source.as_str()))),
+    ("cost_usd", |row, record| row.bind(record.cost_usd)),
+    ("queue_ms", |row, record| row.bind(record.queue.map(milliseconds))),
+    ("ttft_ms", |row, record| row.bind(record.time_to_first_token.map(milliseconds))),
+    ("duration_ms", |row, record| row.bind(milliseconds(record.duration))),
+    ("error_kind", |row, record| row.bind(record.error_kind)),
+    ("error_message", |row, record| row.bind(&record.error_message)),
+    ("key_id", |row, record| row.bind(&record.key_id)),
 ];
 
 impl Store {
     /// Writes all records or none.
     pub(super) async fn insert(&self, records: &[Record]) -> Result<(), StoreError> {
-        let statement = insert_statement(self.system, records.len());
-        let mut query = sqlx::query(AssertSqlSafe(statement));
+        let mut query = sqlx::query(AssertSqlSafe(insert_statement(self.system, records.len())));
         for record in records {
-            query = query
-                .bind(&record.request_id)
-                .bind(&record.trace_id)
-                .bind(timestamp(record.started_at))
-                .bind(timestamp(record.finished_at))
-                .bind(record.api.as_str())
-                .bind(record.api.operation().as_str())
-                .bind(&record.requested_model)
-                .bind(&record.provider)
-                .bind(&record.response_model)
-                .bind(record.stream)
-                .bind(record.outcome.as_str())
-                .bind(i32::from(record.status))
-                .bind(count(record.usage.input))
-                .bind(count(record.usage.output))
-                .bind(count(record.usage.cache_read))
-                .bind(count(record.usage.cache_write))
-                .bind(count(record.usage.reasoning))
-                .bind(record.usage_source.map(|source| source.as_str()))
-                .bind(record.cost_usd)
-                .bind(record.queue.map(milliseconds))
-                .bind(record.time_to_first_token.map(milliseconds))
-                .bind(milliseconds(record.duration))
-                .bind(record.error_kind)
-                .bind(&record.error_message)
-                .bind(&record.key_id);
+            query = COLUMNS.iter().fold(query, |query, (_, bind)| bind(query, record));
         }
         query.execute(&self.pool).await?;
         Ok(())
@@ -90,16 +69,17 @@ impl Store {
     /// Begins the span of a statement on `requests` that is about these records.
     pub(super) fn span(&self, operation: &'static str, records: &[Record]) -> Span {
         let server = self.server.as_ref().map(|(address, port, database)| Server { address, port: *port, database });
-        span::database(Statement { system: self.system.name(), server, operation, table: "requests" }, records)
+        span::database(span::Statement { system: self.system.name(), server, operation, table: "requests" }, records)
     }
 }
 
 fn insert_statement(system: System, rows: usize) -> String {
-    let mut statement = format!("INSERT INTO requests ({}) VALUES ", COLUMNS.join(", "));
+    let names: Vec<&str> = COLUMNS.iter().map(|(name, _)| *name).collect();
+    let mut statement = format!("INSERT INTO requests ({}) VALUES ", names.join(", "));
     let mut position = 0;
     for row in 0..rows {
         statement.push_str(if row == 0 { "(" } else { ", (" });
-        for (index, column) in COLUMNS.iter().enumerate() {
+        for (index, name) in names.iter().enumerate() {
             position += 1;
             if index > 0 {
                 statement.push_str(", ");
@@ -108,7 +88,7 @@ fn insert_statement(system: System, rows: usize) -> String {
                 // SQLite takes `$1` for a name, and looks through all names before it for each: a whole batch of rows would
                 // cost more than the requests it is about.
                 System::Sqlite => statement.push('?'),
-                System::Postgres if column.ends_with("_at") => statement.push_str(&system.timestamp(position)),
+                System::Postgres if name.ends_with("_at") => statement.push_str(&system.timestamp(position)),
                 System::Postgres => statement.push_str(&format!("${position}")),
             }
         }

@@ -16,7 +16,7 @@ use sqlx::{
     migrate::Migrator,
 };
 
-pub use usage::{Grouping, UsageRow};
+pub(crate) use usage::{Grouping, UsageRow};
 pub use writer::{AuditSender, writer};
 
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations/sqlite");
@@ -27,7 +27,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An open database with the current schema.
 #[derive(Debug, Clone)]
-pub struct Store {
+pub(crate) struct Store {
     pool: AnyPool,
     system: System,
     /// Where a server is: its host, its port and the name of the database there.
@@ -43,7 +43,7 @@ enum System {
 
 /// Why the database can't be used. No variant shows the URL's password.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub(crate) enum StoreError {
     /// The URL is none of ours.
     #[error("database.url must begin with sqlite: or postgres://")]
     Url,
@@ -99,7 +99,7 @@ impl Store {
     ///
     /// # Errors
     /// When it can't be opened or migrated.
-    pub async fn open(config: &DatabaseConfig) -> Result<Self, StoreError> {
+    pub(crate) async fn open(config: &DatabaseConfig) -> Result<Self, StoreError> {
         Self::open_in_mode(config, "rwc").await
     }
 
@@ -107,7 +107,7 @@ impl Store {
     ///
     /// # Errors
     /// When it isn't, or can't be opened or migrated.
-    pub async fn open_existing(config: &DatabaseConfig) -> Result<Self, StoreError> {
+    pub(crate) async fn open_existing(config: &DatabaseConfig) -> Result<Self, StoreError> {
         Self::open_in_mode(config, "rw").await
     }
 
@@ -159,7 +159,7 @@ impl Store {
     }
 
     /// Closes every connection, so that SQLite folds its write-ahead log into the file.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.pool.close().await;
     }
 }

@@ -2,11 +2,11 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use mlx_manager_config::{DatabaseConfig, Secret};
-use mlx_manager_llm::{Api, Outcome, Record, Usage, UsageSource};
-use mlx_manager_signal::testing::lines_of;
+use mlx_manager_llm::{Api, Context, Outcome, Record, Usage, UsageSource};
+use mlx_manager_signal::{provider::MLX, testing::lines_of};
 use sqlx::Row;
 use tempfile::TempDir;
-use tracing::Level;
+use tracing::{Level, Span};
 
 use super::{Grouping, Store, StoreError, without_credentials, writer, writer::QUEUE};
 
@@ -20,33 +20,22 @@ fn config(folder: &TempDir) -> DatabaseConfig {
 
 fn record(model: &str, started_at: Timestamp) -> Record {
     Record {
-        request_id: "r-1".to_owned(),
         trace_id: Some("0af7651916cd43dd8448eb211c80319c".to_owned()),
         span_id: Some("b7ad6b7169203331".to_owned()),
         sampled: true,
         started_at,
         finished_at: started_at,
-        api: Api::Messages,
         requested_model: model.to_owned(),
-        provider: Some("mlx".to_owned()),
-        response_model: None,
+        provider: Some(MLX.to_owned()),
         stream: true,
         outcome: Outcome::Ok,
         status: 200,
         usage: Usage { input: Some(10), output: Some(4), cache_read: None, cache_write: None, reasoning: Some(1) },
         usage_source: Some(UsageSource::Provider),
-        cost_usd: None,
         queue: Some(Duration::from_micros(1500)),
-        time_to_first_token: None,
-        generation: None,
         chunks: 4,
         duration: Duration::from_millis(20),
-        finish_reason: None,
-        error_kind: None,
-        error_message: None,
-        key_id: None,
-        retries: 0,
-        inference: None,
+        ..Record::begin(&Context::new("r-1", Span::none()), Api::Messages)
     }
 }
 

@@ -44,7 +44,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database refuses the query.
-    pub async fn usage(&self, since: Timestamp, grouping: Grouping) -> Result<Vec<UsageRow>, StoreError> {
+    pub(crate) async fn usage(&self, since: Timestamp, grouping: Grouping) -> Result<Vec<UsageRow>, StoreError> {
         let group = match grouping {
             Grouping::Model => "COALESCE(provider, '-') || '/' || COALESCE(response_model, requested_model)",
             Grouping::Provider => "COALESCE(provider, '-')",

@@ -26,12 +26,13 @@ use tokio::{
 };
 use tracing::{Instrument, Span};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, audit::COLUMNS};
 
 /// Records that may wait for the database.
 pub(super) const QUEUE: usize = 8192;
-/// Rows of one statement; 128 × 25 parameters stay far below SQLite's limit of 32,766.
+/// Rows of one statement.
 const BATCH: usize = 128;
+const _: () = assert!(BATCH * COLUMNS.len() < 32_766, "SQLite takes no more parameters in a statement");
 /// How long a record waits for others. A transaction costs as much as a proxied request, so they share one.
 const GATHER: Duration = Duration::from_millis(50);
 /// Between two tries of a failed write.
@@ -69,7 +70,7 @@ impl Backlog {
 
 impl AuditSender {
     /// Hands a record over. Never waits: when the queue is full the record is lost and counted.
-    pub fn send(&self, record: Record) {
+    pub(crate) fn send(&self, record: Record) {
         // Counted first, or the writer could be done with it before.
         self.backlog.waiting.fetch_add(1, Ordering::Relaxed);
         if self.records.try_send(record).is_err() {
@@ -80,7 +81,7 @@ impl AuditSender {
 
     /// A poller for [`mlx_manager_telemetry::metric::Metrics`], since the writer can say nothing while it waits for the
     /// database. It keeps no queue open.
-    pub fn poller(&self) -> impl Fn() + Send + Sync + 'static {
+    pub(crate) fn poller(&self) -> impl Fn() + Send + Sync + 'static {
         let backlog = Arc::clone(&self.backlog);
         move || backlog.state()
     }

@@ -37,12 +37,13 @@ const OWNED: [(&str, &[&str]); 12] = [
 ];
 
 /// The rooms of the package, each with those that it may name.
-const ROOMS: [(&str, &[&str]); 6] = [
+const ROOMS: [(&str, &[&str]); 7] = [
+    ("route", &[]),
     ("store", &[]),
-    ("gateway", &["store"]),
-    ("manager", &[]),
-    ("http", &["gateway"]),
-    ("app", &["store", "gateway", "manager", "http"]),
+    ("gateway", &["route", "store"]),
+    ("manager", &["route"]),
+    ("http", &["route", "gateway"]),
+    ("app", &["route", "store", "gateway", "manager", "http"]),
     ("cli", &["store", "gateway", "manager", "app"]),
 ];
 

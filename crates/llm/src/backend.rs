@@ -3,10 +3,11 @@
 use std::{future::Future, pin::Pin, sync::Arc};
 
 use futures_util::Stream;
+use http::HeaderMap;
 
 use super::{Context, Error, Event, Request};
 
-/// A boxed future, for the one trait that is used as an object.
+/// A boxed future, since [`Backend`] is used as an object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The only thing that comes back from a backend. Dropping it cancels the work. After an `Err` it ends.
@@ -23,14 +24,14 @@ pub struct Call {
     pub context: Context,
     /// The inference span; attempts, queue, prefill and decode are its children.
     pub span: tracing::Span,
-    /// The caller's headers that a provider may see (lower-case names), never credentials.
-    pub headers: Vec<(String, String)>,
+    /// The caller's headers that a provider may see, never credentials.
+    pub headers: HeaderMap,
 }
 
 /// An answer that has begun.
 pub struct Answer {
-    /// Headers of the provider that the caller should see (rate limits, request ids), lower-case names.
-    pub headers: Vec<(String, String)>,
+    /// Headers of the provider that the caller should see (rate limits, request ids).
+    pub headers: HeaderMap,
     /// The answer.
     pub events: EventStream,
     /// Physical calls made beyond the first.
@@ -47,9 +48,11 @@ impl std::fmt::Debug for Answer {
     }
 }
 
-/// Something that answers calls.
-pub trait Backend: Send + Sync {
+/// A target that is open for one call: whatever may be refused without calling it was not.
+pub trait Backend: Send {
     /// Starts the call. Resolves once the answer has begun or can't begin any more; until then nothing was sent to the
     /// client, so the caller of this method may try another target.
-    fn call(&self, call: Call) -> BoxFuture<'_, Result<Answer, Error>>;
+    fn call<'a>(self: Box<Self>, call: Call) -> BoxFuture<'a, Result<Answer, Error>>
+    where
+        Self: 'a;
 }

@@ -19,3 +19,16 @@ pub struct Context {
     /// The server span, parent of everything done for this request.
     pub span: tracing::Span,
 }
+
+impl Context {
+    /// A request without a key that arrives now.
+    pub fn new(request_id: impl Into<Arc<str>>, span: tracing::Span) -> Self {
+        Self {
+            request_id: request_id.into(),
+            key_id: None,
+            arrived_at: Timestamp::now(),
+            arrived: Instant::now(),
+            span,
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Why a request failed: what the client may know, and what only the log may.
 
 use bytes::Bytes;
+use http::HeaderMap;
 
 use super::{Dialect, Outcome};
 
@@ -108,8 +109,9 @@ pub struct Error {
     pub param: Option<String>,
     /// The provider's own error answer, passed on when it speaks the caller's dialect.
     pub upstream: Option<Box<UpstreamBody>>,
-    /// Headers the client should see (`retry-after`, rate limits), lower-case names.
-    pub headers: Vec<(String, String)>,
+    /// Headers the client should see (`retry-after`, rate limits). Boxed, since errors are returned everywhere and mostly
+    /// have none.
+    pub headers: Box<HeaderMap>,
     /// What really happened, for the log.
     #[source]
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
@@ -136,7 +138,7 @@ impl Error {
             message: message.into(),
             param: None,
             upstream: None,
-            headers: Vec::new(),
+            headers: Box::default(),
             source: None,
             retries: 0,
         }

@@ -11,6 +11,7 @@ mod error;
 mod event;
 mod record;
 mod request;
+mod retry_after;
 
 pub use backend::{Answer, Backend, BoxFuture, Call, EventStream};
 pub use body::Body;
@@ -21,3 +22,4 @@ pub use record::{Inference, Outcome, Record, UsageSource};
 pub use request::{
     Api, Chat, Content, Dialect, Message, Operation, Reasoning, Request, Role, Sampling, Tool, ToolCall, ToolChoice,
 };
+pub use retry_after::retry_after;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Api, FinishReason, Usage};
+use super::{Api, Context, FinishReason, Usage};
 
 /// How a request ended; the one closed `outcome` label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -154,6 +154,42 @@ pub struct Record {
     pub retries: u32,
     /// What was asked of the last target; `None` when no target was reached.
     pub inference: Option<Inference>,
+}
+
+impl Record {
+    /// What is known of a request when it arrives: who asks, when, and by which endpoint. Until more happens its client
+    /// went away. The ids of its trace are for whoever knows the tracer to add.
+    pub fn begin(context: &Context, api: Api) -> Self {
+        Self {
+            request_id: context.request_id.to_string(),
+            trace_id: None,
+            span_id: None,
+            sampled: false,
+            started_at: context.arrived_at,
+            finished_at: context.arrived_at,
+            api,
+            requested_model: String::new(),
+            provider: None,
+            response_model: None,
+            stream: false,
+            outcome: Outcome::ClientAbort,
+            status: 0,
+            usage: Usage::default(),
+            usage_source: None,
+            cost_usd: None,
+            queue: None,
+            time_to_first_token: None,
+            generation: None,
+            chunks: 0,
+            duration: Duration::ZERO,
+            finish_reason: None,
+            error_kind: None,
+            error_message: None,
+            key_id: context.key_id.as_deref().map(ToOwned::to_owned),
+            retries: 0,
+            inference: None,
+        }
+    }
 }
 
 /// The part of a request that its last target had: what the inference span covers, and the GenAI metrics count.

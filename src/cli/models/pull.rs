@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     app::BUILD,
     cli::{Failure, say},
-    gateway::cloud,
+    gateway::{cloud, local},
     manager::models::download::{self, Outcome, Progress, Pull, Pulled, Source},
 };
 
@@ -101,7 +101,7 @@ fn tell(config: &Config, source: &Source, pulled: &Pulled) {
         Outcome::Present => "is already there, complete",
     };
     say(format_args!("{name} {done}: {} at commit {}", bytesize::ByteSize(pulled.bytes), pulled.commit));
-    if BUILD.engine == "none" {
+    if BUILD.engine == local::NONE {
         say(format_args!("This build serves no local models: build one with the feature mlx."));
         return;
     }

@@ -1,13 +1,13 @@
 //! `POST /v1/chat/completions` and `POST /v1/messages`: the same steps, in the caller's dialect.
 
-use std::{error::Error as _, sync::Arc};
+use std::{error::Error as _, mem, sync::Arc};
 
 use axum::{
     Extension,
     body::{Body, Bytes},
     extract::{Request, State},
     http::{
-        HeaderMap, HeaderValue,
+        HeaderValue,
         header::{CACHE_CONTROL, CONTENT_TYPE},
     },
     response::Response,
@@ -22,7 +22,7 @@ use mlx_manager_signal::event::RequestDecoded;
 
 use super::{add_headers, error_response};
 use crate::gateway::{
-    cloud::FORWARDED_REQUEST_HEADERS,
+    cloud,
     dispatch::{
         Dispatch,
         meter::{Meter, Metered},
@@ -49,7 +49,7 @@ async fn infer(dispatch: Arc<Dispatch>, api: Api, context: Context, request: Req
     // Opened before anything can go wrong: every POST leaves exactly one record.
     let mut meter = dispatch.meter(api, &context);
     let begun = begin(&dispatch, &mut meter, api, &context, request).await;
-    let (request, answer) = match begun {
+    let (request, mut answer) = match begun {
         Ok(begun) => begun,
         Err(error) => {
             let response = error_response(api.dialect(), &error, Some(&context.request_id));
@@ -59,7 +59,7 @@ async fn infer(dispatch: Arc<Dispatch>, api: Api, context: Context, request: Req
     };
     let identity =
         Identity { id: context.request_id.to_string(), model: request.model.clone(), created: context.arrived_at };
-    let headers = answer.headers.clone();
+    let headers = mem::take(&mut answer.headers);
     let events = meter.measure(answer);
     let result = if request.stream {
         Ok(stream_body(events, StreamEncoder::new(&request, identity)))
@@ -100,7 +100,7 @@ async fn begin(
     };
     meter.decoded(&request);
     RequestDecoded { model: &request.model, stream: request.stream, bytes: body.len() }.emit();
-    let answer = dispatch.start(meter, Arc::clone(&request), context, forwarded(&parts.headers)).await?;
+    let answer = dispatch.start(meter, Arc::clone(&request), context, cloud::forwarded(&parts.headers)).await?;
     Ok((request, answer))
 }
 
@@ -117,14 +117,6 @@ async fn read(body: Body) -> Result<Bytes, Error> {
         cause = inner.source();
     }
     Err(Error::new(ErrorKind::InvalidRequest, "the request body broke off").with_source(error))
-}
-
-fn forwarded(headers: &HeaderMap) -> Vec<(String, String)> {
-    FORWARDED_REQUEST_HEADERS
-        .iter()
-        .flat_map(|name| headers.get_all(*name).iter().map(move |value| (name, value)))
-        .filter_map(|(name, value)| Some(((*name).to_owned(), value.to_str().ok()?.to_owned())))
-        .collect()
 }
 
 /// Events as they come, each a few frames. After an error its frame is the last.

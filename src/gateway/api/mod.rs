@@ -6,9 +6,8 @@ mod models;
 use std::sync::Arc;
 
 use axum::{
-    Router,
     body::Body,
-    http::{HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header::CONTENT_TYPE},
     response::Response,
     routing::{get, post},
 };
@@ -16,16 +15,29 @@ use mlx_manager_dialect as dialect;
 use mlx_manager_llm::{Api, Dialect, Error};
 
 use super::dispatch::Dispatch;
+use crate::route::{Kind, Route};
 
 /// The routes of the server wing.
-pub fn routes(dispatch: Arc<Dispatch>) -> Router {
-    Router::new()
-        .route(Api::ChatCompletions.path(), post(inference::chat_completions))
-        .route(Api::Messages.path(), post(inference::messages))
-        .route("/v1/models", get(models::list))
+pub fn routes(dispatch: &Arc<Dispatch>) -> Vec<Route> {
+    [
+        (Api::ChatCompletions.path(), post(inference::chat_completions), Kind::Inference),
+        (Api::Messages.path(), post(inference::messages), Kind::Inference),
+        ("/v1/models", get(models::list), Kind::Question),
         // A model's name may hold slashes (`org/name`).
-        .route(models::ONE, get(models::one))
-        .with_state(dispatch)
+        ("/v1/models/{*id}", get(models::one), Kind::Question),
+    ]
+    .map(|(path, methods, kind)| Route { path, methods: methods.with_state(Arc::clone(dispatch)), kind })
+    .into()
+}
+
+/// The dialect that a caller reads. An endpoint's path says it, and so does a path below one; where both APIs meet
+/// (`/v1/models`) or neither has anything, Anthropic's SDKs are known by the version that they always send.
+pub fn caller_dialect(uri: &Uri, headers: &HeaderMap) -> Dialect {
+    match Api::ALL.into_iter().find(|api| uri.path().starts_with(api.path())) {
+        Some(api) => api.dialect(),
+        None if headers.contains_key("anthropic-version") => Dialect::Anthropic,
+        None => Dialect::OpenAi,
+    }
 }
 
 /// An error as the caller's dialect writes it.
@@ -39,10 +51,26 @@ pub fn error_response(dialect: Dialect, error: &Error, request_id: Option<&str>)
 }
 
 /// Headers of the provider's that the caller should see.
-fn add_headers(response: &mut Response, headers: &[(String, String)]) {
+fn add_headers(response: &mut Response, headers: &HeaderMap) {
     for (name, value) in headers {
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-            response.headers_mut().append(name, value);
-        }
+        response.headers_mut().append(name, value.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_says_what_its_caller_reads_and_else_the_version_does() {
+        let (plain, mut versioned) = (HeaderMap::new(), HeaderMap::new());
+        versioned.insert("anthropic-version", HeaderValue::from_static("2023-06-01"));
+        let read = |path: &'static str, headers| caller_dialect(&Uri::from_static(path), headers);
+        assert_eq!(read("/v1/messages", &plain), Dialect::Anthropic);
+        assert_eq!(read("/v1/messages/count_tokens", &plain), Dialect::Anthropic);
+        assert_eq!(read("/v1/chat/completions", &versioned), Dialect::OpenAi);
+        assert_eq!(read("/v1/models", &versioned), Dialect::Anthropic);
+        assert_eq!(read("/v1/models", &plain), Dialect::OpenAi);
+        assert_eq!(read("/nowhere", &versioned), Dialect::Anthropic);
     }
 }

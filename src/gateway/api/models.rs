@@ -6,31 +6,29 @@ use axum::{
     Extension,
     body::{Body, Bytes},
     extract::{Path, State},
-    http::{HeaderMap, HeaderValue, header::CONTENT_TYPE},
+    http::{HeaderMap, HeaderValue, Uri, header::CONTENT_TYPE},
     response::Response,
 };
 use mlx_manager_dialect as dialect;
 use mlx_manager_dialect::ModelEntry;
-use mlx_manager_llm::{Context, Dialect, Error, ErrorKind};
+use mlx_manager_llm::{Context, Error, ErrorKind};
 
-use super::error_response;
+use super::{caller_dialect, error_response};
 use crate::gateway::dispatch::{Dispatch, ListedModel};
 
-/// The route of one model.
-pub(super) const ONE: &str = "/v1/models/{*id}";
-
-pub(super) async fn list(State(dispatch): State<Arc<Dispatch>>, headers: HeaderMap) -> Response {
+pub(super) async fn list(State(dispatch): State<Arc<Dispatch>>, uri: Uri, headers: HeaderMap) -> Response {
     let models: Vec<_> = dispatch.models().into_iter().map(entry).collect();
-    json(dialect::encode_models(caller(&headers), &models))
+    json(dialect::encode_models(caller_dialect(&uri, &headers), &models))
 }
 
 pub(super) async fn one(
     State(dispatch): State<Arc<Dispatch>>,
     Extension(context): Extension<Context>,
     Path(id): Path<String>,
+    uri: Uri,
     headers: HeaderMap,
 ) -> Response {
-    let dialect = caller(&headers);
+    let dialect = caller_dialect(&uri, &headers);
     match dispatch.models().into_iter().find(|model| model.id == id) {
         Some(model) => json(dialect::encode_model(dialect, &entry(model))),
         None => {
@@ -39,11 +37,6 @@ pub(super) async fn one(
             error_response(dialect, &error, Some(&context.request_id))
         }
     }
-}
-
-/// Both APIs list models at the same path; Anthropic's SDKs always send their version.
-fn caller(headers: &HeaderMap) -> Dialect {
-    if headers.contains_key("anthropic-version") { Dialect::Anthropic } else { Dialect::OpenAi }
 }
 
 fn entry(model: ListedModel) -> ModelEntry {

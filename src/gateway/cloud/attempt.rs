@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use mlx_manager_dialect as dialect;
+use mlx_manager_llm as llm;
 use mlx_manager_llm::{Answer, Call, Error, ErrorKind};
 use mlx_manager_signal::{
     event::{AttemptFinished, ErrorBodyTimedOut},
@@ -136,7 +137,7 @@ impl Provider {
         response: Response,
         first_token: Instant,
         deadline: Instant,
-    ) -> Result<mlx_manager_llm::EventStream, Error> {
+    ) -> Result<llm::EventStream, Error> {
         let content_type =
             response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if call.request.stream && !content_type.starts_with("text/event-stream") {
@@ -162,7 +163,7 @@ impl Provider {
     /// An answer that is an error.
     async fn refused(&self, response: Response) -> Failure {
         let status = response.status().as_u16();
-        let retry_after = retry::retry_after(response.headers(), Timestamp::now());
+        let retry_after = llm::retry_after(response.headers(), Timestamp::now());
         let headers = provider::response_headers(response.headers());
         let location = response
             .headers()
@@ -180,7 +181,7 @@ impl Provider {
             }
         };
         error.message = format!("provider {:?}: {}", self.name, error.message);
-        error.headers = headers;
+        *error.headers = headers;
         Failure { error, reason: retry::reason(status), retry_after }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`attempt`] is one physical call, [`retry`] decides whether another follows, [`stream`] turns the answer's bytes into
 //! events, and each file in [`provider`] knows one API's paths and headers. What the bytes mean is for
-//! [`super::dialect`] to say; nothing here measures or routes.
+//! [`dialect`] to say; nothing here measures or routes.
 
 mod attempt;
 mod provider;
@@ -14,18 +14,19 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use mlx_manager_config as config;
 use mlx_manager_config::{Calls, ProviderKind, Secret};
-use mlx_manager_llm::{Answer, Backend, BoxFuture, Call, Dialect, Error, ErrorKind};
+use mlx_manager_dialect as dialect;
+use mlx_manager_llm::{Answer, Call, Dialect, Error, ErrorKind};
 use mlx_manager_signal::{
     event::{AttemptFailed, AttemptRetried},
     price::PriceList,
+    provider as vendor,
 };
 use reqwest::{Client, Url, redirect};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use self::{attempt::Failure, retry::Retry};
 
-use mlx_manager_dialect as dialect;
-pub use provider::FORWARDED_REQUEST_HEADERS;
+pub use provider::forwarded;
 
 /// How long an idle connection to a provider is kept.
 const POOL_IDLE: Duration = Duration::from_secs(90);
@@ -90,7 +91,7 @@ impl Provider {
         Ok(Self {
             name: config.name.clone(),
             kind: config.kind,
-            prices: Arc::new(PriceList::new(dialect(config.kind), &config.base_url)),
+            prices: Arc::new(PriceList::new(vendor::dialect(config.kind), &config.base_url)),
             url,
             api_key: config.api_key.clone(),
             api_key_path: config.api_key_path.clone(),
@@ -112,7 +113,7 @@ impl Provider {
 
     /// The dialect it speaks.
     pub fn dialect(&self) -> Dialect {
-        dialect(self.kind)
+        vendor::dialect(self.kind)
     }
 
     /// What its calls cost.
@@ -139,7 +140,12 @@ impl Provider {
         })
     }
 
-    async fn answer(&self, call: Call) -> Result<Answer, Error> {
+    /// Answers a call, in as many tries as the configuration grants. Resolves once the answer has begun or can't begin any
+    /// more.
+    ///
+    /// # Errors
+    /// The last try's failure.
+    pub async fn answer(&self, call: Call) -> Result<Answer, Error> {
         let deadline = Instant::now() + self.calls.total_timeout;
         let body = dialect::prepare(&call.request, &call.model);
         let mut retry = Retry::new(&self.calls);
@@ -169,18 +175,5 @@ impl Provider {
             }
             _ => body,
         }
-    }
-}
-
-fn dialect(kind: ProviderKind) -> Dialect {
-    match kind {
-        ProviderKind::OpenAi => Dialect::OpenAi,
-        ProviderKind::Anthropic => Dialect::Anthropic,
-    }
-}
-
-impl Backend for Provider {
-    fn call(&self, call: Call) -> BoxFuture<'_, Result<Answer, Error>> {
-        Box::pin(self.answer(call))
     }
 }

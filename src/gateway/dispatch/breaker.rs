@@ -1,12 +1,10 @@
 //! A circuit breaker per provider: after enough failures in a row it lets nothing through for a while, then one probe.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use mlx_manager_config as config;
 use mlx_manager_signal::event::{BreakerChanged, BreakerState};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// Watches one provider.
@@ -48,7 +46,7 @@ impl Breaker {
     /// # Errors
     /// The time until the next probe, when the breaker is open.
     pub fn permit(&self) -> Result<Permit<'_>, Duration> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         self.half_open_if_due(&mut state);
         match *state {
             State::Closed { .. } => {}
@@ -63,7 +61,7 @@ impl Breaker {
     /// Half opens the breaker when its time has come, and says so. Otherwise only the next call would, which may never
     /// come.
     pub fn refresh(&self) {
-        self.half_open_if_due(&mut self.state());
+        self.half_open_if_due(&mut self.state.lock());
     }
 
     fn half_open_if_due(&self, state: &mut State) {
@@ -74,14 +72,14 @@ impl Breaker {
     }
 
     fn succeeded(&self) {
-        let before = std::mem::replace(&mut *self.state(), State::Closed { failures: 0 });
+        let before = std::mem::replace(&mut *self.state.lock(), State::Closed { failures: 0 });
         if !matches!(before, State::Closed { .. }) {
             self.announce(BreakerState::Closed);
         }
     }
 
     fn failed(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let failures = match *state {
             State::Closed { failures } => failures + 1,
             State::Probing => self.settings.failures,
@@ -98,7 +96,7 @@ impl Breaker {
 
     /// A probe that was given up must not keep the breaker half open for ever.
     fn abandoned(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if *state == State::Probing {
             *state = State::HalfOpen;
         }
@@ -106,10 +104,6 @@ impl Breaker {
 
     fn announce(&self, state: BreakerState) {
         BreakerChanged { provider: &self.provider, state }.emit();
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -177,7 +171,7 @@ mod tests {
         let said = lines_of(|| {
             breaker.refresh();
             breaker.refresh();
-            assert_eq!(*breaker.state(), State::HalfOpen);
+            assert_eq!(*breaker.state.lock(), State::HalfOpen);
             breaker.permit().unwrap().succeed();
         });
         let states: Vec<_> = said.iter().map(|line| line.fields["state"].as_str()).collect();

@@ -13,7 +13,7 @@ use std::{
 use futures_util::Stream;
 use jiff::Timestamp;
 use mlx_manager_llm::{
-    Answer, Api, Context, Error, Event, EventStream, Inference, Outcome, Record, Request, ToolCall, Usage, UsageSource,
+    Answer, Api, Context, Error, Event, EventStream, Inference, Outcome, Record, Request, ToolCall, UsageSource,
 };
 use mlx_manager_signal::{
     event::{InferenceFailedOver, OverheadMeasured, Phase, RequestFinished},
@@ -68,33 +68,10 @@ impl Meter {
         let ids = propagate::ids(&context.span);
         Self {
             record: Record {
-                request_id: context.request_id.to_string(),
                 trace_id: ids.as_ref().map(|ids| ids.trace_id.clone()),
                 sampled: ids.as_ref().is_some_and(|ids| ids.sampled),
                 span_id: ids.map(|ids| ids.span_id),
-                started_at: context.arrived_at,
-                finished_at: context.arrived_at,
-                api,
-                requested_model: String::new(),
-                provider: None,
-                response_model: None,
-                stream: false,
-                outcome: Outcome::ClientAbort,
-                status: 0,
-                usage: Usage::default(),
-                usage_source: None,
-                cost_usd: None,
-                queue: None,
-                time_to_first_token: None,
-                generation: None,
-                chunks: 0,
-                duration: std::time::Duration::ZERO,
-                finish_reason: None,
-                error_kind: None,
-                error_message: None,
-                key_id: context.key_id.as_deref().map(ToOwned::to_owned),
-                retries: 0,
-                inference: None,
+                ..Record::begin(context, api)
             },
             context: context.clone(),
             audit,
@@ -111,7 +88,7 @@ impl Meter {
     }
 
     /// The body is there.
-    pub fn received(&mut self) {
+    pub(crate) fn received(&mut self) {
         self.phase_began = Some(Instant::now());
     }
 
@@ -124,7 +101,7 @@ impl Meter {
     }
 
     /// The body was not understood, but this much of it was.
-    pub fn named(&mut self, model: &str) {
+    pub(crate) fn named(&mut self, model: &str) {
         self.record.requested_model = redact::name(model).into_owned();
     }
 
@@ -142,7 +119,7 @@ impl Meter {
     }
 
     /// The target failed, and another is about to be called.
-    pub fn failed_over(&mut self, error: &Error) {
+    pub(crate) fn failed_over(&mut self, error: &Error) {
         self.record.retries += error.retries;
         let Some(target) = self.target.take() else { return };
         if let Some(inference) = &mut self.record.inference {
@@ -154,7 +131,7 @@ impl Meter {
     }
 
     /// Ends a request that failed before anything was sent.
-    pub fn refuse(mut self, error: &Error) {
+    pub(crate) fn refuse(mut self, error: &Error) {
         self.record.status = error.status();
         self.record.retries += error.retries;
         self.fail(error);

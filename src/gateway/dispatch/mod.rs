@@ -1,53 +1,47 @@
 //! From a decoded request to an answer that has begun: pick targets, try them in order, measure.
 //!
-//! Nothing here knows a wire format or what a target does with a call.
+//! Each target is tried in the same steps: found, measured from then on, opened ([`target`]) and called. What may keep a
+//! request from its target stands before the call, so that a refusal costs nothing. Nothing here knows a wire format or
+//! what a target does with a call.
 
-pub mod breaker;
+pub(crate) mod breaker;
 pub mod meter;
-pub mod route;
+mod route;
+mod target;
 
 use std::{collections::HashMap, sync::Arc};
 
+use http::HeaderMap;
 use jiff::Timestamp;
-use mlx_manager_config::{CloudConfig, Target};
-use mlx_manager_llm::{Answer, Api, Backend, Call, Context, Error, ErrorKind, Request};
+use mlx_manager_config as config;
+use mlx_manager_config::CloudConfig;
+use mlx_manager_llm::{Answer, Api, Call, Context, Error, ErrorKind, Request};
 use mlx_manager_signal::{
     event::{RouteDecided, TargetCalled, TargetFailed, TargetFailedOver, TargetsTried},
     provider::{self, MLX},
-    redact,
-    span::{self, Destination},
+    redact, span,
 };
-use tracing::{Instrument, Span};
 
 use self::{
     breaker::Breaker,
     meter::Meter,
     route::{Decision, RouteTable},
+    target::{Target, Watched},
 };
-use super::{
-    cloud::Provider,
-    local::{Engine, Local},
-};
+use super::{cloud::Provider, local::Engine};
 use crate::store::AuditSender;
 
-/// The provider name of local models in spans, metrics and audit rows.
-
 /// Everything a request can be sent to.
-pub struct Dispatch {
+pub(crate) struct Dispatch {
     routes: RouteTable,
     engine: Engine,
     providers: HashMap<String, Watched>,
     audit: AuditSender,
 }
 
-struct Watched {
-    provider: Provider,
-    breaker: Breaker,
-}
-
 /// A model in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListedModel {
+pub(crate) struct ListedModel {
     /// What requests call it.
     pub id: String,
     /// When it came to be, as far as known.
@@ -61,7 +55,7 @@ impl Dispatch {
     ///
     /// # Errors
     /// When a route's pattern is no glob.
-    pub fn new(
+    pub(crate) fn new(
         config: &CloudConfig,
         engine: Engine,
         providers: Vec<(Provider, Breaker)>,
@@ -75,22 +69,22 @@ impl Dispatch {
     }
 
     /// Opens the record of a request.
-    pub fn meter(&self, api: Api, context: &Context) -> Meter {
+    pub(crate) fn meter(&self, api: Api, context: &Context) -> Meter {
         Meter::open(api, context, self.audit.clone())
     }
 
     /// Whether a model or a provider can answer.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.engine.ready() || self.providers.values().any(|watched| watched.provider.is_off().is_none())
     }
 
     /// Lets breakers whose time has come half open, so that their gauge is true without a call.
-    pub fn refresh_breakers(&self) {
+    pub(crate) fn refresh_breakers(&self) {
         self.providers.values().for_each(|watched| watched.breaker.refresh());
     }
 
     /// The models that have a name: local ones, and those that a route names without a glob.
-    pub fn models(&self) -> Vec<ListedModel> {
+    pub(crate) fn models(&self) -> Vec<ListedModel> {
         let mut models: Vec<_> = self
             .engine
             .models()
@@ -111,16 +105,16 @@ impl Dispatch {
     ///
     /// # Errors
     /// The last target's failure, when none answered.
-    pub async fn start(
+    pub(crate) async fn start(
         &self,
         meter: &mut Meter,
         request: Arc<Request>,
         context: &Context,
-        headers: Vec<(String, String)>,
+        headers: HeaderMap,
     ) -> Result<Answer, Error> {
         let Decision { rule, targets } = self.decide(&request, context)?;
         TargetsTried { rule }.emit();
-        let mut failed: Option<(&Target, Error)> = None;
+        let mut failed: Option<(&config::Target, Error)> = None;
         for target in &targets {
             if let Some((from, error)) = &failed {
                 TargetFailedOver { from: &from.provider, to: &target.provider, reason: error.kind.as_str() }.emit();
@@ -164,83 +158,44 @@ impl Dispatch {
         meter: &mut Meter,
         request: &Arc<Request>,
         context: &Context,
-        target: &Target,
-        headers: &[(String, String)],
+        target: &config::Target,
+        headers: &HeaderMap,
     ) -> Result<Answer, Error> {
         let model = target.model.as_deref().unwrap_or(&request.model);
-        let call = |span: &Span| Call {
+        TargetCalled { provider: &target.provider, model }.emit();
+        let target = self.target(target)?;
+        let destination = target.destination();
+        let span = span::inference(&context.span, request, model, destination);
+        meter.target(destination, model, target.prices(), &span);
+        let backend = target.open(request, model)?;
+        let call = Call {
             request: Arc::clone(request),
             model: model.to_owned(),
             context: context.clone(),
-            span: span.clone(),
-            headers: headers.to_vec(),
+            span,
+            headers: headers.clone(),
         };
-        TargetCalled { provider: &target.provider, model }.emit();
-        if target.is_local() {
-            let span = span::inference(&context.span, request, model, Destination::Local);
-            meter.target(Destination::Local, model, None, &span);
-            return Local(self.engine.clone()).call(call(&span)).instrument(span.clone()).await;
+        backend.call(call).await
+    }
+
+    /// The target that a route names.
+    fn target(&self, named: &config::Target) -> Result<Target<'_>, Error> {
+        if named.is_local() {
+            return Ok(Target::Local(&self.engine));
         }
-        let Some(Watched { provider, breaker }) = self.providers.get(&target.provider) else {
-            let message = format!("the route names a provider {:?} that is not configured", target.provider);
-            return Err(Error::new(ErrorKind::Unavailable, message));
-        };
-        let destination = Destination::Cloud {
-            provider: provider.name(),
-            kind: provider.kind(),
-            address: provider.address(),
-            port: provider.port(),
-        };
-        let span = span::inference(&context.span, request, model, destination);
-        meter.target(destination, model, Some(provider.prices()), &span);
-        if provider.dialect() != request.api.dialect() {
-            let message = format!(
-                "the model {:?} is served by {:?}, which does not speak the API of {}; call it through the other API, or route the model elsewhere",
-                redact::name(model),
-                provider.name(),
-                request.api.path()
-            );
-            return Err(Error::new(ErrorKind::InvalidRequest, message).with_param("model"));
-        }
-        if let Some(error) = provider.is_off() {
-            return Err(error);
-        }
-        let permit = match breaker.permit() {
-            Ok(permit) => permit,
-            Err(wait) => {
-                let seconds = wait.as_secs().max(1);
-                let message = format!(
-                    "the provider {:?} failed too often and is left alone for another {seconds} s (cloud.breaker)",
-                    provider.name()
-                );
-                let mut error = Error::new(ErrorKind::Unavailable, message);
-                error.headers.push(("retry-after".to_owned(), seconds.to_string()));
-                return Err(error);
-            }
-        };
-        match provider.call(call(&span)).instrument(span.clone()).await {
-            Ok(answer) => {
-                permit.succeed();
-                Ok(answer)
-            }
-            Err(error) => {
-                if blames_provider(&error) {
-                    permit.fail();
-                } else {
-                    permit.succeed();
-                }
-                Err(error)
-            }
-        }
+        self.providers.get(&named.provider).map(Target::Cloud).ok_or_else(|| {
+            let message = format!("the route names a provider {:?} that is not configured", named.provider);
+            Error::new(ErrorKind::Unavailable, message)
+        })
     }
 
     /// Stops the engine; open requests were drained before.
-    pub async fn shutdown(&self) {
+    pub(crate) async fn shutdown(&self) {
         self.engine.shutdown().await;
     }
 }
 
-fn target_name(target: &Target) -> String {
+fn target_name(target: &config::Target) -> String {
     match &target.model {
         Some(model) => format!("{}/{model}", target.provider),
         None => target.provider.clone(),
@@ -267,16 +222,4 @@ fn another_may_answer(error: &Error) -> bool {
         | ErrorKind::TimeoutTotal
         | ErrorKind::Internal => false,
     }
-}
-
-/// Whether a failure counts against the provider's breaker.
-fn blames_provider(error: &Error) -> bool {
-    matches!(
-        error.kind,
-        ErrorKind::Upstream
-            | ErrorKind::RateLimited
-            | ErrorKind::TimeoutFirstToken
-            | ErrorKind::TimeoutIdle
-            | ErrorKind::TimeoutTotal
-    )
 }

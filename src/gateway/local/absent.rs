@@ -2,13 +2,12 @@
 
 use jiff::Timestamp;
 use mlx_manager_config::LocalConfig;
-use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream};
+use mlx_manager_llm::{Answer, Backend, BoxFuture, Call, Error, ErrorKind};
 use mlx_manager_signal::event::EngineAbsent;
 use tokio_util::task::TaskTracker;
-use tracing::Span;
 
 /// What this build has for an engine.
-pub const NAME: &str = "none";
+pub const NAME: &str = super::NONE;
 
 /// An engine without models.
 #[derive(Debug, Clone)]
@@ -40,13 +39,28 @@ impl Engine {
 
     /// There is nothing to end.
     pub async fn shutdown(&self) {}
+}
 
-    /// Refuses.
+/// An engine open for a call, which this build never has.
+#[derive(Debug)]
+pub enum Local {}
+
+impl Local {
+    /// Refuses, whatever the call would be.
     ///
     /// # Errors
     /// Always, with the feature that is missing.
-    pub async fn answer(&self, _model: &str, _chat: Chat, _span: &Span) -> Result<EventStream, Error> {
+    pub fn open(_engine: &Engine) -> Result<Self, Error> {
         Err(Error::new(ErrorKind::Unavailable, "built without local inference (feature `mlx`)").with_param("model"))
+    }
+}
+
+impl Backend for Local {
+    fn call<'a>(self: Box<Self>, _call: Call) -> BoxFuture<'a, Result<Answer, Error>>
+    where
+        Self: 'a,
+    {
+        match *self {}
     }
 }
 
@@ -54,9 +68,9 @@ impl Engine {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn it_says_why_it_has_no_models() {
-        let error = Engine.answer("demo", Chat::default(), &Span::none()).await.err().unwrap();
+    #[test]
+    fn it_says_why_it_has_no_models() {
+        let error = Local::open(&Engine).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Unavailable);
         assert!(error.message.contains("mlx"));
         assert!(!Engine.ready() && !Engine.has("demo"));

@@ -12,15 +12,14 @@ use std::{
 
 use axum::{
     body::Body,
-    extract::{ConnectInfo, MatchedPath, Request},
+    extract::{ConnectInfo, MatchedPath, Request, State},
     middleware::Next,
     response::Response,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use jiff::Timestamp;
-use mlx_manager_llm::{Api, Context};
+use mlx_manager_llm::Context;
 use mlx_manager_signal::{
     event::{HttpRequestFinished, HttpRequestStarted},
     propagate, span,
@@ -29,25 +28,40 @@ use tokio::time::Instant;
 use tracing::{Instrument, Span};
 use uuid::Uuid;
 
+use crate::route::{Kind, Route};
+
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest request id taken over from a client.
 const MAX_REQUEST_ID: usize = 128;
-/// Asked every few seconds by machines; a trace of it tells nobody anything.
-const UNTRACED: [&str; 2] = ["/health", "/ready"];
-/// The routes that there are, as labels. What matches none of them is `_other`.
-const ROUTES: [&str; 6] =
-    [Api::ChatCompletions.path(), Api::Messages.path(), "/v1/models", "/v1/models/{*id}", "/health", "/ready"];
+/// The label of a request that matches no route.
+const OTHER: &str = "_other";
+
+/// The routes that there are, as labels, and what is made of their requests.
+#[derive(Debug, Clone)]
+pub struct Labels(Arc<[(&'static str, Kind)]>);
+
+impl Labels {
+    /// The labels of these routes.
+    pub fn of(routes: &[Route]) -> Self {
+        Self(routes.iter().map(|route| (route.path, route.kind)).collect())
+    }
+
+    fn find(&self, matched: &MatchedPath) -> Option<(&'static str, Kind)> {
+        self.0.iter().copied().find(|(path, _)| *path == matched.as_str())
+    }
+}
 
 /// Gives a request its [`Context`], runs it inside its server span and sees it to its end.
-pub async fn observe(mut request: Request, next: Next) -> Response {
-    let matched = known_route(request.extensions().get::<MatchedPath>());
-    let route = matched.unwrap_or("_other");
+pub async fn observe(State(labels): State<Labels>, mut request: Request, next: Next) -> Response {
+    let known = request.extensions().get::<MatchedPath>().and_then(|matched| labels.find(matched));
+    let (matched, kind) = known.unzip();
+    let route = matched.unwrap_or(OTHER);
     let method = method_label(request.method());
     let request_id = request_id(request.headers());
-    let span = if UNTRACED.contains(&route) {
+    let span = if kind == Some(Kind::Probe) {
         Span::none()
     } else {
-        let inference = [Api::ChatCompletions, Api::Messages].iter().any(|api| api.path() == route);
+        let inference = kind == Some(Kind::Inference);
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
         let span = span::http_server(inference, method, matched, peer, &request_id);
         span::http_server_request(&span, matched, &request);
@@ -55,13 +69,8 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         span
     };
     let mut exchange = Exchange::begin(span.clone(), method, route);
-    request.extensions_mut().insert(Context {
-        request_id: Arc::clone(&request_id),
-        key_id: None,
-        arrived_at: Timestamp::now(),
-        arrived: exchange.started,
-        span: span.clone(),
-    });
+    let context = Context::new(Arc::clone(&request_id), span.clone());
+    request.extensions_mut().insert(Context { arrived: exchange.started, ..context });
     let mut response = next.run(request).instrument(span.clone()).await;
     exchange.status = Some(response.status().as_u16());
     if let Ok(value) = HeaderValue::from_str(&request_id) {
@@ -69,10 +78,6 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     }
     propagate::inject(&span, response.headers_mut());
     response.map(|body| Body::new(ObservedBody { body, exchange }))
-}
-
-fn known_route(matched: Option<&MatchedPath>) -> Option<&'static str> {
-    matched.and_then(|path| ROUTES.into_iter().find(|route| *route == path.as_str()))
 }
 
 fn method_label(method: &Method) -> &'static str {

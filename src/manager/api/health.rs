@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
+use axum::{Json, extract::State, http::StatusCode, routing::get};
 use serde_json::{Value, json};
+
+use crate::route::{Kind, Route};
 
 /// What the daemon says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +22,10 @@ pub enum Readiness {
 pub type Probe = Arc<dyn Fn() -> Readiness + Send + Sync>;
 
 /// The routes of this file.
-pub fn routes(probe: Probe) -> Router {
-    Router::new().route("/health", get(health)).route("/ready", get(ready)).with_state(probe)
+pub fn routes(probe: &Probe) -> Vec<Route> {
+    [("/health", get(health), Kind::Probe), ("/ready", get(ready), Kind::Probe)]
+        .map(|(path, methods, kind)| Route { path, methods: methods.with_state(Arc::clone(probe)), kind })
+        .into()
 }
 
 async fn health() -> Json<Value> {

@@ -4,11 +4,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use syn::{
-    Attribute, ImplItemFn, Item, ItemMod, ItemUse, Macro, UseTree,
+    Attribute, Expr, ExprLit, ImplItemFn, Item, ItemMod, ItemUse, Lit, Macro, Meta, UseTree,
     visit::{self, Visit},
 };
 
@@ -97,17 +97,21 @@ fn read_file(files: &Files, file: &str, folder: &Path, module: Vec<String>, test
     if !tests {
         source.names.extend(reader.names);
     }
-    for (name, inline, of_tests) in reader.children {
+    for Child { name, inline, paths, of_tests } in reader.children {
         let mut folder = folder.to_owned();
         folder.extend(&inline);
-        let beside = folder.join(format!("{name}.rs"));
-        let inside = folder.join(&name).join("mod.rs");
-        let found = [beside, inside].into_iter().find(|path| files.contains_key(path.to_str().unwrap()));
-        let found = found.unwrap_or_else(|| panic!("{file} declares {name}, which has no file"));
+        let usual = [folder.join(format!("{name}.rs")), folder.join(&name).join("mod.rs")];
+        let named: Vec<PathBuf> = paths.iter().map(|path| folder.join(path)).collect();
+        let candidates = if named.is_empty() { usual.to_vec() } else { named };
         let mut module = module.clone();
         module.extend(inline);
         module.push(name.clone());
-        read_file(files, found.to_str().unwrap(), &folder.join(name), module, tests || of_tests, source);
+        let found: Vec<&str> =
+            candidates.iter().filter_map(|path| path.to_str()).filter(|path| files.contains_key(*path)).collect();
+        assert!(!found.is_empty(), "{file} declares {name}, which has no file");
+        for found in found {
+            read_file(files, found, &folder.join(&name), module.clone(), tests || of_tests, source);
+        }
     }
 }
 
@@ -118,8 +122,17 @@ struct Reader {
     /// What names of this file's imports stand for.
     imported: HashMap<String, Vec<String>>,
     names: BTreeSet<Name>,
-    /// Modules with files of their own: the name, the inline modules around it, whether it is there for tests only.
-    children: Vec<(String, Vec<String>, bool)>,
+    children: Vec<Child>,
+}
+
+/// A module with a file of its own.
+struct Child {
+    name: String,
+    /// The inline modules around it.
+    inline: Vec<String>,
+    /// Files that attributes name; which one it is may depend on the build.
+    paths: Vec<String>,
+    of_tests: bool,
 }
 
 impl Reader {
@@ -174,7 +187,8 @@ impl<'ast> Visit<'ast> for Reader {
         let of_tests = is_for_tests(&item.attrs);
         let Some((_, items)) = &item.content else {
             let inline = self.here()[self.module[0].len()..].to_vec();
-            self.children.push((item.ident.to_string(), inline, of_tests));
+            let paths = item.attrs.iter().filter_map(path_in).collect();
+            self.children.push(Child { name: item.ident.to_string(), inline, paths, of_tests });
             return;
         };
         if of_tests {
@@ -265,6 +279,21 @@ fn is_for_tests(attributes: &[Attribute]) -> bool {
         attribute.path().is_ident("cfg")
             && attribute.parse_args::<syn::Path>().is_ok_and(|condition| condition.is_ident("test"))
     })
+}
+
+/// The file that `#[path = "…"]` or `#[cfg_attr(…, path = "…")]` names.
+fn path_in(attribute: &Attribute) -> Option<String> {
+    let text = match &attribute.meta {
+        Meta::NameValue(value) if value.path.is_ident("path") => match &value.value {
+            Expr::Lit(ExprLit { lit: Lit::Str(path), .. }) => path.value(),
+            _ => return None,
+        },
+        Meta::List(list) if list.path.is_ident("cfg_attr") => {
+            list.tokens.to_string().split_once("path = ").map(|(_, path)| path.to_owned())?
+        }
+        _ => return None,
+    };
+    Some(text.trim_matches('"').to_owned())
 }
 
 fn attributes(item: &Item) -> &[Attribute] {

@@ -2,21 +2,15 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use mlx_manager_llm::{Api, Error, ErrorKind, FinishReason, Outcome, Record, Usage, UsageSource};
-use tracing::Level;
+use mlx_manager_llm::{Api, Context, Error, ErrorKind, FinishReason, Outcome, Record, Usage, UsageSource};
+use tracing::{Level, Span};
 
 use super::{HttpRequestFinished, RequestFinished};
 use crate::testing::lines_of;
 
 fn record(outcome: Outcome) -> Record {
     Record {
-        request_id: "request".into(),
         trace_id: Some("trace".into()),
-        span_id: None,
-        sampled: false,
-        started_at: jiff::Timestamp::UNIX_EPOCH,
-        finished_at: jiff::Timestamp::UNIX_EPOCH,
-        api: Api::Messages,
         requested_model: "claude".into(),
         provider: Some("anthropic".into()),
         response_model: Some("claude-1".into()),
@@ -28,15 +22,13 @@ fn record(outcome: Outcome) -> Record {
         cost_usd: Some(0.5),
         queue: Some(Duration::from_millis(6)),
         time_to_first_token: Some(Duration::from_millis(7)),
-        generation: None,
-        chunks: 0,
         duration: Duration::from_millis(8),
         finish_reason: Some(FinishReason::Length),
         error_kind: Some("timeout_idle"),
         error_message: Some("the provider was silent".into()),
         key_id: Some("key".into()),
         retries: 9,
-        inference: None,
+        ..Record::begin(&Context::new("request", Span::none()), Api::Messages)
     }
 }
 

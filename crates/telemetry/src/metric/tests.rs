@@ -14,8 +14,9 @@ use mlx_manager_config::{
     OtlpConfig, OtlpKind, Protocol, Provider, ProviderKind, Route, Send, Signal, Sink, SinkKind, Spool, Target,
     Timezone,
 };
-use mlx_manager_llm::{Api, FinishReason, Inference, Outcome, Record, Usage, UsageSource};
+use mlx_manager_llm::{Api, Context, FinishReason, Inference, Outcome, Record, Usage, UsageSource};
 use mlx_manager_signal::{event, metric::name, testing::lines_of};
+use tracing::Span;
 
 use super::{Known, Metrics, Settings, limit::Limits};
 use crate::{Build, TEST_BUILD};
@@ -100,16 +101,8 @@ fn provider(name: &str, kind: ProviderKind) -> Provider {
 
 fn record(provider: Option<&str>, model: &str, outcome: Outcome) -> Record {
     Record {
-        request_id: "id".into(),
-        trace_id: None,
-        span_id: None,
-        sampled: false,
-        started_at: jiff::Timestamp::UNIX_EPOCH,
-        finished_at: jiff::Timestamp::UNIX_EPOCH,
-        api: Api::ChatCompletions,
         requested_model: model.into(),
         provider: provider.map(Into::into),
-        response_model: None,
         stream: true,
         outcome,
         status: 200,
@@ -128,10 +121,6 @@ fn record(provider: Option<&str>, model: &str, outcome: Outcome) -> Record {
         chunks: 21,
         duration: Duration::from_millis(1500),
         finish_reason: Some(FinishReason::Stop),
-        error_kind: None,
-        error_message: None,
-        key_id: None,
-        retries: 0,
         inference: Some(Inference {
             system: match provider {
                 Some("mlx") => "mlx",
@@ -142,6 +131,7 @@ fn record(provider: Option<&str>, model: &str, outcome: Outcome) -> Record {
             duration: Duration::from_millis(1200),
             time_to_first_token: Some(Duration::from_millis(150)),
         }),
+        ..Record::begin(&Context::new("id", Span::none()), Api::ChatCompletions)
     }
 }
 

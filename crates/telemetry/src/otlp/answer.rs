@@ -1,8 +1,10 @@
 //! What an endpoint says to a batch, and which of its words may be repeated.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
+use jiff::Timestamp;
+use mlx_manager_llm as llm;
 use mlx_manager_signal::redact;
 
 use super::{spool::Batch, transport::Destination};
@@ -73,7 +75,7 @@ pub(super) async fn post(destination: &Destination, batch: &Batch) -> Answer {
             Err(error) => away(error),
         };
     }
-    let retry_after = response.headers().get(header::RETRY_AFTER).and_then(retry_after);
+    let retry_after = llm::retry_after(response.headers(), Timestamp::now());
     let mut body = Vec::new();
     // An explanation that breaks off, or goes on and on, explains as much as is there.
     while body.len() < WORDS_BYTES
@@ -107,18 +109,6 @@ fn words(words: &[u8], headers: &HeaderMap) -> String {
     match words.char_indices().nth(WORDS_CHARS) {
         Some((end, _)) => format!("{}…", &words[..end]),
         None => words.into_owned(),
-    }
-}
-
-/// Seconds, or an HTTP date.
-fn retry_after(value: &HeaderValue) -> Option<Duration> {
-    let value = value.to_str().ok()?.trim();
-    match value.parse() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => {
-            let date = jiff::fmt::rfc2822::parse(value).ok()?.timestamp();
-            Some(SystemTime::from(date).duration_since(SystemTime::now()).unwrap_or_default())
-        }
     }
 }
 
@@ -162,6 +152,8 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     #[test]
@@ -189,12 +181,5 @@ mod tests {
         assert_eq!(said("bad login bWx4OnRvcC1zZWNyZXQ="), "[it repeats a header]");
         assert!(!said("the password is hunter2").contains("hunter2"));
         assert_eq!(words(&[0xff, b'a'], &headers), "\u{fffd}a");
-    }
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        assert_eq!(retry_after(&HeaderValue::from_static("7")), Some(Duration::from_secs(7)));
-        assert_eq!(retry_after(&HeaderValue::from_static("Fri, 31 Dec 1999 23:59:59 GMT")), Some(Duration::ZERO));
-        assert_eq!(retry_after(&HeaderValue::from_static("soon")), None);
     }
 }

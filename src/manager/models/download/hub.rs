@@ -6,14 +6,16 @@
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use jiff::Timestamp;
 use mlx_manager_config::HubConfig;
+use mlx_manager_llm as llm;
 use mlx_manager_signal::{
     event::{DownloadFinished, HttpCall},
     span,
 };
 use reqwest::{
     Client, Response, StatusCode, Url,
-    header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER},
+    header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE},
     redirect,
 };
 use tokio::time::Instant;
@@ -370,15 +372,14 @@ fn unreadable(url: &Url) -> PullError {
     PullError::Answer { reason: format!("{} can't be asked for a part", host(url)) }
 }
 
-/// Seconds to wait: by `Retry-After`, or by the end of the window in `RateLimit: "api";r=0;t=55`, which is the hub's way.
+/// How long to wait: by `Retry-After`, or by the end of the window in `RateLimit: "api";r=0;t=55`, which is the hub's way.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = |value: &HeaderValue| value.to_str().ok().map(str::to_owned);
-    let seconds = headers.get(RETRY_AFTER).and_then(text).and_then(|text| text.trim().parse().ok()).or_else(|| {
-        let limit = headers.get("ratelimit").and_then(text)?;
+    llm::retry_after(headers, Timestamp::now()).or_else(|| {
+        let limit = headers.get("ratelimit")?.to_str().ok()?;
         let window = limit.split(';').find_map(|part| part.trim().strip_prefix("t="))?;
-        limit.split(';').any(|part| part.trim() == "r=0").then(|| window.parse().ok()).flatten()
-    })?;
-    Some(Duration::from_secs(seconds))
+        let used_up = limit.split(';').any(|part| part.trim() == "r=0");
+        window.parse().ok().filter(|_| used_up).map(Duration::from_secs)
+    })
 }
 
 #[cfg(test)]

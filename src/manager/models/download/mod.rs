@@ -29,7 +29,7 @@ use self::{
 };
 
 pub use error::PullError;
-pub use repository::{Repository, RepositoryError, Source};
+pub use repository::{Repository, Source};
 
 /// What to pull, and where to.
 #[derive(Debug)]

@@ -11,7 +11,6 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue};
-use jiff::Timestamp;
 use mlx_manager_config::{OtlpKind, Protocol, Secret, SemanticConventions, Send, Signal, Spool};
 use mlx_manager_llm::Api;
 use mlx_manager_signal::{

@@ -1,7 +1,9 @@
 //! What spans look like to the one who reads them.
 
 use mlx_manager_config::ProviderKind;
-use mlx_manager_llm::{Error, ErrorKind, FinishReason, Inference, Outcome, Record, Request, Sampling, ToolCall, Usage};
+use mlx_manager_llm::{
+    Context, Error, ErrorKind, FinishReason, Inference, Outcome, Record, Request, Sampling, ToolCall, Usage,
+};
 use mlx_manager_signal::{
     genai,
     span::{Destination, InferenceEnd, Server, Statement},
@@ -32,13 +34,6 @@ pub(super) fn request() -> Request {
 
 pub(super) fn record() -> Record {
     Record {
-        request_id: "req-1".to_owned(),
-        trace_id: None,
-        span_id: None,
-        sampled: false,
-        started_at: Timestamp::now(),
-        finished_at: Timestamp::now(),
-        api: Api::ChatCompletions,
         requested_model: "gpt-4o".to_owned(),
         provider: Some("openai".to_owned()),
         response_model: Some("gpt-4o-2024-08-06".to_owned()),
@@ -46,17 +41,11 @@ pub(super) fn record() -> Record {
         outcome: Outcome::Ok,
         status: 200,
         usage: Usage { input: Some(12), output: Some(7), cache_read: Some(4), cache_write: None, reasoning: Some(2) },
-        usage_source: None,
         cost_usd: Some(0.0001),
-        queue: None,
         time_to_first_token: Some(Duration::from_millis(250)),
-        generation: None,
         chunks: 3,
         duration: Duration::from_secs(1),
         finish_reason: Some(FinishReason::Stop),
-        error_kind: None,
-        error_message: None,
-        key_id: None,
         retries: 1,
         inference: Some(Inference {
             system: "openai",
@@ -64,6 +53,7 @@ pub(super) fn record() -> Record {
             duration: Duration::from_millis(900),
             time_to_first_token: Some(Duration::from_millis(200)),
         }),
+        ..Record::begin(&Context::new("req-1", Span::none()), Api::ChatCompletions)
     }
 }
 
