@@ -51,7 +51,6 @@ impl Transcript {
                 events.push_back(Event::Started { id: None, model: Some(self.model.clone()), usage });
                 events.push_back(Event::Queued(queued));
             }
-            GenerationEvent::Prefilled { .. } => {}
             GenerationEvent::Token(id) => self.take_token(id, events),
             GenerationEvent::Finished { reason, tokens, .. } => {
                 self.counts.output = tokens;

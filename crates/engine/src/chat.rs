@@ -28,7 +28,7 @@ const RESERVED: [&str; 6] = ["messages", "tools", "add_generation_prompt", "bos_
 
 /// Why the text side of a model can't be loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum TextError {
+pub(crate) enum TextError {
     /// The tokenizer.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),

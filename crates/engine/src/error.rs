@@ -8,7 +8,7 @@ use super::model::LoadError;
 
 /// Why the engine can't do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum EngineError {
+pub(crate) enum EngineError {
     /// Too many requests wait already.
     #[error("the local engine is busy: {waiting} requests are waiting")]
     Overloaded {
@@ -60,7 +60,7 @@ pub(crate) fn file_name(path: &Path) -> std::path::Display<'_> {
 
 impl EngineError {
     /// What class of failure it is.
-    pub fn kind(&self) -> llm::ErrorKind {
+    pub(crate) fn kind(&self) -> llm::ErrorKind {
         match self {
             Self::Overloaded { .. } => llm::ErrorKind::Overloaded,
             Self::NotLoaded { .. } | Self::Load { .. } | Self::InUse { .. } | Self::Stopped | Self::Thread(_) => {

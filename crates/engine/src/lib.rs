@@ -1,9 +1,12 @@
-//! The local engine: MLX models on one thread of their own.
+//! The local engine: MLX models on one thread of their own. Who depends on this crate has local models; a build that
+//! does without them leaves the crate out.
 //!
-//! Enter at [`Engine`], which answers conversations. [`catalogue`] knows what is on disk and [`pool`] what is in memory.
-//! A conversation becomes token ids ([`chat`], with [`template`] and [`tokenizer`]), [`worker`] generates from them and
-//! knows nothing of text, and what it generates becomes events again ([`answer`], with [`detokenizer`], [`parse`] and
-//! [`stop`]). A build without the feature `mlx` has an [`Engine`] that has no models.
+//! Enter at [`Engine`], which answers conversations. `pool` knows what is in memory; what is on disk is the catalogue's to
+//! know. A conversation becomes token ids (`chat`, with `template` and `tokenizer`), `thread` generates from them and knows
+//! nothing of text, and what it generates becomes events again (`answer`, with `detokenizer`, `parse` and `stop`).
+//!
+//! The thread computes with `model`, chooses with `sample`, and keeps in `cache` what prompts have in common. `mlx` is the
+//! edge to MLX.
 
 mod answer;
 mod backend;

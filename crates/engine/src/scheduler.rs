@@ -148,6 +148,7 @@ impl Scheduler {
     }
 
     /// Sequences that run.
+    #[cfg(test)]
     pub(crate) fn running(&self) -> usize {
         self.running.len()
     }

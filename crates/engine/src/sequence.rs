@@ -26,7 +26,7 @@ pub(crate) enum Step {
     /// The last token that was allowed.
     LastToken(u32),
     /// A token that ends the answer and is no part of it.
-    Stop(u32),
+    Stop,
 }
 
 /// A sequence and all that it keeps on the device.
@@ -82,6 +82,12 @@ impl Sequence {
         self.produced.len() as u64
     }
 
+    /// The token that was read last.
+    #[cfg(test)]
+    pub(crate) fn last_token(&self) -> Option<u32> {
+        self.produced.last().copied()
+    }
+
     /// The tokens whose keys and values are computed, and these, layer by layer, perhaps with positions beyond: those of a
     /// token that nobody has read. The last token that was read is missing if no other was to follow.
     pub(crate) fn into_computed(self) -> (Vec<u32>, Vec<KeyValueCache>) {
@@ -133,7 +139,7 @@ impl Sequence {
         self.current = self.ahead.take();
         self.produced.push(id);
         Ok(if self.plan.stop_ids.contains(&id) {
-            Step::Stop(id)
+            Step::Stop
         } else if self.produced.len() >= self.plan.max_tokens as usize {
             Step::LastToken(id)
         } else {

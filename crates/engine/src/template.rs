@@ -28,7 +28,7 @@ const WITH_TOOLS: &str = "tool_use";
 
 /// Why a template could not be loaded or rendered.
 #[derive(Debug, thiserror::Error)]
-pub enum TemplateError {
+pub(crate) enum TemplateError {
     /// A file can't be read.
     #[error("can't read {}", file_name(path))]
     Read {

@@ -13,7 +13,7 @@ use super::error::file_name;
 
 /// Why a tokenizer could not be loaded or used.
 #[derive(Debug, thiserror::Error)]
-pub enum TokenizerError {
+pub(crate) enum TokenizerError {
     /// A file can't be read.
     #[error("can't read {}", file_name(path))]
     Read {

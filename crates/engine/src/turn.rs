@@ -13,6 +13,8 @@ use mlx_manager_signal::{
 use tokio::time::Instant;
 use tracing::Span;
 
+#[cfg(test)]
+use super::worker::EngineStats;
 use super::{
     cache::PromptCache,
     error::EngineError,
@@ -20,7 +22,7 @@ use super::{
     model::{Loader, Model, ModelInfo, Progress},
     scheduler::{Action, Limits, ModelName, QueueFull, Scheduler, SequenceId},
     sequence::{Sequence, SequencePlan, Step},
-    worker::{EngineSettings, EngineStats, GenerationEvent, LoadReply, Outbox, Submission, Work},
+    worker::{EngineSettings, GenerationEvent, LoadReply, Outbox, Submission, Work},
 };
 
 /// Decode steps between two clearings of MLX's cache of freed buffers, as the reference implementation has it.
@@ -135,6 +137,7 @@ impl Core {
             Work::Load { name, folder, reply } => self.load(&name, folder, reply),
             Work::Unload { name, reason, reply } => drop(reply.send(self.unload(&name, reason))),
             Work::Generate(submission) => self.submit(*submission),
+            #[cfg(test)]
             Work::Stats { reply } => drop(reply.send(self.stats())),
             #[cfg(test)]
             Work::Panic => panic!("as a test asked"),
@@ -341,25 +344,26 @@ impl Core {
             let (tokens, cached) = (running.sequence.prompt_tokens(), running.sequence.cached_tokens());
             let duration = running.started.elapsed();
             open.span.in_scope(|| PrefillFinished { model: &open.model, tokens, cached, duration }.emit());
-            open.events.tell(GenerationEvent::Prefilled { tokens, duration });
             running.first_token = Some(Instant::now());
             running.span = span::decode(&open.span);
             new_memory = true;
         }
-        let (token, end) = match step {
-            Step::Token(id) => (Some(id), None),
-            Step::LastToken(id) => (Some(id), Some((FinishReason::Length, None))),
-            Step::Stop(id) => (None, Some((FinishReason::Stop, Some(id)))),
-        };
-        if let Some(token) = token {
+        if let Step::Token(token) | Step::LastToken(token) = step {
             open.events.tell(GenerationEvent::Token(token));
         }
-        let tokens = running.sequence.produced();
-        if let Some((reason, stop_id)) = end {
-            self.end(id, GenerationEvent::Finished { reason, tokens, stop_id });
-        } else if new_memory {
-            self.tell_memory();
-        }
+        let reason = match step {
+            Step::Token(_) if new_memory => return self.tell_memory(),
+            Step::Token(_) => return,
+            Step::LastToken(_) => FinishReason::Length,
+            Step::Stop => FinishReason::Stop,
+        };
+        let finished = GenerationEvent::Finished {
+            reason,
+            tokens: running.sequence.produced(),
+            #[cfg(test)]
+            stop_id: running.sequence.last_token().filter(|_| step == Step::Stop),
+        };
+        self.end(id, finished);
     }
 
     /// Ends a sequence with its last event.
@@ -411,7 +415,7 @@ impl Core {
     /// Near its limit MLX lets running work wait for memory. What is only kept goes before that.
     fn give_back(&mut self) {
         let Some(limit) = self.settings.memory_limit else { return };
-        let is_near = || mlx::memory().is_ok_and(|memory| memory.active > limit / 10 * 9);
+        let is_near = || mlx::active_memory().is_ok_and(|active| active > limit / 10 * 9);
         let mut dropped = false;
         while self.prompts.bytes() > 0 && is_near() && self.prompts.drop_oldest() {
             dropped = true;
@@ -464,6 +468,7 @@ impl Core {
         }
     }
 
+    #[cfg(test)]
     fn stats(&self) -> EngineStats {
         let models = self.models.iter().filter_map(|(name, slot)| match &slot.state {
             SlotState::Ready { info, .. } => Some((Arc::clone(info), self.cache_bytes(name))),
@@ -472,7 +477,7 @@ impl Core {
         EngineStats {
             waiting: self.scheduler.waiting(),
             running: self.scheduler.running(),
-            memory: mlx::memory().unwrap_or_default(),
+            active_memory: mlx::active_memory().unwrap_or_default(),
             models: models.collect(),
         }
     }

@@ -26,7 +26,7 @@ use tracing::Span;
 
 use super::{
     error::EngineError,
-    mlx::{Memory, Precision},
+    mlx::Precision,
     model::ModelInfo,
     sample::SamplingParameters,
     scheduler::{Limits, ModelName},
@@ -35,19 +35,19 @@ use super::{
 
 /// How the engine works.
 #[derive(Debug, Clone)]
-pub struct EngineSettings {
+pub(crate) struct EngineSettings {
     /// Sequences computed at the same time.
-    pub max_batch: usize,
+    pub(crate) max_batch: usize,
     /// Sequences that may wait beyond them; more are refused as overloaded.
-    pub queue_limit: usize,
+    pub(crate) queue_limit: usize,
     /// Prompt tokens computed at once, between two decode steps of other sequences.
-    pub prefill_chunk: usize,
+    pub(crate) prefill_chunk: usize,
     /// Bytes that MLX is asked to stay below.
-    pub memory_limit: Option<u64>,
+    pub(crate) memory_limit: Option<u64>,
     /// Bytes that keys and values of sequences that ended may take, for prompts that begin alike; 0 keeps none.
-    pub prompt_cache: u64,
+    pub(crate) prompt_cache: u64,
     /// `None` takes the fastest precision for the device.
-    pub precision: Option<Precision>,
+    pub(crate) precision: Option<Precision>,
 }
 
 impl Default for EngineSettings {
@@ -65,37 +65,30 @@ impl Default for EngineSettings {
 
 /// One answer to be generated.
 #[derive(Debug)]
-pub struct Generate {
+pub(crate) struct Generate {
     /// A model that was loaded by this name.
-    pub model: String,
+    pub(crate) model: String,
     /// Token ids of the prompt, which together with `max_tokens` must fit the model's context; the caller checks that.
-    pub prompt: Vec<u32>,
+    pub(crate) prompt: Vec<u32>,
     /// How to choose tokens.
-    pub sampling: SamplingParameters,
+    pub(crate) sampling: SamplingParameters,
     /// The most tokens to generate, at least 1.
-    pub max_tokens: u32,
+    pub(crate) max_tokens: u32,
     /// All ids that end the answer, the model's own included ([`ModelInfo::end_ids`]).
-    pub stop_ids: Vec<u32>,
+    pub(crate) stop_ids: Vec<u32>,
     /// The inference span; queue, prefill and decode become its children.
-    pub span: Span,
+    pub(crate) span: Span,
 }
 
 /// What happens to a sequence, in this order. `Failed` may come at any time; `Finished` and `Failed` are the last.
 #[derive(Debug, Clone)]
-pub enum GenerationEvent {
+pub(crate) enum GenerationEvent {
     /// It waited so long, and its prompt is being computed now.
     Started {
         /// From submission to now.
         queued: Duration,
         /// How many tokens of the prompt came from the prompt cache.
         cached: u64,
-    },
-    /// The prompt is computed, and the first token is there.
-    Prefilled {
-        /// Tokens of the prompt.
-        tokens: u64,
-        /// Time to compute those that didn't come from the prompt cache.
-        duration: Duration,
     },
     /// One more token of the answer.
     Token(u32),
@@ -106,6 +99,7 @@ pub enum GenerationEvent {
         /// Tokens generated, the stop token included.
         tokens: u64,
         /// The token that ended the answer.
+        #[cfg(test)]
         stop_id: Option<u32>,
     },
     /// The answer can't be given, or not to its end.
@@ -113,16 +107,17 @@ pub enum GenerationEvent {
 }
 
 /// What the engine holds and does.
+#[cfg(test)]
 #[derive(Debug, Clone, Default)]
-pub struct EngineStats {
+pub(crate) struct EngineStats {
     /// Sequences that wait.
-    pub waiting: usize,
+    pub(crate) waiting: usize,
     /// Sequences that are computed.
-    pub running: usize,
-    /// MLX's allocator.
-    pub memory: Memory,
+    pub(crate) running: usize,
+    /// Bytes of the arrays that MLX holds.
+    pub(crate) active_memory: u64,
     /// The loaded models, with the bytes of their key-value caches, those of ended sequences included.
-    pub models: Vec<(Arc<ModelInfo>, u64)>,
+    pub(crate) models: Vec<(Arc<ModelInfo>, u64)>,
 }
 
 pub(super) type LoadReply = oneshot::Sender<Result<Arc<ModelInfo>, EngineError>>;
@@ -155,6 +150,7 @@ pub(super) enum Work {
         reply: oneshot::Sender<Result<(), EngineError>>,
     },
     Generate(Box<Submission>),
+    #[cfg(test)]
     Stats {
         reply: oneshot::Sender<EngineStats>,
     },
@@ -168,7 +164,7 @@ pub(super) enum Work {
 /// The handle. Clones talk to the same thread. Dropping the last one waits for the thread to end, which takes up to one
 /// step: a process that exits while MLX computes crashes in MLX's destructors. [`Engine::shutdown`] waits without blocking.
 #[derive(Debug, Clone)]
-pub struct Engine {
+pub(crate) struct Engine {
     link: Arc<Link>,
 }
 
@@ -203,7 +199,7 @@ impl Engine {
     ///
     /// # Errors
     /// When the operating system gives no thread.
-    pub fn start(settings: EngineSettings) -> Result<Self, EngineError> {
+    pub(crate) fn start(settings: EngineSettings) -> Result<Self, EngineError> {
         let (commands, inbox) = mpsc::channel();
         let supervisor = thread::Builder::new()
             .name("mlx-supervisor".to_owned())
@@ -216,7 +212,7 @@ impl Engine {
     ///
     /// # Errors
     /// When the model can't be loaded, which leaves the engine as it was.
-    pub async fn load(&self, name: &str, folder: PathBuf) -> Result<Arc<ModelInfo>, EngineError> {
+    pub(crate) async fn load(&self, name: &str, folder: PathBuf) -> Result<Arc<ModelInfo>, EngineError> {
         self.ask(|reply| Command::Work(Work::Load { name: name.into(), folder, reply })).await?
     }
 
@@ -224,13 +220,13 @@ impl Engine {
     ///
     /// # Errors
     /// When the model isn't loaded, or has requests in flight.
-    pub async fn unload(&self, name: &str, reason: &'static str) -> Result<(), EngineError> {
+    pub(crate) async fn unload(&self, name: &str, reason: &'static str) -> Result<(), EngineError> {
         self.ask(|reply| Command::Work(Work::Unload { name: name.into(), reason, reply })).await?
     }
 
     /// Submits a sequence. Dropping the receiver cancels it within one step. The first event tells whether it was
     /// taken in; the channel is bounded in practice, by `max_tokens`.
-    pub fn generate(&self, request: Generate) -> UnboundedReceiver<GenerationEvent> {
+    pub(crate) fn generate(&self, request: Generate) -> UnboundedReceiver<GenerationEvent> {
         let (events, receiver) = unbounded_channel();
         let queue_span = span::queue(&request.span);
         let events = Outbox::new(events);
@@ -241,15 +237,13 @@ impl Engine {
     }
 
     /// What the engine holds and does, measured on its thread between two steps.
-    ///
-    /// # Errors
-    /// When the engine has stopped.
-    pub async fn stats(&self) -> Result<EngineStats, EngineError> {
+    #[cfg(test)]
+    pub(crate) async fn stats(&self) -> Result<EngineStats, EngineError> {
         self.ask(|reply| Command::Work(Work::Stats { reply })).await
     }
 
     /// Ends open sequences with an error and the thread with them; returns when MLX is at rest.
-    pub async fn shutdown(&self) {
+    pub(crate) async fn shutdown(&self) {
         // An engine that has stopped already is what was asked for.
         self.ask(|reply| Command::Shutdown { reply }).await.unwrap_or_default();
     }

@@ -17,12 +17,19 @@ const LARGEST_DIMENSION: u32 = 1 << 26;
 /// More than any model has.
 const MOST_LAYERS: u32 = 1 << 12;
 
-/// Bits and group size of a path that config.json names without them.
-const PATH_DEFAULT: (Option<i32>, Option<i32>) = (Some(4), Some(64));
+/// What holds where config.json names a path without them.
+const PATH_DEFAULTS: PackingDefaults = PackingDefaults { bits: Some(4), group_size: Some(64) };
+
+/// What holds where config.json doesn't give bits or group size; it must give what is `None` here.
+#[derive(Debug, Clone, Copy)]
+struct PackingDefaults {
+    bits: Option<i32>,
+    group_size: Option<i32>,
+}
 
 /// A family of models with the same computation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Architecture {
+pub(crate) enum Architecture {
     /// Qwen3, dense.
     Qwen3,
     /// Qwen2 and Qwen2.5.
@@ -33,7 +40,7 @@ pub enum Architecture {
 
 impl Architecture {
     /// Its name in config.json; Mistral's models are computed as Llama's.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Qwen3 => "qwen3",
             Self::Qwen2 => "qwen2",
@@ -53,11 +60,11 @@ impl Architecture {
 
 /// How most of a model's weights are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QuantizationSummary {
+pub(crate) struct QuantizationSummary {
     /// Bits per weight.
-    pub bits: i32,
+    pub(crate) bits: i32,
     /// Weights that share a scale.
-    pub group_size: i32,
+    pub(crate) group_size: i32,
 }
 
 /// What a folder says of its model. Dimensions are checked to be positive and to fit `i32`; keys whose meaning or default
@@ -91,6 +98,8 @@ pub(crate) struct Config {
 /// What config.json says of packed weights. The shapes of the tensors have the last word on bits and group sizes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Quantization {
+    /// What it says of all other paths.
+    #[cfg(test)]
     pub(crate) default: Option<QuantizationSummary>,
     pub(crate) paths: BTreeMap<String, Packing>,
 }
@@ -238,6 +247,16 @@ struct ModelType {
 }
 
 impl Quantization {
+    /// The shapes of the tensors decide on what no path names, so the default is only ever checked.
+    #[cfg_attr(not(test), expect(unused_variables, reason = "only tests ask how most weights are packed"))]
+    fn new(default: QuantizationSummary, paths: BTreeMap<String, Packing>) -> Self {
+        Self {
+            #[cfg(test)]
+            default: Some(default),
+            paths,
+        }
+    }
+
     fn parse(key: &str, map: &Map<String, Value>) -> Result<Self, LoadError> {
         if let Some(method) = map.get("quant_method").and_then(Value::as_str) {
             return Err(LoadError::config(
@@ -253,13 +272,14 @@ impl Quantization {
                 Value::Object(settings) => {
                     let key = format!("{key}.{path}");
                     affine(&key, settings.get("mode"))?;
-                    Packing::Affine(summary(&key, settings, PATH_DEFAULT)?)
+                    Packing::Affine(summary(&key, settings, PATH_DEFAULTS)?)
                 }
                 _ => continue,
             };
             paths.insert(path.clone(), packing);
         }
-        Ok(Self { default: Some(summary(key, map, (None, None))?), paths })
+        let default = summary(key, map, PackingDefaults { bits: None, group_size: None })?;
+        Ok(Self::new(default, paths))
     }
 }
 
@@ -272,11 +292,10 @@ fn affine(key: &str, mode: Option<&Value>) -> Result<(), LoadError> {
     }
 }
 
-/// `defaults` are those of bits and group size.
 fn summary(
     key: &str,
     settings: &Map<String, Value>,
-    defaults: (Option<i32>, Option<i32>),
+    defaults: PackingDefaults,
 ) -> Result<QuantizationSummary, LoadError> {
     let number = |name: &str, default: Option<i32>, allowed: &[i32]| {
         let value = match settings.get(name) {
@@ -287,8 +306,8 @@ fn summary(
         value.filter(|value| allowed.contains(value)).ok_or_else(problem)
     };
     Ok(QuantizationSummary {
-        bits: number("bits", defaults.0, &[2, 3, 4, 5, 6, 8])?,
-        group_size: number("group_size", defaults.1, &[32, 64, 128])?,
+        bits: number("bits", defaults.bits, &[2, 3, 4, 5, 6, 8])?,
+        group_size: number("group_size", defaults.group_size, &[32, 64, 128])?,
     })
 }
 

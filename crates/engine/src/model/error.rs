@@ -9,7 +9,7 @@ use crate::{error::file_name, mlx::Exception};
 
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
+pub(crate) enum LoadError {
     /// A file can't be read.
     #[error("can't read {}", file_name(path))]
     Read {

@@ -16,12 +16,11 @@ mod rope;
 mod safetensors;
 mod weights;
 
-pub use config::{Architecture, QuantizationSummary};
-pub use error::LoadError;
-pub use loader::ModelInfo;
-
-pub(crate) use config::Config;
-pub(crate) use loader::{Loader, Model, Progress, check};
+#[cfg(test)]
+pub(crate) use config::QuantizationSummary;
+pub(crate) use config::{Architecture, Config};
+pub(crate) use error::LoadError;
+pub(crate) use loader::{Loader, Model, ModelInfo, Progress, check};
 
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ async fn answered(mut events: UnboundedReceiver<GenerationEvent>) -> (Vec<u32>, 
             GenerationEvent::Started { cached, .. } => from_cache = Some(cached as usize),
             GenerationEvent::Token(id) => tokens.push(id),
             GenerationEvent::Failed(error) => panic!("{error}"),
-            GenerationEvent::Prefilled { .. } | GenerationEvent::Finished { .. } => {}
+            GenerationEvent::Finished { .. } => {}
         }
     }
     (tokens, from_cache.expect("it started"))
@@ -166,7 +166,7 @@ fn of_a_prompt_that_is_not_wanted_any_more_the_computed_part_is_kept() {
 async fn unloading_gives_the_kept_back_too() {
     let engine = Engine::start(settings()).unwrap();
     let (_, golden) = loaded(&engine, "qwen3-q4-tied").await;
-    let active = async || engine.stats().await.unwrap().memory.active;
+    let active = async || engine.stats().await.unwrap().active_memory;
     let before = active().await;
     let prompt = &golden.prompt_ids[..40];
     ask(&engine, "qwen3-q4-tied", prompt).await;
