@@ -16,7 +16,7 @@ use super::{
     parse::{ParsedCall, Parser, Piece},
     pool::Lease,
     stop::StopMatcher,
-    worker::GenerationEvent,
+    thread::GenerationEvent,
 };
 
 /// Turns what the MLX thread tells into what the caller is told.

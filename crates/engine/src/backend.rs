@@ -24,7 +24,7 @@ use super::{
     parse::Parser,
     pool::{Lease, Pool},
     stop::StopMatcher,
-    worker::{self, EngineSettings, Generate},
+    thread::{EngineSettings, Generate, Handle},
 };
 
 /// The local engine. Clones are the same engine.
@@ -52,9 +52,9 @@ impl Engine {
         let memory_limit = machine::memory_limit(config.memory_limit);
         let (max_batch, prompt_cache) = (config.max_batch, config.prompt_cache);
         let settings = EngineSettings { max_batch, memory_limit, prompt_cache, ..EngineSettings::default() };
-        let pool = worker::Engine::start(settings).map(|worker| {
+        let pool = Handle::start(settings).map(|thread| {
             Arc::new(Pool {
-                worker,
+                thread,
                 cache_dir: config.cache_dir.clone(),
                 memory_limit,
                 tasks: tasks.clone(),
@@ -108,7 +108,7 @@ impl Engine {
     pub async fn shutdown(&self) {
         self.inner.stop.cancel();
         if let Ok(pool) = &self.inner.pool {
-            pool.worker.shutdown().await;
+            pool.thread.shutdown().await;
         }
     }
 
@@ -137,7 +137,7 @@ impl Engine {
             reasons: prompt.parser.reasoning.is_some(),
             counts: Counts::default(),
         };
-        let tokens = pool.worker.generate(Generate {
+        let tokens = pool.thread.generate(Generate {
             model: model.to_owned(),
             prompt: prompt.ids,
             sampling: prompt.sampling,

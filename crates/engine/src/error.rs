@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use mlx_manager_llm as llm;
 
-use super::model::LoadError;
+use super::{mlx::Exception, model::LoadError};
 
 /// Why the engine can't do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -59,6 +59,11 @@ pub(crate) fn file_name(path: &Path) -> std::path::Display<'_> {
 }
 
 impl EngineError {
+    /// MLX failed at a sequence, or at the memory.
+    pub(crate) fn mlx(error: &Exception) -> Self {
+        Self::Mlx(error.to_string())
+    }
+
     /// What class of failure it is.
     pub(crate) fn kind(&self) -> llm::ErrorKind {
         match self {

@@ -24,15 +24,10 @@ mod model;
 mod parse;
 mod pool;
 mod sample;
-mod scheduler;
-mod sequence;
 mod stop;
 mod template;
-#[cfg(test)]
-mod tests;
+mod thread;
 mod tokenizer;
-mod turn;
-mod worker;
 
 pub use backend::Engine;
 

@@ -25,7 +25,7 @@ use super::{
     chat::{ChatModel, TextError},
     error::{EngineError, file_name},
     model::{self, LoadError, ModelInfo},
-    worker,
+    thread::Handle,
 };
 
 /// The longest pause between two looks for idle models.
@@ -82,7 +82,7 @@ impl Drop for Lease {
 /// The models in memory.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    pub(crate) worker: worker::Engine,
+    pub(crate) thread: Handle,
     pub(crate) cache_dir: PathBuf,
     /// Bytes that the models' weights may take together.
     pub(crate) memory_limit: Option<u64>,
@@ -147,7 +147,7 @@ impl Pool {
             error.for_client(name)
         })?;
         self.make_room(name, folder.bytes).await?;
-        let info = self.worker.load(name, folder.path).await.map_err(|error| cant_load(name, error))?;
+        let info = self.thread.load(name, folder.path).await.map_err(|error| cant_load(name, error))?;
         let (in_use, last_used) = (AtomicUsize::new(0), Mutex::new(Instant::now()));
         let model = Arc::new(LoadedModel { info, chat: folder.chat, in_use, last_used });
         let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
@@ -197,7 +197,7 @@ impl Pool {
             }
             models.remove(name)
         };
-        match self.worker.unload(name, reason).await {
+        match self.thread.unload(name, reason).await {
             // A sequence that was cancelled lives on until the next step.
             Err(EngineError::InUse { .. }) => {
                 let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);

@@ -185,7 +185,7 @@ async fn dropping_the_stream_ends_the_work() {
     while !matches!(timeout(PATIENCE, events.next()).await.unwrap().unwrap().unwrap(), Event::Text(_)) {}
     drop(events);
     let gone = async {
-        while pool.worker.stats().await.unwrap().running > 0 {
+        while pool.thread.stats().await.unwrap().running > 0 {
             tokio::task::yield_now().await;
         }
     };
@@ -205,7 +205,7 @@ async fn first_requests_that_come_together_load_once() {
     let (a, b, c) = (a.unwrap(), b.unwrap(), c.unwrap());
     assert!(Arc::ptr_eq(&a.info, &b.info) && Arc::ptr_eq(&b.info, &c.info));
     assert!(std::ptr::eq(&a.chat, &b.chat) && std::ptr::eq(&b.chat, &c.chat));
-    assert_eq!(pool.worker.stats().await.unwrap().models.len(), 1);
+    assert_eq!(pool.thread.stats().await.unwrap().models.len(), 1);
     engine.shutdown().await;
 }
 
@@ -297,7 +297,7 @@ async fn an_idle_model_is_given_back_and_comes_again() {
     for _ in 0..2 {
         hear(&engine, "demo", said("Hi.")).await.unwrap();
         let unloaded = async {
-            while !pool.worker.stats().await.unwrap().models.is_empty() {
+            while !pool.thread.stats().await.unwrap().models.is_empty() {
                 tokio::task::yield_now().await;
             }
         };

@@ -12,8 +12,7 @@ use mlx_rs::{
     },
 };
 
-use super::{linear::Linear, rope::Rope};
-use crate::cache::KeyValueCache;
+use super::{KeyValueCache, linear::Linear, rope::Rope};
 
 /// The attention of one layer.
 #[derive(Debug)]

@@ -11,13 +11,12 @@ use mlx_rs::{
 };
 
 use super::{
-    Config, LoadError,
+    Config, KeyValueCache, LoadError,
     attention::{Attention, FeedForward},
     linear::{Embedding, Linear},
     rope::Rope,
     weights::Weights,
 };
-use crate::cache::KeyValueCache;
 
 /// How an architecture fills the shared decoder.
 #[derive(Debug)]

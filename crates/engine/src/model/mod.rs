@@ -7,6 +7,7 @@ mod attention;
 mod config;
 mod decoder;
 mod error;
+mod key_value;
 mod linear;
 mod llama;
 mod loader;
@@ -20,7 +21,11 @@ mod weights;
 pub(crate) use config::QuantizationSummary;
 pub(crate) use config::{Architecture, Config};
 pub(crate) use error::LoadError;
+pub(crate) use key_value::KeyValueCache;
 pub(crate) use loader::{Loader, Model, ModelInfo, Progress, check};
+
+/// What requests call a model.
+pub(crate) type ModelName = std::sync::Arc<str>;
 
 #[cfg(test)]
 mod tests;
