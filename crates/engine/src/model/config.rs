@@ -9,7 +9,12 @@ use std::{
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{LoadError, rope::RopeScaling};
+use super::{
+    LoadError,
+    linear::Bias,
+    plan::Head,
+    rope::{RopePairs, RopeScaling},
+};
 
 /// No dimension of a real model comes near it; it keeps every product of two dimensions within 64 bits.
 const LARGEST_DIMENSION: u32 = 1 << 26;
@@ -82,11 +87,11 @@ pub(crate) struct Config {
     pub(crate) vocabulary: i32,
     /// Positions the model was made for.
     pub(crate) max_context: Option<u32>,
-    pub(crate) tied: Option<bool>,
-    pub(crate) attention_bias: bool,
-    pub(crate) feed_forward_bias: bool,
+    pub(crate) head: Option<Head>,
+    pub(crate) attention_bias: Bias,
+    pub(crate) feed_forward_bias: Bias,
     pub(crate) rope_base: Option<f32>,
-    pub(crate) rope_traditional: bool,
+    pub(crate) rope_pairs: RopePairs,
     pub(crate) rope_scaling: RopeScaling,
     pub(crate) sliding_window: Option<i32>,
     pub(crate) layer_types: Option<Vec<String>>,
@@ -215,11 +220,11 @@ impl Config {
             norm_epsilon: raw.rms_norm_eps,
             vocabulary: dimension("vocab_size", raw.vocab_size)?,
             max_context: raw.max_position_embeddings,
-            tied: raw.tie_word_embeddings,
-            attention_bias: raw.attention_bias.unwrap_or(false),
-            feed_forward_bias: raw.mlp_bias.unwrap_or(false),
+            head: raw.tie_word_embeddings.map(Head::of),
+            attention_bias: Bias::of(raw.attention_bias.unwrap_or(false)),
+            feed_forward_bias: Bias::of(raw.mlp_bias.unwrap_or(false)),
             rope_base,
-            rope_traditional: raw.rope_traditional.unwrap_or(false),
+            rope_pairs: RopePairs::of(raw.rope_traditional.unwrap_or(false)),
             rope_scaling: RopeScaling::parse(raw.rope_scaling.as_ref().or(nested))?,
             sliding_window: raw.sliding_window.map(|size| dimension("sliding_window", size)).transpose()?,
             layer_types: raw.layer_types,

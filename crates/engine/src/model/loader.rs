@@ -11,8 +11,10 @@ use mlx_rs::Array;
 use super::QuantizationSummary;
 use super::{
     Architecture, Config, LoadError,
-    decoder::{Decoder, Plan},
-    llama, qwen2, qwen3,
+    decoder::Decoder,
+    llama,
+    plan::Plan,
+    qwen2, qwen3,
     weights::{self, Weights},
 };
 use crate::mlx::{self, Exception, Precision};

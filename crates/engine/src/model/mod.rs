@@ -1,7 +1,7 @@
 //! Models in MLX format: from a folder to logits.
 //!
 //! Enter at [`Loader`], which gives a [`Model`]. [`Config`] is what the folder says of itself; each architecture has a
-//! file that turns it into a [`decoder::Plan`]; [`decoder`] builds and runs every plan.
+//! file that turns it into a [`plan::Plan`]; [`decoder`] builds and runs every plan.
 
 mod attention;
 mod config;
@@ -11,6 +11,8 @@ mod key_value;
 mod linear;
 mod llama;
 mod loader;
+mod norm;
+mod plan;
 mod qwen2;
 mod qwen3;
 mod rope;
