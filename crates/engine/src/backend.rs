@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -13,6 +13,7 @@ use mlx_manager_catalogue::Catalogue;
 use mlx_manager_config::{IdleUnload, LocalConfig};
 use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream};
 use mlx_manager_signal::event::{EngineStartError, ModelLoadError};
+use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 

@@ -8,7 +8,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -17,6 +17,7 @@ use std::{
 use mlx_manager_catalogue::Place;
 use mlx_manager_llm::{Error, ErrorKind};
 use mlx_manager_signal::event::ModelLoadError;
+use parking_lot::Mutex;
 use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -48,7 +49,7 @@ impl LoadedModel {
     }
 
     fn last_used(&self) -> Instant {
-        *self.last_used.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.last_used.lock()
     }
 }
 
@@ -74,7 +75,7 @@ impl std::ops::Deref for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        *self.0.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.0.last_used.lock() = Instant::now();
         self.0.in_use.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -113,7 +114,7 @@ impl Pool {
 
     /// Whether any model is in memory.
     pub(crate) fn has_any(&self) -> bool {
-        !self.models.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        !self.models.lock().is_empty()
     }
 
     /// Gives back, until `stop`, models that nobody used for so long.
@@ -130,7 +131,7 @@ impl Pool {
     }
 
     fn loaded(&self, name: &str) -> Option<Lease> {
-        self.models.lock().unwrap_or_else(PoisonError::into_inner).get(name).map(Lease::new)
+        self.models.lock().get(name).map(Lease::new)
     }
 
     async fn load(&self, name: &str, place: Place) -> Result<Lease, Error> {
@@ -150,7 +151,7 @@ impl Pool {
         let info = self.thread.load(name, folder.path).await.map_err(|error| cant_load(name, error))?;
         let (in_use, last_used) = (AtomicUsize::new(0), Mutex::new(Instant::now()));
         let model = Arc::new(LoadedModel { info, chat: folder.chat, in_use, last_used });
-        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut models = self.models.lock();
         models.insert(name.to_owned(), Arc::clone(&model));
         Ok(Lease::new(&model))
     }
@@ -164,7 +165,7 @@ impl Pool {
         }
         loop {
             let held: u64 = {
-                let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+                let models = self.models.lock();
                 models.values().map(|model| model.info.bytes).sum()
             };
             if held.saturating_add(bytes) <= limit {
@@ -182,7 +183,7 @@ impl Pool {
     }
 
     fn idle_longest(&self, at_least: Duration) -> Option<String> {
-        let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        let models = self.models.lock();
         let idle = models.iter().filter(|(_, model)| model.is_idle() && model.last_used().elapsed() >= at_least);
         idle.min_by_key(|(_, model)| model.last_used()).map(|(name, _)| name.clone())
     }
@@ -190,7 +191,7 @@ impl Pool {
     /// Takes a model out of memory; false when it is in use after all.
     async fn unload(&self, name: &str, reason: &'static str) -> bool {
         let model = {
-            let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut models = self.models.lock();
             // Taken meanwhile, between the choice and now.
             if models.get(name).is_none_or(|model| !model.is_idle()) {
                 return false;
@@ -200,7 +201,7 @@ impl Pool {
         match self.thread.unload(name, reason).await {
             // A sequence that was cancelled lives on until the next step.
             Err(EngineError::InUse { .. }) => {
-                let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut models = self.models.lock();
                 models.extend(model.map(|model| (name.to_owned(), model)));
                 false
             }
