@@ -12,8 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    error::file_name,
-    model::ModelInfo,
+    model::{ModelInfo, file_name},
     parse::{ParserOptions, ReasoningFormat, ToolFormat},
     sample::SamplingParameters,
     template::{ChatTemplate, TemplateError, Variables},

@@ -1,6 +1,6 @@
 //! Why the engine can't do what it was asked.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use mlx_manager_llm as llm;
 
@@ -52,12 +52,6 @@ pub(crate) enum EngineError {
     Thread(Arc<std::io::Error>),
 }
 
-/// The last part of a path. Errors that a client may read name files by it, since where they lie on the server is not the
-/// client's business; the log has the folder.
-pub(crate) fn file_name(path: &Path) -> std::path::Display<'_> {
-    path.file_name().map_or(path, Path::new).display()
-}
-
 impl EngineError {
     /// MLX failed at a sequence, or at the memory.
     pub(crate) fn mlx(error: &Exception) -> Self {
@@ -88,4 +82,16 @@ impl From<EngineError> for llm::Error {
         };
         Self::new(error.kind(), message).with_source(error)
     }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }

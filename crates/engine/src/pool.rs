@@ -5,8 +5,7 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -22,10 +21,10 @@ use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    builtin,
-    chat::{ChatModel, TextError},
-    error::{EngineError, file_name},
-    model::{self, LoadError, ModelInfo},
+    chat::ChatModel,
+    error::{EngineError, chain},
+    folder::{Folder, FolderError},
+    model::{LoadError, ModelInfo},
     thread::Handle,
 };
 
@@ -44,7 +43,7 @@ pub(crate) struct LoadedModel {
 }
 
 impl LoadedModel {
-    pub(crate) fn is_idle(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.in_use.load(Ordering::Acquire) == 0
     }
 
@@ -84,16 +83,23 @@ impl Drop for Lease {
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) thread: Handle,
-    pub(crate) cache_dir: PathBuf,
+    /// Where the built-in model is unpacked.
+    cache_dir: PathBuf,
     /// Bytes that the models' weights may take together.
-    pub(crate) memory_limit: Option<u64>,
-    pub(crate) tasks: TaskTracker,
-    pub(crate) models: Mutex<HashMap<String, Arc<LoadedModel>>>,
+    memory_limit: Option<u64>,
+    tasks: TaskTracker,
+    models: Mutex<HashMap<String, Arc<LoadedModel>>>,
     /// Held while a model is loaded or unloaded.
-    pub(crate) change: Arc<AsyncMutex<()>>,
+    change: AsyncMutex<()>,
 }
 
 impl Pool {
+    /// A pool without models yet. `memory_limit` is in bytes.
+    pub(crate) fn new(thread: Handle, cache_dir: PathBuf, memory_limit: Option<u64>, tasks: TaskTracker) -> Self {
+        let (models, change) = (Mutex::default(), AsyncMutex::default());
+        Self { thread, cache_dir, memory_limit, tasks, models, change }
+    }
+
     /// The model, loaded if it isn't.
     pub(crate) async fn lease(self: &Arc<Self>, name: &str, place: Place) -> Result<Lease, Error> {
         if let Some(lease) = self.loaded(name) {
@@ -110,6 +116,18 @@ impl Pool {
         task.await.unwrap_or_else(|error| {
             Err(Error::new(ErrorKind::Internal, "the model could not be loaded").with_source(error))
         })
+    }
+
+    /// The names of the models in memory.
+    #[cfg(test)]
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.models.lock().keys().cloned().collect()
+    }
+
+    /// Whether nobody uses a model that is in memory.
+    #[cfg(test)]
+    pub(crate) fn is_idle(&self, name: &str) -> bool {
+        self.models.lock()[name].is_idle()
     }
 
     /// Whether any model is in memory.
@@ -141,7 +159,7 @@ impl Pool {
             Place::BuiltinDemo => cache_dir.clone(),
             Place::Folder(folder) => folder.clone(),
         };
-        let read = move || read_folder(&place, &cache_dir);
+        let read = move || Folder::read(&place, &cache_dir);
         let read = self.tasks.spawn_blocking(read).await.map_err(|error| FolderError::Task(Box::new(error)));
         let folder = read.and_then(|read| read).map_err(|error| {
             ModelLoadError { model: name, folder: Some(&at), error: &error }.emit();
@@ -211,40 +229,6 @@ impl Pool {
     }
 }
 
-/// What is read of a model's folder before its weights.
-struct Folder {
-    path: PathBuf,
-    chat: ChatModel,
-    /// What its weights take on disk.
-    bytes: u64,
-}
-
-#[derive(Debug, thiserror::Error)]
-enum FolderError {
-    #[error("there is no model in the folder {}: it has no config.json", file_name(.0))]
-    Missing(PathBuf),
-    #[error("the built-in model can't be unpacked into the cache folder")]
-    Unpack(#[source] io::Error),
-    #[error("the folder can't be read")]
-    Read(#[source] io::Error),
-    #[error(transparent)]
-    Model(#[from] LoadError),
-    #[error(transparent)]
-    Text(#[from] TextError),
-    #[error("reading the folder was broken off")]
-    Task(#[source] Box<tokio::task::JoinError>),
-}
-
-impl FolderError {
-    fn for_client(self, name: &str) -> Error {
-        let (kind, message) = match &self {
-            Self::Missing(_) => (ErrorKind::ModelNotFound, format!("model {name:?}: {self}")),
-            _ => (ErrorKind::Unavailable, format!("model {name:?} can't be loaded: {}", chain(&self))),
-        };
-        Error::new(kind, message).with_param("model").with_source(self)
-    }
-}
-
 fn cant_load(name: &str, error: EngineError) -> Error {
     match &error {
         EngineError::Load { source, .. } => {
@@ -258,42 +242,4 @@ fn cant_load(name: &str, error: EngineError) -> Error {
         }
         _ => error.into(),
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
-fn read_folder(place: &Place, cache_dir: &Path) -> Result<Folder, FolderError> {
-    let path = match place {
-        Place::BuiltinDemo => builtin::unpack(cache_dir).map_err(FolderError::Unpack)?,
-        Place::Folder(folder) => folder.clone(),
-    };
-    if !path.join("config.json").is_file() {
-        return Err(FolderError::Missing(path));
-    }
-    // Before the text side: what is no model of ours may lack all else too, and that isn't what is wrong with it.
-    model::check(&path)?;
-    let bytes = weight_bytes(&path).map_err(FolderError::Read)?;
-    Ok(Folder { chat: ChatModel::load(&path)?, bytes, path })
-}
-
-fn weight_bytes(folder: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
-            // Through links too: the hub's cache is made of them.
-            bytes += fs::metadata(&path)?.len();
-        }
-    }
-    Ok(bytes)
 }

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::{
-    error::file_name,
     json,
+    model::file_name,
     tokenizer::{TokenizerConfig, TokenizerError},
 };
 

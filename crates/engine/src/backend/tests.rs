@@ -190,7 +190,7 @@ async fn dropping_the_stream_ends_the_work() {
         }
     };
     timeout(PATIENCE, gone).await.unwrap();
-    assert!(pool.models.lock()["endless"].is_idle());
+    assert!(pool.is_idle("endless"));
     engine.shutdown().await;
 }
 
@@ -267,7 +267,7 @@ async fn models_make_room_for_each_other_but_not_while_in_use() {
     let config = LocalConfig { memory_limit: MemoryLimit::Bytes(2_500_000), ..config(root.path()) };
     let engine = Engine::start(&config, &tasks);
     let pool = Arc::clone(engine.inner.pool.as_ref().unwrap());
-    let names = || pool.models.lock().keys().cloned().collect::<Vec<_>>();
+    let names = || pool.names();
 
     let lease = pool.lease("demo", Place::BuiltinDemo).await.unwrap();
     let error = hear(&engine, "second", said("Hi.")).await.unwrap_err();

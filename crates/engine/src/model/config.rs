@@ -1,7 +1,6 @@
 //! `config.json` and `generation_config.json`: what a folder says of its model, checked.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -13,6 +12,7 @@ use super::{
     LoadError,
     linear::Bias,
     plan::Head,
+    quantization::Quantization,
     rope::{RopePairs, RopeScaling},
 };
 
@@ -21,16 +21,6 @@ const LARGEST_DIMENSION: u32 = 1 << 26;
 
 /// More than any model has.
 const MOST_LAYERS: u32 = 1 << 12;
-
-/// What holds where config.json names a path without them.
-const PATH_DEFAULTS: PackingDefaults = PackingDefaults { bits: Some(4), group_size: Some(64) };
-
-/// What holds where config.json doesn't give bits or group size; it must give what is `None` here.
-#[derive(Debug, Clone, Copy)]
-struct PackingDefaults {
-    bits: Option<i32>,
-    group_size: Option<i32>,
-}
 
 /// A family of models with the same computation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -63,15 +53,6 @@ impl Architecture {
     }
 }
 
-/// How most of a model's weights are packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct QuantizationSummary {
-    /// Bits per weight.
-    pub(crate) bits: i32,
-    /// Weights that share a scale.
-    pub(crate) group_size: i32,
-}
-
 /// What a folder says of its model. Dimensions are checked to be positive and to fit `i32`; keys whose meaning or default
 /// depends on the architecture are left to its file.
 #[derive(Debug, Clone)]
@@ -98,24 +79,6 @@ pub(crate) struct Config {
     /// Ids that end an answer.
     pub(crate) end_ids: Vec<u32>,
     pub(crate) quantization: Quantization,
-}
-
-/// What config.json says of packed weights. The shapes of the tensors have the last word on bits and group sizes.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Quantization {
-    /// What it says of all other paths.
-    #[cfg(test)]
-    pub(crate) default: Option<QuantizationSummary>,
-    pub(crate) paths: BTreeMap<String, Packing>,
-}
-
-/// What config.json says of one path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Packing {
-    /// Stored as it is.
-    Dense,
-    /// Packed so.
-    Affine(QuantizationSummary),
 }
 
 #[derive(Deserialize)]
@@ -251,71 +214,6 @@ struct ModelType {
     model_type: Option<String>,
 }
 
-impl Quantization {
-    /// The shapes of the tensors decide on what no path names, so the default is only ever checked.
-    #[cfg_attr(not(test), expect(unused_variables, reason = "only tests ask how most weights are packed"))]
-    fn new(default: QuantizationSummary, paths: BTreeMap<String, Packing>) -> Self {
-        Self {
-            #[cfg(test)]
-            default: Some(default),
-            paths,
-        }
-    }
-
-    fn parse(key: &str, map: &Map<String, Value>) -> Result<Self, LoadError> {
-        if let Some(method) = map.get("quant_method").and_then(Value::as_str) {
-            return Err(LoadError::config(
-                format!("{key}.quant_method"),
-                format!("{method:?} is not supported; convert the model to MLX format"),
-            ));
-        }
-        affine(key, map.get("mode"))?;
-        let mut paths = BTreeMap::new();
-        for (path, value) in map {
-            let packing = match value {
-                Value::Bool(false) => Packing::Dense,
-                Value::Object(settings) => {
-                    let key = format!("{key}.{path}");
-                    affine(&key, settings.get("mode"))?;
-                    Packing::Affine(summary(&key, settings, PATH_DEFAULTS)?)
-                }
-                _ => continue,
-            };
-            paths.insert(path.clone(), packing);
-        }
-        let default = summary(key, map, PackingDefaults { bits: None, group_size: None })?;
-        Ok(Self::new(default, paths))
-    }
-}
-
-fn affine(key: &str, mode: Option<&Value>) -> Result<(), LoadError> {
-    match mode.map(|mode| mode.as_str().unwrap_or_default()) {
-        None | Some("affine") => Ok(()),
-        Some(other) => {
-            Err(LoadError::config(format!("{key}.mode"), format!("{other:?} is not supported; only affine is")))
-        }
-    }
-}
-
-fn summary(
-    key: &str,
-    settings: &Map<String, Value>,
-    defaults: PackingDefaults,
-) -> Result<QuantizationSummary, LoadError> {
-    let number = |name: &str, default: Option<i32>, allowed: &[i32]| {
-        let value = match settings.get(name) {
-            None => default,
-            Some(value) => value.as_i64().and_then(|value| i32::try_from(value).ok()),
-        };
-        let problem = || LoadError::config(format!("{key}.{name}"), format!("must be one of {allowed:?}"));
-        value.filter(|value| allowed.contains(value)).ok_or_else(problem)
-    };
-    Ok(QuantizationSummary {
-        bits: number("bits", defaults.bits, &[2, 3, 4, 5, 6, 8])?,
-        group_size: number("group_size", defaults.group_size, &[32, 64, 128])?,
-    })
-}
-
 fn dimension(key: &str, value: u32) -> Result<i32, LoadError> {
     match i32::try_from(value) {
         Ok(size) if (1..=LARGEST_DIMENSION).contains(&value) => Ok(size),
@@ -346,7 +244,8 @@ mod tests {
     use mlx_manager_catalogue::SUPPORTED;
     use serde_json::{Value, json};
 
-    use super::{Architecture, Config, LoadError, Packing};
+    use super::{Architecture, Config, LoadError};
+    use crate::model::quantization::Packing;
 
     fn config(change: impl FnOnce(&mut Value)) -> Result<Config, LoadError> {
         let mut value = json!({

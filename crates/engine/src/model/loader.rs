@@ -8,7 +8,7 @@ use std::{
 use mlx_rs::Array;
 
 #[cfg(test)]
-use super::QuantizationSummary;
+use super::quantization::QuantizationSummary;
 use super::{
     Architecture, Config, LoadError,
     decoder::Decoder,

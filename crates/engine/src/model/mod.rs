@@ -13,16 +13,15 @@ mod llama;
 mod loader;
 mod norm;
 mod plan;
+mod quantization;
 mod qwen2;
 mod qwen3;
 mod rope;
 mod safetensors;
 mod weights;
 
-#[cfg(test)]
-pub(crate) use config::QuantizationSummary;
 pub(crate) use config::{Architecture, Config};
-pub(crate) use error::LoadError;
+pub(crate) use error::{LoadError, file_name};
 pub(crate) use key_value::KeyValueCache;
 pub(crate) use loader::{Loader, Model, ModelInfo, Progress, check};
 

@@ -12,9 +12,9 @@ use mlx_rs::{Array, Dtype, error::IoError};
 use serde::Deserialize;
 
 use super::{
-    LoadError,
-    config::{self, Packing, Quantization},
+    LoadError, config,
     linear::{Bias, Embedding, Linear, Matrix, Packed},
+    quantization::{Packing, Quantization},
     safetensors,
 };
 use crate::mlx::Precision;
