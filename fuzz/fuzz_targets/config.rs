@@ -4,8 +4,8 @@
 
 use std::path::Path;
 
-use mlx_manager_config::{Environment, LoadOptions, load_text};
 use libfuzzer_sys::fuzz_target;
+use mlx_manager_config::{Environment, LoadOptions, load_text};
 
 fuzz_target!(|text: &str| {
     let environment = Environment::new("/nowhere").with("KEY", "value");

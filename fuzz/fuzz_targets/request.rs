@@ -2,9 +2,9 @@
 
 #![no_main]
 
-use mlx_manager_llm::Api;
-use mlx_manager_dialect as dialect;
 use libfuzzer_sys::fuzz_target;
+use mlx_manager_dialect as dialect;
+use mlx_manager_llm::Api;
 
 fuzz_target!(|input: (bool, &[u8])| {
     let api = if input.0 { Api::ChatCompletions } else { Api::Messages };

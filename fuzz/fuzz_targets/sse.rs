@@ -2,8 +2,8 @@
 
 #![no_main]
 
-use mlx_manager_dialect::sse::{Frame, Parser, SseError};
 use libfuzzer_sys::fuzz_target;
+use mlx_manager_dialect::sse::{Frame, Parser, SseError};
 
 const LIMIT: usize = 256;
 

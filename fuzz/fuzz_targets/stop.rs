@@ -2,8 +2,8 @@
 
 #![no_main]
 
-use mlx_manager_engine::fuzzing;
 use libfuzzer_sys::fuzz_target;
+use mlx_manager_engine::fuzzing;
 
 fuzz_target!(|input: (Vec<String>, Vec<u8>, &str)| {
     let (stops, lengths, text) = input;

@@ -2,12 +2,12 @@
 
 #![no_main]
 
-use mlx_manager_llm::{Api, Event, Request};
-use mlx_manager_dialect as dialect;
-use mlx_manager_dialect::{BodyBuilder, Identity, Observer, StreamEncoder, sse};
 use bytes::Bytes;
 use jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
+use mlx_manager_dialect as dialect;
+use mlx_manager_dialect::{BodyBuilder, Identity, Observer, StreamEncoder, sse};
+use mlx_manager_llm::{Api, Event, Request};
 
 const LIMIT: usize = 64 * 1024;
 

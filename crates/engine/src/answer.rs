@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -12,11 +13,13 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use uuid::Uuid;
 
 use super::{
+    chat::Prompt,
     detokenizer::Detokenizer,
     parse::{ParsedCall, Parser, Piece},
     pool::Lease,
     stop::StopMatcher,
-    worker::GenerationEvent,
+    thread::GenerationEvent,
+    tokenizer::Tokenizer,
 };
 
 /// Turns what the MLX thread tells into what the caller is told.
@@ -24,25 +27,38 @@ use super::{
 /// Stop sequences act on the answer's text only: a blank line as a stop must not end the reasoning before the answer.
 #[derive(Debug)]
 pub(crate) struct Transcript {
-    pub(crate) model: String,
-    pub(crate) prompt_tokens: u64,
-    pub(crate) detokenizer: Detokenizer,
-    pub(crate) parser: Parser,
-    pub(crate) stop: StopMatcher,
+    model: String,
+    prompt_tokens: u64,
+    detokenizer: Detokenizer,
+    parser: Parser,
+    stop: StopMatcher,
     /// Whether the model marks its reasoning, so that its tokens can be counted.
-    pub(crate) reasons: bool,
-    pub(crate) counts: Counts,
+    reasons: bool,
+    counts: Counts,
 }
 
 /// What was counted so far.
 #[derive(Debug, Default)]
-pub(crate) struct Counts {
+struct Counts {
     output: u64,
     reasoning: u64,
     calls: usize,
 }
 
 impl Transcript {
+    /// Of an answer that is yet to begin. `model` is what the caller is told of it.
+    pub(crate) fn new(model: String, prompt: &Prompt, tokenizer: Arc<Tokenizer>) -> Self {
+        Self {
+            model,
+            prompt_tokens: prompt.ids.len() as u64,
+            detokenizer: Detokenizer::new(tokenizer),
+            parser: Parser::new(&prompt.parser),
+            stop: StopMatcher::new(&prompt.stop),
+            reasons: prompt.parser.reasoning.is_some(),
+            counts: Counts::default(),
+        }
+    }
+
     /// Takes one event. After `Finished` there is nothing more to tell.
     fn take(&mut self, event: GenerationEvent, events: &mut VecDeque<Event>) -> Result<(), Error> {
         match event {
@@ -51,7 +67,6 @@ impl Transcript {
                 events.push_back(Event::Started { id: None, model: Some(self.model.clone()), usage });
                 events.push_back(Event::Queued(queued));
             }
-            GenerationEvent::Prefilled { .. } => {}
             GenerationEvent::Token(id) => self.take_token(id, events),
             GenerationEvent::Finished { reason, tokens, .. } => {
                 self.counts.output = tokens;
@@ -191,13 +206,10 @@ fn broken_off() -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, sync::Arc, time::Duration};
+    use std::{path::Path, time::Duration};
 
     use super::*;
-    use crate::{
-        parse::{ParserOptions, ReasoningFormat, ToolFormat},
-        tokenizer::Tokenizer,
-    };
+    use crate::parse::{ParserOptions, ReasoningFormat, ToolFormat};
 
     const F: &str = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>";
     const G: &str = "<tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>";

@@ -1,11 +1,8 @@
 //! The engine as the rest of the server knows it: a backend that answers conversations.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use jiff::{Timestamp, Zoned};
@@ -13,18 +10,14 @@ use mlx_manager_catalogue::Catalogue;
 use mlx_manager_config::{IdleUnload, LocalConfig};
 use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream};
 use mlx_manager_signal::event::{EngineStartError, ModelLoadError};
-use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    answer::{AnswerStream, Counts, Transcript},
-    detokenizer::Detokenizer,
+    answer::{AnswerStream, Transcript},
     error::EngineError,
     machine,
-    parse::Parser,
     pool::{Lease, Pool},
-    stop::StopMatcher,
-    worker::{self, EngineSettings, Generate},
+    thread::{EngineSettings, Generate, Handle},
 };
 
 /// The local engine. Clones are the same engine.
@@ -52,16 +45,8 @@ impl Engine {
         let memory_limit = machine::memory_limit(config.memory_limit);
         let (max_batch, prompt_cache) = (config.max_batch, config.prompt_cache);
         let settings = EngineSettings { max_batch, memory_limit, prompt_cache, ..EngineSettings::default() };
-        let pool = worker::Engine::start(settings).map(|worker| {
-            Arc::new(Pool {
-                worker,
-                cache_dir: config.cache_dir.clone(),
-                memory_limit,
-                tasks: tasks.clone(),
-                models: Mutex::new(HashMap::new()),
-                change: Arc::new(AsyncMutex::new(())),
-            })
-        });
+        let pool = Handle::start(settings)
+            .map(|thread| Arc::new(Pool::new(thread, config.cache_dir.clone(), memory_limit, tasks.clone())));
         let inner = Arc::new(Inner {
             catalogue: Catalogue::new(config),
             default_model: config.default_model.clone(),
@@ -108,7 +93,7 @@ impl Engine {
     pub async fn shutdown(&self) {
         self.inner.stop.cancel();
         if let Ok(pool) = &self.inner.pool {
-            pool.worker.shutdown().await;
+            pool.thread.shutdown().await;
         }
     }
 
@@ -128,16 +113,8 @@ impl Engine {
             .await
             .map_err(|error| Error::new(ErrorKind::Internal, "the prompt could not be prepared").with_source(error))?;
         let prompt = prompt?;
-        let transcript = Transcript {
-            model: model.to_owned(),
-            prompt_tokens: prompt.ids.len() as u64,
-            detokenizer: Detokenizer::new(Arc::clone(&lease.chat.tokenizer)),
-            parser: Parser::new(&prompt.parser),
-            stop: StopMatcher::new(&prompt.stop),
-            reasons: prompt.parser.reasoning.is_some(),
-            counts: Counts::default(),
-        };
-        let tokens = pool.worker.generate(Generate {
+        let transcript = Transcript::new(model.to_owned(), &prompt, Arc::clone(&lease.chat.tokenizer));
+        let tokens = pool.thread.generate(Generate {
             model: model.to_owned(),
             prompt: prompt.ids,
             sampling: prompt.sampling,

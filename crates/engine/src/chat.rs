@@ -12,8 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    error::file_name,
-    model::ModelInfo,
+    model::{ModelInfo, file_name},
     parse::{ParserOptions, ReasoningFormat, ToolFormat},
     sample::SamplingParameters,
     template::{ChatTemplate, TemplateError, Variables},
@@ -28,7 +27,7 @@ const RESERVED: [&str; 6] = ["messages", "tools", "add_generation_prompt", "bos_
 
 /// Why the text side of a model can't be loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum TextError {
+pub(crate) enum TextError {
     /// The tokenizer.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),

@@ -1,14 +1,14 @@
 //! Why the engine can't do what it was asked.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use mlx_manager_llm as llm;
 
-use super::model::LoadError;
+use super::{mlx::Exception, model::LoadError};
 
 /// Why the engine can't do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum EngineError {
+pub(crate) enum EngineError {
     /// Too many requests wait already.
     #[error("the local engine is busy: {waiting} requests are waiting")]
     Overloaded {
@@ -52,15 +52,14 @@ pub enum EngineError {
     Thread(Arc<std::io::Error>),
 }
 
-/// The last part of a path. Errors that a client may read name files by it, since where they lie on the server is not the
-/// client's business; the log has the folder.
-pub(crate) fn file_name(path: &Path) -> std::path::Display<'_> {
-    path.file_name().map_or(path, Path::new).display()
-}
-
 impl EngineError {
+    /// MLX failed at a sequence, or at the memory.
+    pub(crate) fn mlx(error: &Exception) -> Self {
+        Self::Mlx(error.to_string())
+    }
+
     /// What class of failure it is.
-    pub fn kind(&self) -> llm::ErrorKind {
+    pub(crate) fn kind(&self) -> llm::ErrorKind {
         match self {
             Self::Overloaded { .. } => llm::ErrorKind::Overloaded,
             Self::NotLoaded { .. } | Self::Load { .. } | Self::InUse { .. } | Self::Stopped | Self::Thread(_) => {
@@ -83,4 +82,16 @@ impl From<EngineError> for llm::Error {
         };
         Self::new(error.kind(), message).with_source(error)
     }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }

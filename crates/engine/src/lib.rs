@@ -1,9 +1,13 @@
-//! The local engine: MLX models on one thread of their own.
+//! The local engine: MLX models on one thread of their own. Who depends on this crate has local models; a build that
+//! does without them leaves the crate out.
 //!
-//! Enter at [`Engine`], which answers conversations. [`catalogue`] knows what is on disk and [`pool`] what is in memory.
-//! A conversation becomes token ids ([`chat`], with [`template`] and [`tokenizer`]), [`worker`] generates from them and
-//! knows nothing of text, and what it generates becomes events again ([`answer`], with [`detokenizer`], [`parse`] and
-//! [`stop`]). A build without the feature `mlx` has an [`Engine`] that has no models.
+//! Enter at [`Engine`], which answers conversations. `pool` knows what is in memory, and has `folder` read what isn't; what
+//! there is on disk is the catalogue's to know. A conversation becomes token ids (`chat`, with `template` and `tokenizer`),
+//! `thread` generates from them and knows nothing of text, and what it generates becomes events again (`answer`, with
+//! `detokenizer`, `parse` and `stop`).
+//!
+//! The thread computes with `model`, chooses with `sample`, and keeps in `cache` what prompts have in common. `mlx` is the
+//! edge to MLX.
 
 mod answer;
 mod backend;
@@ -12,6 +16,7 @@ mod cache;
 mod chat;
 mod detokenizer;
 mod error;
+mod folder;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod json;
@@ -21,15 +26,10 @@ mod model;
 mod parse;
 mod pool;
 mod sample;
-mod scheduler;
-mod sequence;
 mod stop;
 mod template;
-#[cfg(test)]
-mod tests;
+mod thread;
 mod tokenizer;
-mod turn;
-mod worker;
 
 pub use backend::Engine;
 

@@ -5,10 +5,9 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -17,15 +16,16 @@ use std::{
 use mlx_manager_catalogue::Place;
 use mlx_manager_llm::{Error, ErrorKind};
 use mlx_manager_signal::event::ModelLoadError;
+use parking_lot::Mutex;
 use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    builtin,
-    chat::{ChatModel, TextError},
-    error::{EngineError, file_name},
-    model::{self, LoadError, ModelInfo},
-    worker,
+    chat::ChatModel,
+    error::{EngineError, chain},
+    folder::{Folder, FolderError},
+    model::{LoadError, ModelInfo},
+    thread::Handle,
 };
 
 /// The longest pause between two looks for idle models.
@@ -43,12 +43,12 @@ pub(crate) struct LoadedModel {
 }
 
 impl LoadedModel {
-    pub(crate) fn is_idle(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.in_use.load(Ordering::Acquire) == 0
     }
 
     fn last_used(&self) -> Instant {
-        *self.last_used.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.last_used.lock()
     }
 }
 
@@ -74,7 +74,7 @@ impl std::ops::Deref for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        *self.0.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.0.last_used.lock() = Instant::now();
         self.0.in_use.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -82,17 +82,24 @@ impl Drop for Lease {
 /// The models in memory.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    pub(crate) worker: worker::Engine,
-    pub(crate) cache_dir: PathBuf,
+    pub(crate) thread: Handle,
+    /// Where the built-in model is unpacked.
+    cache_dir: PathBuf,
     /// Bytes that the models' weights may take together.
-    pub(crate) memory_limit: Option<u64>,
-    pub(crate) tasks: TaskTracker,
-    pub(crate) models: Mutex<HashMap<String, Arc<LoadedModel>>>,
+    memory_limit: Option<u64>,
+    tasks: TaskTracker,
+    models: Mutex<HashMap<String, Arc<LoadedModel>>>,
     /// Held while a model is loaded or unloaded.
-    pub(crate) change: Arc<AsyncMutex<()>>,
+    change: AsyncMutex<()>,
 }
 
 impl Pool {
+    /// A pool without models yet. `memory_limit` is in bytes.
+    pub(crate) fn new(thread: Handle, cache_dir: PathBuf, memory_limit: Option<u64>, tasks: TaskTracker) -> Self {
+        let (models, change) = (Mutex::default(), AsyncMutex::default());
+        Self { thread, cache_dir, memory_limit, tasks, models, change }
+    }
+
     /// The model, loaded if it isn't.
     pub(crate) async fn lease(self: &Arc<Self>, name: &str, place: Place) -> Result<Lease, Error> {
         if let Some(lease) = self.loaded(name) {
@@ -111,9 +118,21 @@ impl Pool {
         })
     }
 
+    /// The names of the models in memory.
+    #[cfg(test)]
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.models.lock().keys().cloned().collect()
+    }
+
+    /// Whether nobody uses a model that is in memory.
+    #[cfg(test)]
+    pub(crate) fn is_idle(&self, name: &str) -> bool {
+        self.models.lock()[name].is_idle()
+    }
+
     /// Whether any model is in memory.
     pub(crate) fn has_any(&self) -> bool {
-        !self.models.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        !self.models.lock().is_empty()
     }
 
     /// Gives back, until `stop`, models that nobody used for so long.
@@ -130,7 +149,7 @@ impl Pool {
     }
 
     fn loaded(&self, name: &str) -> Option<Lease> {
-        self.models.lock().unwrap_or_else(PoisonError::into_inner).get(name).map(Lease::new)
+        self.models.lock().get(name).map(Lease::new)
     }
 
     async fn load(&self, name: &str, place: Place) -> Result<Lease, Error> {
@@ -140,17 +159,17 @@ impl Pool {
             Place::BuiltinDemo => cache_dir.clone(),
             Place::Folder(folder) => folder.clone(),
         };
-        let read = move || read_folder(&place, &cache_dir);
+        let read = move || Folder::read(&place, &cache_dir);
         let read = self.tasks.spawn_blocking(read).await.map_err(|error| FolderError::Task(Box::new(error)));
         let folder = read.and_then(|read| read).map_err(|error| {
             ModelLoadError { model: name, folder: Some(&at), error: &error }.emit();
             error.for_client(name)
         })?;
         self.make_room(name, folder.bytes).await?;
-        let info = self.worker.load(name, folder.path).await.map_err(|error| cant_load(name, error))?;
+        let info = self.thread.load(name, folder.path).await.map_err(|error| cant_load(name, error))?;
         let (in_use, last_used) = (AtomicUsize::new(0), Mutex::new(Instant::now()));
         let model = Arc::new(LoadedModel { info, chat: folder.chat, in_use, last_used });
-        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut models = self.models.lock();
         models.insert(name.to_owned(), Arc::clone(&model));
         Ok(Lease::new(&model))
     }
@@ -164,7 +183,7 @@ impl Pool {
         }
         loop {
             let held: u64 = {
-                let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+                let models = self.models.lock();
                 models.values().map(|model| model.info.bytes).sum()
             };
             if held.saturating_add(bytes) <= limit {
@@ -182,7 +201,7 @@ impl Pool {
     }
 
     fn idle_longest(&self, at_least: Duration) -> Option<String> {
-        let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        let models = self.models.lock();
         let idle = models.iter().filter(|(_, model)| model.is_idle() && model.last_used().elapsed() >= at_least);
         idle.min_by_key(|(_, model)| model.last_used()).map(|(name, _)| name.clone())
     }
@@ -190,57 +209,23 @@ impl Pool {
     /// Takes a model out of memory; false when it is in use after all.
     async fn unload(&self, name: &str, reason: &'static str) -> bool {
         let model = {
-            let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut models = self.models.lock();
             // Taken meanwhile, between the choice and now.
             if models.get(name).is_none_or(|model| !model.is_idle()) {
                 return false;
             }
             models.remove(name)
         };
-        match self.worker.unload(name, reason).await {
+        match self.thread.unload(name, reason).await {
             // A sequence that was cancelled lives on until the next step.
             Err(EngineError::InUse { .. }) => {
-                let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut models = self.models.lock();
                 models.extend(model.map(|model| (name.to_owned(), model)));
                 false
             }
             // A thread that was started again has no models; what counts is that it is gone.
             Ok(()) | Err(_) => true,
         }
-    }
-}
-
-/// What is read of a model's folder before its weights.
-struct Folder {
-    path: PathBuf,
-    chat: ChatModel,
-    /// What its weights take on disk.
-    bytes: u64,
-}
-
-#[derive(Debug, thiserror::Error)]
-enum FolderError {
-    #[error("there is no model in the folder {}: it has no config.json", file_name(.0))]
-    Missing(PathBuf),
-    #[error("the built-in model can't be unpacked into the cache folder")]
-    Unpack(#[source] io::Error),
-    #[error("the folder can't be read")]
-    Read(#[source] io::Error),
-    #[error(transparent)]
-    Model(#[from] LoadError),
-    #[error(transparent)]
-    Text(#[from] TextError),
-    #[error("reading the folder was broken off")]
-    Task(#[source] Box<tokio::task::JoinError>),
-}
-
-impl FolderError {
-    fn for_client(self, name: &str) -> Error {
-        let (kind, message) = match &self {
-            Self::Missing(_) => (ErrorKind::ModelNotFound, format!("model {name:?}: {self}")),
-            _ => (ErrorKind::Unavailable, format!("model {name:?} can't be loaded: {}", chain(&self))),
-        };
-        Error::new(kind, message).with_param("model").with_source(self)
     }
 }
 
@@ -257,42 +242,4 @@ fn cant_load(name: &str, error: EngineError) -> Error {
         }
         _ => error.into(),
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
-fn read_folder(place: &Place, cache_dir: &Path) -> Result<Folder, FolderError> {
-    let path = match place {
-        Place::BuiltinDemo => builtin::unpack(cache_dir).map_err(FolderError::Unpack)?,
-        Place::Folder(folder) => folder.clone(),
-    };
-    if !path.join("config.json").is_file() {
-        return Err(FolderError::Missing(path));
-    }
-    // Before the text side: what is no model of ours may lack all else too, and that isn't what is wrong with it.
-    model::check(&path)?;
-    let bytes = weight_bytes(&path).map_err(FolderError::Read)?;
-    Ok(Folder { chat: ChatModel::load(&path)?, bytes, path })
-}
-
-fn weight_bytes(folder: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
-            // Through links too: the hub's cache is made of them.
-            bytes += fs::metadata(&path)?.len();
-        }
-    }
-    Ok(bytes)
 }

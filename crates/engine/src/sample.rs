@@ -18,28 +18,29 @@ use mlx_rs::{
 
 /// How to choose tokens; every value is decided.
 #[derive(Debug, Clone, PartialEq)]
-pub struct SamplingParameters {
+pub(crate) struct SamplingParameters {
     /// 0 is greedy.
-    pub temperature: f32,
+    pub(crate) temperature: f32,
     /// The smallest set of tokens whose probabilities sum up to this; off at 0 and from 1 on.
-    pub top_p: f32,
+    pub(crate) top_p: f32,
     /// Only tokens at least this share as likely as the most likely one; off at 0.
-    pub min_p: f32,
+    pub(crate) min_p: f32,
     /// Only so many of the most likely tokens; off at 0.
-    pub top_k: u32,
+    pub(crate) top_k: u32,
     /// Divides positive logits (and multiplies negative ones) of all tokens of the prompt and the answer; off at 0 and 1.
-    pub repetition_penalty: f32,
+    pub(crate) repetition_penalty: f32,
     /// Subtracted from the logits of tokens of the answer so far.
-    pub presence_penalty: f32,
+    pub(crate) presence_penalty: f32,
     /// Subtracted from the logits of tokens of the answer so far, once per occurrence.
-    pub frequency_penalty: f32,
+    pub(crate) frequency_penalty: f32,
     /// Makes the choices repeatable; `None` draws a seed.
-    pub seed: Option<u64>,
+    pub(crate) seed: Option<u64>,
 }
 
 impl SamplingParameters {
     /// Always the most likely token.
-    pub const GREEDY: Self = Self {
+    #[cfg(test)]
+    pub(crate) const GREEDY: Self = Self {
         temperature: 0.0,
         top_p: 1.0,
         min_p: 0.0,
@@ -84,7 +85,7 @@ impl Sampler {
         Ok(Self { parameters, random, seen: seen.map(row), counts: counts.map(row) })
     }
 
-    /// The next token, of shape [1], from logits of shape [1, vocabulary]. Nothing is computed yet.
+    /// The next token, of shape `[1]`, from logits of shape [1, vocabulary]. Nothing is computed yet.
     pub(crate) fn sample(&mut self, logits: &Array) -> Result<Array, Exception> {
         let penalized = self.penalize(logits)?;
         let logits = penalized.as_ref().unwrap_or(logits);

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::{
-    error::file_name,
     json,
+    model::file_name,
     tokenizer::{TokenizerConfig, TokenizerError},
 };
 
@@ -28,7 +28,7 @@ const WITH_TOOLS: &str = "tool_use";
 
 /// Why a template could not be loaded or rendered.
 #[derive(Debug, thiserror::Error)]
-pub enum TemplateError {
+pub(crate) enum TemplateError {
     /// A file can't be read.
     #[error("can't read {}", file_name(path))]
     Read {

@@ -9,11 +9,11 @@ use mlx_manager_signal::event::DecodeError;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::error::file_name;
+use super::model::file_name;
 
 /// Why a tokenizer could not be loaded or used.
 #[derive(Debug, thiserror::Error)]
-pub enum TokenizerError {
+pub(crate) enum TokenizerError {
     /// A file can't be read.
     #[error("can't read {}", file_name(path))]
     Read {

@@ -185,12 +185,12 @@ async fn dropping_the_stream_ends_the_work() {
     while !matches!(timeout(PATIENCE, events.next()).await.unwrap().unwrap().unwrap(), Event::Text(_)) {}
     drop(events);
     let gone = async {
-        while pool.worker.stats().await.unwrap().running > 0 {
+        while pool.thread.stats().await.unwrap().running > 0 {
             tokio::task::yield_now().await;
         }
     };
     timeout(PATIENCE, gone).await.unwrap();
-    assert!(pool.models.lock().unwrap()["endless"].is_idle());
+    assert!(pool.is_idle("endless"));
     engine.shutdown().await;
 }
 
@@ -205,7 +205,7 @@ async fn first_requests_that_come_together_load_once() {
     let (a, b, c) = (a.unwrap(), b.unwrap(), c.unwrap());
     assert!(Arc::ptr_eq(&a.info, &b.info) && Arc::ptr_eq(&b.info, &c.info));
     assert!(std::ptr::eq(&a.chat, &b.chat) && std::ptr::eq(&b.chat, &c.chat));
-    assert_eq!(pool.worker.stats().await.unwrap().models.len(), 1);
+    assert_eq!(pool.thread.stats().await.unwrap().models.len(), 1);
     engine.shutdown().await;
 }
 
@@ -267,7 +267,7 @@ async fn models_make_room_for_each_other_but_not_while_in_use() {
     let config = LocalConfig { memory_limit: MemoryLimit::Bytes(2_500_000), ..config(root.path()) };
     let engine = Engine::start(&config, &tasks);
     let pool = Arc::clone(engine.inner.pool.as_ref().unwrap());
-    let names = || pool.models.lock().unwrap().keys().cloned().collect::<Vec<_>>();
+    let names = || pool.names();
 
     let lease = pool.lease("demo", Place::BuiltinDemo).await.unwrap();
     let error = hear(&engine, "second", said("Hi.")).await.unwrap_err();
@@ -297,7 +297,7 @@ async fn an_idle_model_is_given_back_and_comes_again() {
     for _ in 0..2 {
         hear(&engine, "demo", said("Hi.")).await.unwrap();
         let unloaded = async {
-            while !pool.worker.stats().await.unwrap().models.is_empty() {
+            while !pool.thread.stats().await.unwrap().models.is_empty() {
                 tokio::task::yield_now().await;
             }
         };

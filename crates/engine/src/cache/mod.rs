@@ -1,8 +1,6 @@
-//! What a sequence keeps of the tokens it has seen, and what of it outlives the sequence.
+//! What was computed for a sequence and outlives it.
 
-mod key_value;
 mod prefix;
 mod prompt;
 
-pub(crate) use key_value::KeyValueCache;
 pub(crate) use prompt::PromptCache;

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::scheduler::ModelName;
+use crate::model::ModelName;
 
 /// The shortest prefix that counts as found. What a chat template puts in front of every prompt would be found always, which
 /// saves next to nothing and would make the share of hits meaningless. vLLM's blocks are of the same length.

@@ -1,9 +1,9 @@
 //! The keys and values of sequences that ended, for prompts that begin alike.
 
-use super::{KeyValueCache, prefix::PrefixIndex};
+use super::prefix::PrefixIndex;
 use crate::{
     mlx::{self, Exception},
-    scheduler::ModelName,
+    model::{KeyValueCache, ModelName},
 };
 
 /// What was computed for sequences that ended. It holds no more than its limit, the least recently used goes first, and

@@ -3,7 +3,7 @@ use std::sync::LazyLock;
 use mlx_manager_llm::Role;
 
 use super::*;
-use crate::{mlx::Precision, model::Architecture};
+use crate::model::Architecture;
 
 static DEMO: LazyLock<ChatModel> = LazyLock::new(|| ChatModel::load(Path::new("../../assets/demo-model")).unwrap());
 
@@ -16,7 +16,6 @@ fn info(max_context: Option<u32>) -> ModelInfo {
         end_ids: vec![2, 0],
         bytes: 0,
         quantization: None,
-        precision: Precision::Float32,
         load_duration: std::time::Duration::ZERO,
     }
 }

@@ -5,15 +5,14 @@
 mod clock;
 mod memory;
 
-pub use memory::Memory;
-pub(crate) use memory::{clear_cache, limit_memory, memory};
+pub(crate) use memory::{active_memory, clear_cache, limit_memory};
 pub(crate) use mlx_rs::{Array, Dtype, error::Exception};
 
 use mlx_rs::{Device, DeviceType, transforms};
 
 /// The number type that weights and activations have while computing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Precision {
+pub(crate) enum Precision {
     /// 32 bits throughout: on a CPU, half-precision scales make quantized products ten times slower.
     Float32,
     /// As the tensors are stored.

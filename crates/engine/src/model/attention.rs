@@ -12,8 +12,7 @@ use mlx_rs::{
     },
 };
 
-use super::{linear::Linear, rope::Rope};
-use crate::cache::KeyValueCache;
+use super::{KeyValueCache, linear::Linear, norm::Norm, rope::Rope};
 
 /// The attention of one layer.
 #[derive(Debug)]
@@ -22,15 +21,29 @@ pub(crate) struct Attention {
     pub(super) key: Linear,
     pub(super) value: Linear,
     pub(super) output: Linear,
-    /// RMS norms over each head, before the rotation.
-    pub(super) head_norms: Option<(Array, Array)>,
+    /// Of each head, before the rotation.
+    pub(super) head_norms: Option<HeadNorms>,
     pub(super) heads: i32,
     pub(super) key_value_heads: i32,
     pub(super) head_dim: i32,
-    pub(super) norm_epsilon: f32,
     pub(super) rope: Rc<Rope>,
-    /// Positions that a token sees, itself included.
-    pub(super) window: Option<i32>,
+    pub(super) mask: Mask,
+}
+
+/// The norms of a layer's queries and keys.
+#[derive(Debug)]
+pub(super) struct HeadNorms {
+    pub(super) query: Norm,
+    pub(super) key: Norm,
+}
+
+/// What a token sees of the positions before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mask {
+    /// All of them.
+    Causal,
+    /// So many positions, its own included.
+    SlidingWindow(i32),
 }
 
 impl Attention {
@@ -40,9 +53,9 @@ impl Attention {
         let heads = |x: Array, count: i32| x.reshape(&[1, length, count, self.head_dim]);
         let mut queries = heads(self.query.forward(x)?, self.heads)?;
         let mut keys = heads(self.key.forward(x)?, self.key_value_heads)?;
-        if let Some((query_norm, key_norm)) = &self.head_norms {
-            queries = fast::rms_norm(&queries, Some(query_norm), self.norm_epsilon)?;
-            keys = fast::rms_norm(&keys, Some(key_norm), self.norm_epsilon)?;
+        if let Some(norms) = &self.head_norms {
+            queries = norms.query.forward(&queries)?;
+            keys = norms.key.forward(&keys)?;
         }
         let values = heads(self.value.forward(x)?, self.key_value_heads)?.transpose_axes(&[0, 2, 1, 3])?;
         let offset = cache.offset();
@@ -57,7 +70,10 @@ impl Attention {
     fn attend(&self, queries: &Array, keys: &Array, values: &Array) -> Result<Array, Exception> {
         let scale = (self.head_dim as f32).powf(-0.5);
         let (added, total) = (queries.dim(2), keys.dim(2));
-        let window = self.window.filter(|window| total > *window);
+        let window = match self.mask {
+            Mask::SlidingWindow(window) if total > window => Some(window),
+            Mask::SlidingWindow(_) | Mask::Causal => None,
+        };
         match (added, window) {
             (1, None) => fast::scaled_dot_product_attention(queries, keys, values, scale, None, None),
             (1, Some(window)) => {
@@ -78,7 +94,7 @@ impl Attention {
 
     pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
         let projections = [&self.query, &self.key, &self.value, &self.output];
-        let norms = self.head_norms.iter().flat_map(|(query, key)| [query, key]);
+        let norms = self.head_norms.iter().flat_map(|norms| [&norms.query.weight, &norms.key.weight]);
         projections.into_iter().flat_map(Linear::arrays).chain(norms)
     }
 }

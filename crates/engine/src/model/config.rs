@@ -1,7 +1,6 @@
 //! `config.json` and `generation_config.json`: what a folder says of its model, checked.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -9,7 +8,13 @@ use std::{
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{LoadError, rope::RopeScaling};
+use super::{
+    LoadError,
+    linear::Bias,
+    plan::Head,
+    quantization::Quantization,
+    rope::{RopePairs, RopeScaling},
+};
 
 /// No dimension of a real model comes near it; it keeps every product of two dimensions within 64 bits.
 const LARGEST_DIMENSION: u32 = 1 << 26;
@@ -17,12 +22,9 @@ const LARGEST_DIMENSION: u32 = 1 << 26;
 /// More than any model has.
 const MOST_LAYERS: u32 = 1 << 12;
 
-/// Bits and group size of a path that config.json names without them.
-const PATH_DEFAULT: (Option<i32>, Option<i32>) = (Some(4), Some(64));
-
 /// A family of models with the same computation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Architecture {
+pub(crate) enum Architecture {
     /// Qwen3, dense.
     Qwen3,
     /// Qwen2 and Qwen2.5.
@@ -33,7 +35,7 @@ pub enum Architecture {
 
 impl Architecture {
     /// Its name in config.json; Mistral's models are computed as Llama's.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Qwen3 => "qwen3",
             Self::Qwen2 => "qwen2",
@@ -51,15 +53,6 @@ impl Architecture {
     }
 }
 
-/// How most of a model's weights are packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QuantizationSummary {
-    /// Bits per weight.
-    pub bits: i32,
-    /// Weights that share a scale.
-    pub group_size: i32,
-}
-
 /// What a folder says of its model. Dimensions are checked to be positive and to fit `i32`; keys whose meaning or default
 /// depends on the architecture are left to its file.
 #[derive(Debug, Clone)]
@@ -75,33 +68,17 @@ pub(crate) struct Config {
     pub(crate) vocabulary: i32,
     /// Positions the model was made for.
     pub(crate) max_context: Option<u32>,
-    pub(crate) tied: Option<bool>,
-    pub(crate) attention_bias: bool,
-    pub(crate) feed_forward_bias: bool,
+    pub(crate) head: Option<Head>,
+    pub(crate) attention_bias: Bias,
+    pub(crate) feed_forward_bias: Bias,
     pub(crate) rope_base: Option<f32>,
-    pub(crate) rope_traditional: bool,
+    pub(crate) rope_pairs: RopePairs,
     pub(crate) rope_scaling: RopeScaling,
     pub(crate) sliding_window: Option<i32>,
     pub(crate) layer_types: Option<Vec<String>>,
     /// Ids that end an answer.
     pub(crate) end_ids: Vec<u32>,
     pub(crate) quantization: Quantization,
-}
-
-/// What config.json says of packed weights. The shapes of the tensors have the last word on bits and group sizes.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Quantization {
-    pub(crate) default: Option<QuantizationSummary>,
-    pub(crate) paths: BTreeMap<String, Packing>,
-}
-
-/// What config.json says of one path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Packing {
-    /// Stored as it is.
-    Dense,
-    /// Packed so.
-    Affine(QuantizationSummary),
 }
 
 #[derive(Deserialize)]
@@ -206,11 +183,11 @@ impl Config {
             norm_epsilon: raw.rms_norm_eps,
             vocabulary: dimension("vocab_size", raw.vocab_size)?,
             max_context: raw.max_position_embeddings,
-            tied: raw.tie_word_embeddings,
-            attention_bias: raw.attention_bias.unwrap_or(false),
-            feed_forward_bias: raw.mlp_bias.unwrap_or(false),
+            head: raw.tie_word_embeddings.map(Head::of),
+            attention_bias: Bias::of(raw.attention_bias.unwrap_or(false)),
+            feed_forward_bias: Bias::of(raw.mlp_bias.unwrap_or(false)),
             rope_base,
-            rope_traditional: raw.rope_traditional.unwrap_or(false),
+            rope_pairs: RopePairs::of(raw.rope_traditional.unwrap_or(false)),
             rope_scaling: RopeScaling::parse(raw.rope_scaling.as_ref().or(nested))?,
             sliding_window: raw.sliding_window.map(|size| dimension("sliding_window", size)).transpose()?,
             layer_types: raw.layer_types,
@@ -235,61 +212,6 @@ impl Config {
 #[derive(Deserialize)]
 struct ModelType {
     model_type: Option<String>,
-}
-
-impl Quantization {
-    fn parse(key: &str, map: &Map<String, Value>) -> Result<Self, LoadError> {
-        if let Some(method) = map.get("quant_method").and_then(Value::as_str) {
-            return Err(LoadError::config(
-                format!("{key}.quant_method"),
-                format!("{method:?} is not supported; convert the model to MLX format"),
-            ));
-        }
-        affine(key, map.get("mode"))?;
-        let mut paths = BTreeMap::new();
-        for (path, value) in map {
-            let packing = match value {
-                Value::Bool(false) => Packing::Dense,
-                Value::Object(settings) => {
-                    let key = format!("{key}.{path}");
-                    affine(&key, settings.get("mode"))?;
-                    Packing::Affine(summary(&key, settings, PATH_DEFAULT)?)
-                }
-                _ => continue,
-            };
-            paths.insert(path.clone(), packing);
-        }
-        Ok(Self { default: Some(summary(key, map, (None, None))?), paths })
-    }
-}
-
-fn affine(key: &str, mode: Option<&Value>) -> Result<(), LoadError> {
-    match mode.map(|mode| mode.as_str().unwrap_or_default()) {
-        None | Some("affine") => Ok(()),
-        Some(other) => {
-            Err(LoadError::config(format!("{key}.mode"), format!("{other:?} is not supported; only affine is")))
-        }
-    }
-}
-
-/// `defaults` are those of bits and group size.
-fn summary(
-    key: &str,
-    settings: &Map<String, Value>,
-    defaults: (Option<i32>, Option<i32>),
-) -> Result<QuantizationSummary, LoadError> {
-    let number = |name: &str, default: Option<i32>, allowed: &[i32]| {
-        let value = match settings.get(name) {
-            None => default,
-            Some(value) => value.as_i64().and_then(|value| i32::try_from(value).ok()),
-        };
-        let problem = || LoadError::config(format!("{key}.{name}"), format!("must be one of {allowed:?}"));
-        value.filter(|value| allowed.contains(value)).ok_or_else(problem)
-    };
-    Ok(QuantizationSummary {
-        bits: number("bits", defaults.0, &[2, 3, 4, 5, 6, 8])?,
-        group_size: number("group_size", defaults.1, &[32, 64, 128])?,
-    })
 }
 
 fn dimension(key: &str, value: u32) -> Result<i32, LoadError> {
@@ -322,7 +244,8 @@ mod tests {
     use mlx_manager_catalogue::SUPPORTED;
     use serde_json::{Value, json};
 
-    use super::{Architecture, Config, LoadError, Packing};
+    use super::{Architecture, Config, LoadError};
+    use crate::model::quantization::Packing;
 
     fn config(change: impl FnOnce(&mut Value)) -> Result<Config, LoadError> {
         let mut value = json!({

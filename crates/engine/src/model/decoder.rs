@@ -6,55 +6,34 @@ use std::rc::Rc;
 use mlx_rs::{
     Array, Dtype,
     error::Exception,
-    fast,
     ops::indexing::{Ellipsis, NewAxis, TryIndexOp},
 };
 
 use super::{
-    Config, LoadError,
-    attention::{Attention, FeedForward},
-    linear::{Embedding, Linear},
+    Config, KeyValueCache, LoadError,
+    attention::{Attention, FeedForward, HeadNorms, Mask},
+    linear::{Bias, Embedding, Linear},
+    norm::Norm,
+    plan::{Head, Mlp, Plan, QueryKeyNorm},
     rope::Rope,
     weights::Weights,
 };
-use crate::cache::KeyValueCache;
-
-/// How an architecture fills the shared decoder.
-#[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) head_dim: i32,
-    pub(super) key_value_heads: i32,
-    /// Biases of the query, key and value projections.
-    pub(super) input_bias: bool,
-    /// Bias of the attention's output projection.
-    pub(super) output_bias: bool,
-    pub(super) feed_forward_bias: bool,
-    /// Whether each head of queries and keys is normed.
-    pub(super) head_norms: bool,
-    pub(super) tied: bool,
-    pub(super) rope_base: f32,
-    /// Whether neighbours are rotated together, instead of the two halves of a head.
-    pub(super) rope_traditional: bool,
-    /// Per layer, how many positions a token sees; all when `None`.
-    pub(super) windows: Vec<Option<i32>>,
-}
 
 /// A model that computes logits.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     embedding: Embedding,
     layers: Vec<Layer>,
-    norm: Array,
+    norm: Norm,
     /// `None` when the embedding serves.
     head: Option<Linear>,
-    norm_epsilon: f32,
 }
 
 #[derive(Debug)]
 struct Layer {
-    attention_norm: Array,
+    attention_norm: Norm,
     attention: Attention,
-    feed_forward_norm: Array,
+    feed_forward_norm: Norm,
     feed_forward: FeedForward,
 }
 
@@ -65,20 +44,22 @@ impl Decoder {
         if plan.head_dim % 2 != 0 || plan.head_dim > 1 << 14 {
             return Err(LoadError::config("head_dim", "must be an even number below 16384"));
         }
-        if plan.tied {
+        if plan.head == Head::Tied {
             weights.drop_where(|name| name.starts_with("lm_head."));
         }
         let embedding = weights.embedding("model.embed_tokens", config.vocabulary, hidden)?;
-        let rope = Rope::new(plan.head_dim, plan.rope_base, plan.rope_traditional, &config.rope_scaling);
-        let rope = Rc::new(rope);
+        let rope = Rope::new(plan.head_dim, plan.rope_base, plan.rope_pairs, &config.rope_scaling);
+        let mut assembly = Assembly { config, plan, rope: Rc::new(rope), weights };
         let mut layers = Vec::new();
-        for (index, window) in plan.windows.iter().enumerate() {
-            layers.push(Layer::build(config, plan, (index, *window), &rope, weights)?);
+        for (index, mask) in plan.masks.iter().enumerate() {
+            layers.push(assembly.layer(index, *mask)?);
         }
-        let norm = weights.float("model.norm.weight", &[hidden])?;
-        let head =
-            if plan.tied { None } else { Some(weights.linear("lm_head", (hidden, config.vocabulary), false)?) };
-        Ok(Self { embedding, layers, norm, head, norm_epsilon: config.norm_epsilon })
+        let norm = assembly.norm("model.norm", hidden)?;
+        let head = match plan.head {
+            Head::Tied => None,
+            Head::Separate => Some(weights.linear("lm_head", (hidden, config.vocabulary), Bias::None)?),
+        };
+        Ok(Self { embedding, layers, norm, head })
     }
 
     /// An empty cache for one sequence.
@@ -96,7 +77,7 @@ impl Decoder {
     pub(crate) fn logits(&self, ids: &Array, cache: &mut [KeyValueCache]) -> Result<Array, Exception> {
         let hidden = self.hidden(ids, cache)?;
         let last = if hidden.dim(1) == 1 { hidden } else { hidden.try_index((Ellipsis, -1.., ..))? };
-        let last = fast::rms_norm(last, Some(&self.norm), self.norm_epsilon)?;
+        let last = self.norm.forward(&last)?;
         let logits = match &self.head {
             Some(head) => head.forward(&last)?,
             None => self.embedding.project(&last)?,
@@ -108,9 +89,9 @@ impl Decoder {
     fn hidden(&self, ids: &Array, cache: &mut [KeyValueCache]) -> Result<Array, Exception> {
         let mut x = self.embedding.look_up(&ids.try_index((NewAxis, ..))?)?;
         for (layer, cache) in self.layers.iter().zip(cache) {
-            let normed = fast::rms_norm(&x, Some(&layer.attention_norm), self.norm_epsilon)?;
+            let normed = layer.attention_norm.forward(&x)?;
             let attended = x.add(layer.attention.forward(&normed, cache)?)?;
-            let normed = fast::rms_norm(&attended, Some(&layer.feed_forward_norm), self.norm_epsilon)?;
+            let normed = layer.feed_forward_norm.forward(&attended)?;
             x = attended.add(layer.feed_forward.forward(&normed)?)?;
         }
         Ok(x)
@@ -119,61 +100,74 @@ impl Decoder {
     /// Every array of the model.
     pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
         let layers = self.layers.iter().flat_map(|layer| {
-            let norms = [&layer.attention_norm, &layer.feed_forward_norm];
+            let norms = [&layer.attention_norm.weight, &layer.feed_forward_norm.weight];
             norms.into_iter().chain(layer.attention.arrays()).chain(layer.feed_forward.arrays())
         });
         let head = self.head.iter().flat_map(Linear::arrays);
-        self.embedding.arrays().into_iter().chain(layers).chain([&self.norm]).chain(head)
+        self.embedding.arrays().into_iter().chain(layers).chain([&self.norm.weight]).chain(head)
     }
 }
 
-impl Layer {
-    fn build(
-        config: &Config,
-        plan: &Plan,
-        (index, window): (usize, Option<i32>),
-        rope: &Rc<Rope>,
-        weights: &mut Weights,
-    ) -> Result<Self, LoadError> {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+/// What the parts of a decoder are made from.
+struct Assembly<'a> {
+    config: &'a Config,
+    plan: &'a Plan,
+    rope: Rc<Rope>,
+    weights: &'a mut Weights,
+}
+
+impl Assembly<'_> {
+    fn layer(&mut self, index: usize, mask: Mask) -> Result<Layer, LoadError> {
         let path = format!("model.layers.{index}");
-        let attention_path = format!("{path}.self_attn");
+        Ok(Layer {
+            attention: self.attention(&format!("{path}.self_attn"), mask)?,
+            feed_forward: self.feed_forward(&format!("{path}.mlp"))?,
+            attention_norm: self.norm(&format!("{path}.input_layernorm"), self.config.hidden_size)?,
+            feed_forward_norm: self.norm(&format!("{path}.post_attention_layernorm"), self.config.hidden_size)?,
+        })
+    }
+
+    fn attention(&mut self, path: &str, mask: Mask) -> Result<Attention, LoadError> {
+        let (config, plan) = (self.config, self.plan);
+        let hidden = config.hidden_size;
         let wide = width(config.heads, plan.head_dim)?;
         let narrow = width(plan.key_value_heads, plan.head_dim)?;
-        let head_norms = plan.head_norms.then(|| {
-            Ok::<_, LoadError>((
-                weights.float(&format!("{attention_path}.q_norm.weight"), &[plan.head_dim])?,
-                weights.float(&format!("{attention_path}.k_norm.weight"), &[plan.head_dim])?,
-            ))
-        });
-        let head_norms = head_norms.transpose()?;
-        let mut attention = |name: &str, shape, bias| weights.linear(&format!("{attention_path}.{name}"), shape, bias);
-        let attention = Attention {
-            query: attention("q_proj", (hidden, wide), plan.input_bias)?,
-            key: attention("k_proj", (hidden, narrow), plan.input_bias)?,
-            value: attention("v_proj", (hidden, narrow), plan.input_bias)?,
-            output: attention("o_proj", (wide, hidden), plan.output_bias)?,
+        let head_norms = match plan.query_key_norm {
+            QueryKeyNorm::None => None,
+            QueryKeyNorm::PerHead => Some(HeadNorms {
+                query: self.norm(&format!("{path}.q_norm"), plan.head_dim)?,
+                key: self.norm(&format!("{path}.k_norm"), plan.head_dim)?,
+            }),
+        };
+        let mut projection = |name: &str, shape, bias| self.weights.linear(&format!("{path}.{name}"), shape, bias);
+        Ok(Attention {
+            query: projection("q_proj", (hidden, wide), plan.input_bias)?,
+            key: projection("k_proj", (hidden, narrow), plan.input_bias)?,
+            value: projection("v_proj", (hidden, narrow), plan.input_bias)?,
+            output: projection("o_proj", (wide, hidden), plan.output_bias)?,
             head_norms,
             heads: config.heads,
             key_value_heads: plan.key_value_heads,
             head_dim: plan.head_dim,
-            norm_epsilon: config.norm_epsilon,
-            rope: Rc::clone(rope),
-            window,
-        };
-        let bias = plan.feed_forward_bias;
-        let mut feed_forward = |name: &str, shape| weights.linear(&format!("{path}.mlp.{name}"), shape, bias);
-        let feed_forward = FeedForward {
-            gate: feed_forward("gate_proj", (hidden, inner))?,
-            up: feed_forward("up_proj", (hidden, inner))?,
-            down: feed_forward("down_proj", (inner, hidden))?,
-        };
-        Ok(Self {
-            attention_norm: weights.float(&format!("{path}.input_layernorm.weight"), &[hidden])?,
-            attention,
-            feed_forward_norm: weights.float(&format!("{path}.post_attention_layernorm.weight"), &[hidden])?,
-            feed_forward,
+            rope: Rc::clone(&self.rope),
+            mask,
         })
+    }
+
+    fn feed_forward(&mut self, path: &str) -> Result<FeedForward, LoadError> {
+        let Mlp::Dense(bias) = self.plan.mlp;
+        let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
+        let mut projection = |name: &str, shape| self.weights.linear(&format!("{path}.{name}"), shape, bias);
+        Ok(FeedForward {
+            gate: projection("gate_proj", (hidden, inner))?,
+            up: projection("up_proj", (hidden, inner))?,
+            down: projection("down_proj", (inner, hidden))?,
+        })
+    }
+
+    fn norm(&mut self, path: &str, size: i32) -> Result<Norm, LoadError> {
+        let weight = self.weights.float(&format!("{path}.weight"), &[size])?;
+        Ok(Norm { weight, epsilon: self.config.norm_epsilon })
     }
 }
 

@@ -1,15 +1,24 @@
 //! Why a model could not be loaded: always with the file, key or tensor at fault. A client may read it, so files go by
 //! their names, except for what MLX says.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use mlx_manager_catalogue::SUPPORTED;
 
-use crate::{error::file_name, mlx::Exception};
+use crate::mlx::Exception;
+
+/// The last part of a path. Errors that a client may read name files by it, since where they lie on the server is not the
+/// client's business; the log has the folder.
+pub(crate) fn file_name(path: &Path) -> std::path::Display<'_> {
+    path.file_name().map_or(path, Path::new).display()
+}
 
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
+pub(crate) enum LoadError {
     /// A file can't be read.
     #[error("can't read {}", file_name(path))]
     Read {

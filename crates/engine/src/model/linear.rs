@@ -31,6 +31,22 @@ pub(crate) enum Matrix {
     Packed(Packed),
 }
 
+/// Whether a projection adds a bias of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bias {
+    /// It doesn't.
+    None,
+    /// One number for each output.
+    PerOutput,
+}
+
+impl Bias {
+    /// `attention_bias` or `mlp_bias` of config.json.
+    pub(super) fn of(present: bool) -> Self {
+        if present { Self::PerOutput } else { Self::None }
+    }
+}
+
 /// A projection, with or without a bias.
 #[derive(Debug)]
 pub(crate) struct Linear {

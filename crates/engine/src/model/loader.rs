@@ -7,10 +7,14 @@ use std::{
 
 use mlx_rs::Array;
 
+#[cfg(test)]
+use super::quantization::QuantizationSummary;
 use super::{
-    Architecture, Config, LoadError, QuantizationSummary,
-    decoder::{Decoder, Plan},
-    llama, qwen2, qwen3,
+    Architecture, Config, LoadError,
+    decoder::Decoder,
+    llama,
+    plan::Plan,
+    qwen2, qwen3,
     weights::{self, Weights},
 };
 use crate::mlx::{self, Exception, Precision};
@@ -20,25 +24,24 @@ const STEP_BYTES: usize = 128 << 20;
 
 /// What is known of a loaded model.
 #[derive(Debug, Clone)]
-pub struct ModelInfo {
+pub(crate) struct ModelInfo {
     /// What requests call it.
-    pub name: String,
+    pub(crate) name: String,
     /// The family that computes it.
-    pub architecture: Architecture,
+    pub(crate) architecture: Architecture,
     /// Prompt and answer together have at most so many tokens; `None` when the folder doesn't say.
-    pub max_context: Option<u32>,
+    pub(crate) max_context: Option<u32>,
     /// Token ids, for a check of the tokenizer's.
-    pub vocabulary: u32,
+    pub(crate) vocabulary: u32,
     /// Ids that end an answer.
-    pub end_ids: Vec<u32>,
+    pub(crate) end_ids: Vec<u32>,
     /// Bytes of the weights in memory.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// How most weights are packed, if they are.
-    pub quantization: Option<QuantizationSummary>,
-    /// The number type of the computation.
-    pub precision: Precision,
+    #[cfg(test)]
+    pub(crate) quantization: Option<QuantizationSummary>,
     /// From the first byte read to the last.
-    pub load_duration: Duration,
+    pub(crate) load_duration: Duration,
 }
 
 /// A model, ready to compute.
@@ -126,8 +129,8 @@ impl Loader {
             vocabulary: config.vocabulary.unsigned_abs(),
             end_ids: config.end_ids,
             bytes,
+            #[cfg(test)]
             quantization: config.quantization.default,
-            precision: self.precision,
             load_duration: Duration::ZERO,
         };
         Ok(Model { info, decoder })

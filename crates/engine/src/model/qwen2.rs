@@ -1,7 +1,12 @@
 //! Qwen2 and Qwen2.5: biases on queries, keys and values but not on the output. Their window settings mean nothing to the
 //! reference implementation, nor to us.
 
-use super::{Config, LoadError, decoder::Plan};
+use super::{
+    Config, LoadError,
+    attention::Mask,
+    linear::Bias,
+    plan::{Head, Mlp, Plan, QueryKeyNorm},
+};
 
 const DEFAULT_ROPE_BASE: f32 = 1_000_000.0;
 
@@ -12,13 +17,13 @@ pub(super) fn plan(config: &Config) -> Result<Plan, LoadError> {
     Ok(Plan {
         head_dim: config.hidden_size / config.heads,
         key_value_heads: config.key_value_heads.unwrap_or(config.heads),
-        input_bias: true,
-        output_bias: false,
-        feed_forward_bias: false,
-        head_norms: false,
-        tied: config.tied.unwrap_or(true),
+        input_bias: Bias::PerOutput,
+        output_bias: Bias::None,
+        query_key_norm: QueryKeyNorm::None,
+        mlp: Mlp::Dense(Bias::None),
+        head: config.head.unwrap_or(Head::Tied),
         rope_base: config.rope_base.unwrap_or(DEFAULT_ROPE_BASE),
-        rope_traditional: config.rope_traditional,
-        windows: vec![None; config.layers],
+        rope_pairs: config.rope_pairs,
+        masks: vec![Mask::Causal; config.layers],
     })
 }

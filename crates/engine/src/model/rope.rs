@@ -61,11 +61,27 @@ impl RopeScaling {
     }
 }
 
+/// Which two dimensions of a head are rotated together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RopePairs {
+    /// One of the first half and one of the second.
+    Halves,
+    /// Neighbours.
+    Neighbours,
+}
+
+impl RopePairs {
+    /// `rope_traditional` of config.json.
+    pub(super) fn of(traditional: bool) -> Self {
+        if traditional { Self::Neighbours } else { Self::Halves }
+    }
+}
+
 /// How a model rotates its queries and keys.
 #[derive(Debug)]
 pub(crate) struct Rope {
     dimensions: i32,
-    traditional: bool,
+    pairs: RopePairs,
     base: Option<f32>,
     scale: f32,
     /// One per pair of dimensions: base^(2i/d), the reciprocal of what other libraries call the inverse frequencies.
@@ -75,9 +91,8 @@ pub(crate) struct Rope {
 }
 
 impl Rope {
-    pub(crate) fn new(dimensions: i32, base: f32, traditional: bool, scaling: &RopeScaling) -> Self {
-        let mut rope =
-            Self { dimensions, traditional, base: Some(base), scale: 1.0, frequencies: None, magnitude: 1.0 };
+    pub(crate) fn new(dimensions: i32, base: f32, pairs: RopePairs, scaling: &RopeScaling) -> Self {
+        let mut rope = Self { dimensions, pairs, base: Some(base), scale: 1.0, frequencies: None, magnitude: 1.0 };
         let frequencies = match *scaling {
             RopeScaling::None => return rope,
             RopeScaling::Linear { factor } => {
@@ -105,7 +120,8 @@ impl Rope {
             Some(x.multiply(Array::from_f32(self.magnitude).as_dtype(x.dtype())?)?)
         };
         let x = scaled.as_ref().unwrap_or(x);
-        fast::rope(x, self.dimensions, self.traditional, self.base, self.scale, offset, self.frequencies.as_ref())
+        let traditional = self.pairs == RopePairs::Neighbours;
+        fast::rope(x, self.dimensions, traditional, self.base, self.scale, offset, self.frequencies.as_ref())
     }
 }
 

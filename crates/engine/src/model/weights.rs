@@ -12,9 +12,9 @@ use mlx_rs::{Array, Dtype, error::IoError};
 use serde::Deserialize;
 
 use super::{
-    LoadError,
-    config::{self, Packing, Quantization},
-    linear::{Embedding, Linear, Matrix, Packed},
+    LoadError, config,
+    linear::{Bias, Embedding, Linear, Matrix, Packed},
+    quantization::{Packing, Quantization},
     safetensors,
 };
 use crate::mlx::Precision;
@@ -63,12 +63,15 @@ impl Weights {
     }
 
     /// The projection at `path`, from `input` to `output` features.
-    pub(crate) fn linear(&mut self, path: &str, (input, output): (i32, i32), bias: bool) -> Result<Linear, LoadError> {
+    pub(crate) fn linear(&mut self, path: &str, (input, output): (i32, i32), bias: Bias) -> Result<Linear, LoadError> {
         let matrix = match self.packed(path, (input, output))? {
             Some(packed) => Matrix::Packed(packed),
             None => Matrix::Dense(self.float(&format!("{path}.weight"), &[output, input])?.transpose()?),
         };
-        let bias = bias.then(|| self.float(&format!("{path}.bias"), &[output])).transpose()?;
+        let bias = match bias {
+            Bias::None => None,
+            Bias::PerOutput => Some(self.float(&format!("{path}.bias"), &[output])?),
+        };
         Ok(Linear { matrix, bias })
     }
 

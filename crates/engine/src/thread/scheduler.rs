@@ -9,24 +9,23 @@ use std::{
     sync::Arc,
 };
 
-/// Names a sequence.
-pub(crate) type SequenceId = u64;
+use crate::model::ModelName;
 
-/// Names a model.
-pub(crate) type ModelName = Arc<str>;
+/// Names a sequence.
+pub(super) type SequenceId = u64;
 
 /// How much may run and wait.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(super) struct Limits {
     /// Sequences that run at the same time, at least 1.
-    pub(crate) max_batch: usize,
+    pub(super) max_batch: usize,
     /// Sequences that may wait beyond them.
-    pub(crate) queue: usize,
+    pub(super) queue: usize,
 }
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Action {
+pub(super) enum Action {
     /// This sequence's turn has come. It prefills until [`Scheduler::prefilled`].
     Start(SequenceId),
     /// Compute one chunk of this sequence's prompt.
@@ -41,11 +40,11 @@ pub(crate) enum Action {
 
 /// The queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct QueueFull;
+pub(super) struct QueueFull;
 
 /// The state of everything that wants the thread.
 #[derive(Debug)]
-pub(crate) struct Scheduler {
+pub(super) struct Scheduler {
     limits: Limits,
     waiting: VecDeque<(SequenceId, ModelName)>,
     running: Vec<Running>,
@@ -85,7 +84,7 @@ impl Kind {
 }
 
 impl Scheduler {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         let limits = Limits { max_batch: limits.max_batch.max(1), ..limits };
         Self {
             limits,
@@ -99,7 +98,7 @@ impl Scheduler {
     }
 
     /// Takes a sequence in. Those that could start at once don't count as waiting.
-    pub(crate) fn submit(&mut self, id: SequenceId, model: ModelName) -> Result<(), QueueFull> {
+    pub(super) fn submit(&mut self, id: SequenceId, model: ModelName) -> Result<(), QueueFull> {
         let free = self.limits.max_batch - self.running.len();
         let startable = self.waiting.iter().filter(|(_, model)| self.ready.contains(model)).count();
         let starts = self.ready.contains(&model) && startable < free;
@@ -111,61 +110,62 @@ impl Scheduler {
     }
 
     /// All prompt tokens but the last of a sequence are computed.
-    pub(crate) fn prefilled(&mut self, id: SequenceId) {
+    pub(super) fn prefilled(&mut self, id: SequenceId) {
         if let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id) {
             sequence.prefilled = true;
         }
     }
 
     /// A sequence is over, for whatever reason.
-    pub(crate) fn remove(&mut self, id: SequenceId) {
+    pub(super) fn remove(&mut self, id: SequenceId) {
         self.waiting.retain(|(waiting, _)| *waiting != id);
         self.running.retain(|sequence| sequence.id != id);
     }
 
     /// A model begins to load.
-    pub(crate) fn load(&mut self, model: ModelName) {
+    pub(super) fn load(&mut self, model: ModelName) {
         if !self.ready.contains(&model) && !self.loading.contains(&model) {
             self.loading.push_back(model);
         }
     }
 
     /// A model is ready.
-    pub(crate) fn loaded(&mut self, model: &ModelName) {
+    pub(super) fn loaded(&mut self, model: &ModelName) {
         self.loading.retain(|loading| loading != model);
         self.ready.insert(Arc::clone(model));
     }
 
     /// A model could not be loaded, or was unloaded.
-    pub(crate) fn unloaded(&mut self, model: &ModelName) {
+    pub(super) fn unloaded(&mut self, model: &ModelName) {
         self.loading.retain(|loading| loading != model);
         self.ready.remove(model);
     }
 
     /// Sequences that wait.
-    pub(crate) fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
     /// Sequences that run.
-    pub(crate) fn running(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn running(&self) -> usize {
         self.running.len()
     }
 
     /// The sequences of a model, waiting or running.
-    pub(crate) fn of_model(&self, model: &ModelName) -> Vec<SequenceId> {
+    pub(super) fn of_model(&self, model: &ModelName) -> Vec<SequenceId> {
         let waiting = self.waiting.iter().filter(|(_, name)| name == model).map(|(id, _)| *id);
         let running = self.running.iter().filter(|sequence| sequence.model == *model).map(|sequence| sequence.id);
         waiting.chain(running).collect()
     }
 
     /// Whether [`Self::next`] would find nothing to do.
-    pub(crate) fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.running.is_empty() && self.loading.is_empty() && self.first_startable().is_none()
     }
 
     /// What to do next. The caller does it before it asks again.
-    pub(crate) fn next(&mut self) -> Action {
+    pub(super) fn next(&mut self) -> Action {
         if self.running.len() < self.limits.max_batch
             && let Some(position) = self.first_startable()
             && let Some((id, model)) = self.waiting.remove(position)
@@ -219,7 +219,8 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{Action, Limits, ModelName, QueueFull, Scheduler, SequenceId};
+    use super::{Action, Limits, QueueFull, Scheduler, SequenceId};
+    use crate::model::ModelName;
 
     fn model(number: u8) -> ModelName {
         format!("model-{number}").into()

@@ -1,4 +1,4 @@
-//! Replays what the reference implementation computed, through the whole engine, and puts the thread under stress.
+//! Replays what the reference implementation computed, through the whole thread, and puts the thread under stress.
 
 mod prompts;
 
@@ -13,13 +13,15 @@ use tokio::{
 };
 
 use super::{
+    EngineSettings, Handle,
+    command::{Generate, GenerationEvent, Outbox, Submission, Work},
+    step::Core,
+};
+use crate::{
     error::EngineError,
     mlx::{self, Precision},
     model::{LoadError, Loader, Model, ModelInfo, Progress},
     sample::SamplingParameters,
-    scheduler::Limits,
-    turn::Core,
-    worker::{Engine, EngineSettings, Generate, GenerationEvent, Outbox, Submission, Work},
 };
 
 const GOLDENS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/goldens/engine");
@@ -72,7 +74,7 @@ async fn drain(mut events: UnboundedReceiver<GenerationEvent>) -> (Vec<u32>, Opt
     while let Some(event) = events.recv().await {
         match event {
             GenerationEvent::Token(id) => tokens.push(id),
-            GenerationEvent::Started { .. } | GenerationEvent::Prefilled { .. } => {}
+            GenerationEvent::Started { .. } => {}
             last => return (tokens, Some(last)),
         }
     }
@@ -90,7 +92,7 @@ async fn first_token(events: &mut UnboundedReceiver<GenerationEvent>) {
     }
 }
 
-async fn loaded(engine: &Engine, name: &str) -> (Arc<ModelInfo>, Golden) {
+async fn loaded(engine: &Handle, name: &str) -> (Arc<ModelInfo>, Golden) {
     let (folder, golden) = golden(name);
     (engine.load(name, folder).await.unwrap(), golden)
 }
@@ -126,7 +128,7 @@ fn logits_are_those_of_the_reference() {
 #[tokio::test]
 async fn greedy_answers_are_those_of_the_reference() {
     for prefill_chunk in [2048, 7] {
-        let engine = Engine::start(EngineSettings { prefill_chunk, ..settings() }).unwrap();
+        let engine = Handle::start(EngineSettings { prefill_chunk, ..settings() }).unwrap();
         for (name, (folder, golden)) in goldens() {
             engine.load(&name, folder).await.unwrap();
             let (tokens, last) = drain(engine.generate(greedy(&name, &golden.prompt_ids, 64))).await;
@@ -138,7 +140,7 @@ async fn greedy_answers_are_those_of_the_reference() {
 
 #[tokio::test]
 async fn sequences_together_get_what_they_get_alone() {
-    let engine = Engine::start(EngineSettings { max_batch: 3, prefill_chunk: 50, ..settings() }).unwrap();
+    let engine = Handle::start(EngineSettings { max_batch: 3, prefill_chunk: 50, ..settings() }).unwrap();
     let mut expected = Vec::new();
     let mut open = Vec::new();
     for (name, (folder, golden)) in goldens() {
@@ -153,7 +155,7 @@ async fn sequences_together_get_what_they_get_alone() {
 
 #[tokio::test]
 async fn an_answer_ends_before_a_stop_token_and_counts_it() {
-    let engine = Engine::start(settings()).unwrap();
+    let engine = Handle::start(settings()).unwrap();
     let (_, golden) = loaded(&engine, "qwen3-f32-tied").await;
     let stop = golden.greedy_ids[20];
     let position = golden.greedy_ids.iter().position(|id| *id == stop).unwrap();
@@ -166,7 +168,7 @@ async fn an_answer_ends_before_a_stop_token_and_counts_it() {
 
 #[tokio::test]
 async fn a_seed_gives_the_same_answer_whoever_else_asks() {
-    let engine = Engine::start(settings()).unwrap();
+    let engine = Handle::start(settings()).unwrap();
     let (_, golden) = loaded(&engine, "llama-q4-llama3-tied").await;
     let sampled = |seed| {
         let sampling = SamplingParameters {
@@ -194,7 +196,7 @@ async fn a_seed_gives_the_same_answer_whoever_else_asks() {
 
 #[tokio::test]
 async fn a_client_that_leaves_frees_its_place() {
-    let engine = Engine::start(EngineSettings { max_batch: 1, prompt_cache: 0, ..settings() }).unwrap();
+    let engine = Handle::start(EngineSettings { max_batch: 1, prompt_cache: 0, ..settings() }).unwrap();
     let (_, golden) = loaded(&engine, "qwen2-f32-tied").await;
     let endless = || engine.generate(greedy("qwen2-f32-tied", &golden.prompt_ids, 1_000_000));
     let mut running = endless();
@@ -215,7 +217,7 @@ async fn a_client_that_leaves_frees_its_place() {
 
 #[tokio::test]
 async fn a_full_queue_refuses() {
-    let engine = Engine::start(EngineSettings { max_batch: 1, queue_limit: 1, ..settings() }).unwrap();
+    let engine = Handle::start(EngineSettings { max_batch: 1, queue_limit: 1, ..settings() }).unwrap();
     let (_, golden) = loaded(&engine, "qwen2-f32-tied").await;
     let endless = || engine.generate(greedy("qwen2-f32-tied", &golden.prompt_ids, 1_000_000));
     let mut running = endless();
@@ -227,7 +229,7 @@ async fn a_full_queue_refuses() {
 
 #[tokio::test]
 async fn a_panic_ends_what_was_open_and_the_next_request_is_served() {
-    let engine = Engine::start(settings()).unwrap();
+    let engine = Handle::start(settings()).unwrap();
     let (_, golden) = loaded(&engine, "qwen3-q4-tied").await;
     let mut running = engine.generate(greedy("qwen3-q4-tied", &golden.prompt_ids, 1_000_000));
     first_token(&mut running).await;
@@ -240,7 +242,7 @@ async fn a_panic_ends_what_was_open_and_the_next_request_is_served() {
 
 #[tokio::test]
 async fn a_broken_folder_is_refused_and_the_engine_goes_on() {
-    let engine = Engine::start(settings()).unwrap();
+    let engine = Handle::start(settings()).unwrap();
     let (_, golden) = loaded(&engine, "qwen3-f32-tied").await;
     let mut running = engine.generate(greedy("qwen3-f32-tied", &golden.prompt_ids, 1_000_000));
     first_token(&mut running).await;
@@ -257,7 +259,7 @@ async fn a_broken_folder_is_refused_and_the_engine_goes_on() {
 
 #[tokio::test]
 async fn a_model_loads_once_and_is_not_unloaded_in_use() {
-    let engine = Engine::start(settings()).unwrap();
+    let engine = Handle::start(settings()).unwrap();
     let (folder, golden) = golden("mistral-q4-bf16");
     let (first, second) = tokio::join!(engine.load("m", folder.clone()), engine.load("m", folder));
     let (first, second) = (first.unwrap(), second.unwrap());
@@ -277,7 +279,7 @@ async fn a_model_loads_once_and_is_not_unloaded_in_use() {
 
 #[tokio::test]
 async fn a_shut_down_engine_says_so() {
-    let engine = Engine::start(settings()).unwrap();
+    let engine = Handle::start(settings()).unwrap();
     let (_, golden) = loaded(&engine, "qwen3-f32-tied").await;
     let mut running = engine.generate(greedy("qwen3-f32-tied", &golden.prompt_ids, 1_000_000));
     first_token(&mut running).await;
@@ -293,7 +295,7 @@ fn where_a_broken_model_is_stands_in_the_log_and_not_in_the_error() {
     let root = tempfile::tempdir().unwrap();
     let (reply, answer) = oneshot::channel();
     let lines = lines_of(|| {
-        let mut core = Core::new(settings(), Limits { max_batch: 1, queue: 1 }, Default::default());
+        let mut core = Core::new(&EngineSettings { max_batch: 1, queue_limit: 1, ..settings() }, Default::default());
         core.obey(Work::Load { name: "m".into(), folder: root.path().to_owned(), reply });
         while !core.is_idle() {
             core.step();
@@ -310,7 +312,7 @@ fn where_a_broken_model_is_stands_in_the_log_and_not_in_the_error() {
 fn what_the_thread_says_of_a_request_names_it() {
     let (folder, golden) = golden("qwen3-f32-tied");
     let lines = lines_of(|| {
-        let mut core = Core::new(settings(), Limits { max_batch: 1, queue: 1 }, Default::default());
+        let mut core = Core::new(&EngineSettings { max_batch: 1, queue_limit: 1, ..settings() }, Default::default());
         core.obey(Work::Load { name: "m".into(), folder, reply: oneshot::channel().0 });
         let span = span::http_server(true, "POST", Some("/v1/chat/completions"), None, "req-7");
         let request = Generate { span: span.clone(), ..greedy("m", &golden.prompt_ids, 3) };

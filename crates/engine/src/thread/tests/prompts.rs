@@ -13,17 +13,17 @@ async fn answered(mut events: UnboundedReceiver<GenerationEvent>) -> (Vec<u32>, 
             GenerationEvent::Started { cached, .. } => from_cache = Some(cached as usize),
             GenerationEvent::Token(id) => tokens.push(id),
             GenerationEvent::Failed(error) => panic!("{error}"),
-            GenerationEvent::Prefilled { .. } | GenerationEvent::Finished { .. } => {}
+            GenerationEvent::Finished { .. } => {}
         }
     }
     (tokens, from_cache.expect("it started"))
 }
 
-async fn ask(engine: &Engine, model: &str, prompt: &[u32]) -> (Vec<u32>, usize) {
+async fn ask(engine: &Handle, model: &str, prompt: &[u32]) -> (Vec<u32>, usize) {
     answered(engine.generate(greedy(model, prompt, TOKENS))).await
 }
 
-async fn kept_bytes(engine: &Engine) -> u64 {
+async fn kept_bytes(engine: &Handle) -> u64 {
     engine.stats().await.unwrap().models.iter().map(|(_, bytes)| bytes).sum()
 }
 
@@ -40,8 +40,8 @@ fn joined(parts: &[&[u32]]) -> Vec<u32> {
 
 #[tokio::test]
 async fn answers_are_the_same_from_the_cache() {
-    let cold = Engine::start(EngineSettings { prompt_cache: 0, ..settings() }).unwrap();
-    let warm = Engine::start(EngineSettings { prefill_chunk: 50, ..settings() }).unwrap();
+    let cold = Handle::start(EngineSettings { prompt_cache: 0, ..settings() }).unwrap();
+    let warm = Handle::start(EngineSettings { prefill_chunk: 50, ..settings() }).unwrap();
     for (name, (folder, golden)) in goldens() {
         cold.load(&name, folder.clone()).await.unwrap();
         warm.load(&name, folder).await.unwrap();
@@ -86,7 +86,7 @@ async fn answers_are_the_same_from_the_cache() {
 #[tokio::test]
 async fn a_stop_token_is_part_of_what_is_kept() {
     let (cold, warm) =
-        (Engine::start(EngineSettings { prompt_cache: 0, ..settings() }).unwrap(), Engine::start(settings()).unwrap());
+        (Handle::start(EngineSettings { prompt_cache: 0, ..settings() }).unwrap(), Handle::start(settings()).unwrap());
     let (_, golden) = loaded(&warm, "qwen3-f32-tied").await;
     loaded(&cold, "qwen3-f32-tied").await;
     let stop = golden.greedy_ids[20];
@@ -99,7 +99,7 @@ async fn a_stop_token_is_part_of_what_is_kept() {
 
 #[tokio::test]
 async fn what_a_client_left_behind_is_found() {
-    let engine = Engine::start(settings()).unwrap();
+    let engine = Handle::start(settings()).unwrap();
     let (_, golden) = loaded(&engine, "qwen3-q4-tied").await;
     let mut events = engine.generate(greedy("qwen3-q4-tied", &golden.prompt_ids, 1_000_000));
     let mut heard = Vec::new();
@@ -121,8 +121,8 @@ async fn what_a_client_left_behind_is_found() {
 #[test]
 fn of_a_prompt_that_is_not_wanted_any_more_the_computed_part_is_kept() {
     let (folder, golden) = golden("qwen3-q4-tied");
-    let settings = EngineSettings { prefill_chunk: 50, ..settings() };
-    let mut core = Core::new(settings, Limits { max_batch: 1, queue: 1 }, Default::default());
+    let settings = EngineSettings { max_batch: 1, queue_limit: 1, prefill_chunk: 50, ..settings() };
+    let mut core = Core::new(&settings, Default::default());
     core.obey(Work::Load { name: "m".into(), folder, reply: oneshot::channel().0 });
     while !core.is_idle() {
         core.step();
@@ -164,9 +164,9 @@ fn of_a_prompt_that_is_not_wanted_any_more_the_computed_part_is_kept() {
 
 #[tokio::test]
 async fn unloading_gives_the_kept_back_too() {
-    let engine = Engine::start(settings()).unwrap();
+    let engine = Handle::start(settings()).unwrap();
     let (_, golden) = loaded(&engine, "qwen3-q4-tied").await;
-    let active = async || engine.stats().await.unwrap().memory.active;
+    let active = async || engine.stats().await.unwrap().active_memory;
     let before = active().await;
     let prompt = &golden.prompt_ids[..40];
     ask(&engine, "qwen3-q4-tied", prompt).await;
@@ -184,7 +184,7 @@ async fn unloading_gives_the_kept_back_too() {
 
 #[tokio::test]
 async fn after_a_panic_everything_is_computed_anew() {
-    let engine = Engine::start(settings()).unwrap();
+    let engine = Handle::start(settings()).unwrap();
     let (_, golden) = loaded(&engine, "qwen3-q4-tied").await;
     let before = ask(&engine, "qwen3-q4-tied", &golden.prompt_ids).await;
     engine.make_it_panic();
@@ -194,7 +194,7 @@ async fn after_a_panic_everything_is_computed_anew() {
 
 #[tokio::test]
 async fn what_mlx_failed_at_is_not_kept_nor_what_it_began_with() {
-    let engine = Engine::start(settings()).unwrap();
+    let engine = Handle::start(settings()).unwrap();
     let (_, golden) = loaded(&engine, "qwen3-q4-tied").await;
     let before = ask(&engine, "qwen3-q4-tied", &golden.prompt_ids).await;
     let mut running = engine.generate(greedy("qwen3-q4-tied", &golden.prompt_ids, 1_000_000));
@@ -208,7 +208,7 @@ async fn what_mlx_failed_at_is_not_kept_nor_what_it_began_with() {
 
 #[tokio::test]
 async fn models_do_not_share_what_they_computed() {
-    let engine = Engine::start(settings()).unwrap();
+    let engine = Handle::start(settings()).unwrap();
     let (_, golden) = loaded(&engine, "qwen3-q4-tied").await;
     let prompt = &golden.prompt_ids[..40];
     engine.load("twin", super::golden("qwen3-f32-tied").0).await.unwrap();
@@ -222,7 +222,7 @@ async fn the_bound_on_bytes_holds() {
     // Of the 55 positions that a prompt of 40 and its answer keep, twice as many and some more.
     let limit = 2 * 55 * 1024 + 1000;
     for prompt_cache in [limit, 55 * 1024 - 1, 0] {
-        let engine = Engine::start(EngineSettings { prompt_cache, ..settings() }).unwrap();
+        let engine = Handle::start(EngineSettings { prompt_cache, ..settings() }).unwrap();
         let (_, golden) = loaded(&engine, "qwen3-q4-tied").await;
         for start in 0..6 {
             let prompt = &golden.prompt_ids[start * 40..start * 40 + 40];
@@ -238,12 +238,12 @@ async fn the_bound_on_bytes_holds() {
 
 #[tokio::test]
 async fn what_is_kept_goes_before_memory_runs_out() {
-    let engine = Engine::start(settings()).unwrap();
+    let engine = Handle::start(settings()).unwrap();
     let (info, golden) = loaded(&engine, "qwen3-q4-tied").await;
     drop(engine);
     // The weights alone are near such a limit.
     for (memory_limit, cached) in [(info.bytes, 0), (1 << 30, golden.prompt_ids.len() - 1)] {
-        let engine = Engine::start(EngineSettings { memory_limit: Some(memory_limit), ..settings() }).unwrap();
+        let engine = Handle::start(EngineSettings { memory_limit: Some(memory_limit), ..settings() }).unwrap();
         loaded(&engine, "qwen3-q4-tied").await;
         ask(&engine, "qwen3-q4-tied", &golden.prompt_ids).await;
         assert_eq!(kept_bytes(&engine).await == 0, cached == 0);

@@ -1,37 +1,36 @@
 //! One prompt and the answer that grows from it.
 
-use super::{
-    cache::KeyValueCache,
+use crate::{
     mlx::{self, Array, Exception},
-    model::Model,
+    model::{KeyValueCache, Model},
     sample::{Sampler, SamplingParameters},
 };
 
 /// What a sequence is to do.
 #[derive(Debug)]
-pub(crate) struct SequencePlan {
+pub(super) struct SequencePlan {
     /// Not empty.
-    pub(crate) prompt: Vec<u32>,
-    pub(crate) sampling: SamplingParameters,
+    pub(super) prompt: Vec<u32>,
+    pub(super) sampling: SamplingParameters,
     /// At least 1.
-    pub(crate) max_tokens: u32,
-    pub(crate) stop_ids: Vec<u32>,
+    pub(super) max_tokens: u32,
+    pub(super) stop_ids: Vec<u32>,
 }
 
 /// What a decode step led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(super) enum Step {
     /// A token of the answer; more will follow.
     Token(u32),
     /// The last token that was allowed.
     LastToken(u32),
     /// A token that ends the answer and is no part of it.
-    Stop(u32),
+    Stop,
 }
 
 /// A sequence and all that it keeps on the device.
 #[derive(Debug)]
-pub(crate) struct Sequence {
+pub(super) struct Sequence {
     plan: SequencePlan,
     /// Prompt tokens that were in the cache from the start.
     cached: usize,
@@ -50,7 +49,7 @@ pub(crate) struct Sequence {
 impl Sequence {
     /// `cached` holds the keys and values of the prompt's first tokens, not of all of them: the last one is computed in any
     /// case.
-    pub(crate) fn new(
+    pub(super) fn new(
         model: &Model,
         plan: SequencePlan,
         cached: Option<Vec<KeyValueCache>>,
@@ -63,28 +62,34 @@ impl Sequence {
     }
 
     /// Whether all prompt tokens but the last are in the cache; the last one goes through the first decode step.
-    pub(crate) fn is_prefilled(&self) -> bool {
+    pub(super) fn is_prefilled(&self) -> bool {
         self.prefilled + 1 >= self.plan.prompt.len()
     }
 
     /// Tokens of the prompt.
-    pub(crate) fn prompt_tokens(&self) -> u64 {
+    pub(super) fn prompt_tokens(&self) -> u64 {
         self.plan.prompt.len() as u64
     }
 
     /// Tokens of the prompt that were computed before.
-    pub(crate) fn cached_tokens(&self) -> u64 {
+    pub(super) fn cached_tokens(&self) -> u64 {
         self.cached as u64
     }
 
     /// Tokens generated, a stop token included.
-    pub(crate) fn produced(&self) -> u64 {
+    pub(super) fn produced(&self) -> u64 {
         self.produced.len() as u64
+    }
+
+    /// The token that was read last.
+    #[cfg(test)]
+    pub(super) fn last_token(&self) -> Option<u32> {
+        self.produced.last().copied()
     }
 
     /// The tokens whose keys and values are computed, and these, layer by layer, perhaps with positions beyond: those of a
     /// token that nobody has read. The last token that was read is missing if no other was to follow.
-    pub(crate) fn into_computed(self) -> (Vec<u32>, Vec<KeyValueCache>) {
+    pub(super) fn into_computed(self) -> (Vec<u32>, Vec<KeyValueCache>) {
         let mut tokens = self.plan.prompt;
         tokens.extend(self.produced);
         tokens.truncate(positions(&self.cache));
@@ -92,12 +97,12 @@ impl Sequence {
     }
 
     /// Bytes of the key-value cache.
-    pub(crate) fn cache_bytes(&self) -> u64 {
+    pub(super) fn cache_bytes(&self) -> u64 {
         self.cache.iter().map(KeyValueCache::bytes).sum()
     }
 
     /// Computes at most `chunk` more tokens of the prompt and waits for them.
-    pub(crate) fn prefill(&mut self, model: &Model, chunk: usize) -> Result<(), Exception> {
+    pub(super) fn prefill(&mut self, model: &Model, chunk: usize) -> Result<(), Exception> {
         let last = self.plan.prompt.len().saturating_sub(1);
         let end = self.prefilled.saturating_add(chunk).min(last);
         let Some(tokens) = self.plan.prompt.get(self.prefilled..end).filter(|tokens| !tokens.is_empty()) else {
@@ -111,7 +116,7 @@ impl Sequence {
     }
 
     /// Begins the computation of the next token and of the one after it, without waiting.
-    pub(crate) fn launch(&mut self, model: &Model) -> Result<(), Exception> {
+    pub(super) fn launch(&mut self, model: &Model) -> Result<(), Exception> {
         let current = match self.current.take() {
             Some(current) => current,
             None => {
@@ -127,13 +132,13 @@ impl Sequence {
     }
 
     /// Waits for the token that was launched.
-    pub(crate) fn collect(&mut self) -> Result<Step, Exception> {
+    pub(super) fn collect(&mut self) -> Result<Step, Exception> {
         let current = self.current.take().ok_or_else(|| Exception::custom("no token was launched"))?;
         let id = mlx::read_id(&current)?;
         self.current = self.ahead.take();
         self.produced.push(id);
         Ok(if self.plan.stop_ids.contains(&id) {
-            Step::Stop(id)
+            Step::Stop
         } else if self.produced.len() >= self.plan.max_tokens as usize {
             Step::LastToken(id)
         } else {

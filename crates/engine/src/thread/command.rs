@@ -1,0 +1,146 @@
+//! What the MLX thread is told, and what it tells of each sequence.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use mlx_manager_llm::FinishReason;
+use tokio::{
+    sync::{mpsc::UnboundedSender, oneshot},
+    time::Instant,
+};
+use tracing::Span;
+
+use crate::{
+    error::EngineError,
+    model::{ModelInfo, ModelName},
+    sample::SamplingParameters,
+};
+
+/// One answer to be generated.
+#[derive(Debug)]
+pub(crate) struct Generate {
+    /// A model that was loaded by this name.
+    pub(crate) model: String,
+    /// Token ids of the prompt, which together with `max_tokens` must fit the model's context; the caller checks that.
+    pub(crate) prompt: Vec<u32>,
+    /// How to choose tokens.
+    pub(crate) sampling: SamplingParameters,
+    /// The most tokens to generate, at least 1.
+    pub(crate) max_tokens: u32,
+    /// All ids that end the answer, the model's own included ([`ModelInfo::end_ids`]).
+    pub(crate) stop_ids: Vec<u32>,
+    /// The inference span; queue, prefill and decode become its children.
+    pub(crate) span: Span,
+}
+
+/// What happens to a sequence, in this order. `Failed` may come at any time; `Finished` and `Failed` are the last.
+#[derive(Debug, Clone)]
+pub(crate) enum GenerationEvent {
+    /// It waited so long, and its prompt is being computed now.
+    Started {
+        /// From submission to now.
+        queued: Duration,
+        /// How many tokens of the prompt came from the prompt cache.
+        cached: u64,
+    },
+    /// One more token of the answer.
+    Token(u32),
+    /// The answer is complete.
+    Finished {
+        /// [`FinishReason::Stop`] or [`FinishReason::Length`].
+        reason: FinishReason,
+        /// Tokens generated, the stop token included.
+        tokens: u64,
+        /// The token that ended the answer.
+        #[cfg(test)]
+        stop_id: Option<u32>,
+    },
+    /// The answer can't be given, or not to its end.
+    Failed(EngineError),
+}
+
+/// What the engine holds and does.
+#[cfg(test)]
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EngineStats {
+    /// Sequences that wait.
+    pub(crate) waiting: usize,
+    /// Sequences that are computed.
+    pub(crate) running: usize,
+    /// Bytes of the arrays that MLX holds.
+    pub(crate) active_memory: u64,
+    /// The loaded models, with the bytes of their key-value caches, those of ended sequences included.
+    pub(crate) models: Vec<(Arc<ModelInfo>, u64)>,
+}
+
+pub(super) type LoadReply = oneshot::Sender<Result<Arc<ModelInfo>, EngineError>>;
+
+/// A sequence on its way to the thread.
+#[derive(Debug)]
+pub(super) struct Submission {
+    pub(super) request: Generate,
+    pub(super) events: Outbox,
+    pub(super) submitted: Instant,
+    pub(super) queue_span: Span,
+}
+
+/// What the thread is told.
+pub(super) enum Command {
+    Work(Work),
+    Shutdown { reply: oneshot::Sender<()> },
+}
+
+/// What the thread is to do.
+pub(super) enum Work {
+    Load {
+        name: ModelName,
+        folder: PathBuf,
+        reply: LoadReply,
+    },
+    Unload {
+        name: ModelName,
+        reason: &'static str,
+        reply: oneshot::Sender<Result<(), EngineError>>,
+    },
+    Generate(Box<Submission>),
+    #[cfg(test)]
+    Stats {
+        reply: oneshot::Sender<EngineStats>,
+    },
+    #[cfg(test)]
+    Panic,
+    /// MLX fails at all sequences.
+    #[cfg(test)]
+    Fail,
+}
+
+/// Where the events of a sequence go. Whatever becomes of it, the last one is `Finished` or `Failed`.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    events: UnboundedSender<GenerationEvent>,
+    ended: bool,
+}
+
+impl Outbox {
+    pub(super) fn new(events: UnboundedSender<GenerationEvent>) -> Self {
+        Self { events, ended: false }
+    }
+
+    /// Tells a client that may have left; that it has is noticed at the next step.
+    pub(super) fn tell(&mut self, event: GenerationEvent) {
+        self.ended |= matches!(event, GenerationEvent::Finished { .. } | GenerationEvent::Failed(_));
+        drop(self.events.send(event));
+    }
+
+    /// Whether the client left.
+    pub(super) fn is_closed(&self) -> bool {
+        self.events.is_closed()
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.tell(GenerationEvent::Failed(EngineError::Stopped));
+        }
+    }
+}

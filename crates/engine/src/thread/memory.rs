@@ -1,0 +1,96 @@
+//! What holds memory beside the sequences that run: the models, and what was computed for sequences that ended.
+
+use std::{collections::HashMap, path::PathBuf};
+
+use mlx_manager_signal::event::{EngineMemory, ModelUnloaded, PromptNotKept};
+
+use super::{EngineSettings, models::Models, sequence::Sequence};
+use crate::{
+    cache::PromptCache,
+    error::EngineError,
+    mlx::{self, Exception},
+    model::{KeyValueCache, ModelName},
+};
+
+/// The models and the prompt cache, within a limit.
+pub(super) struct Memory {
+    pub(super) models: Models,
+    prompts: PromptCache,
+    /// Bytes that MLX was asked to stay below.
+    limit: Option<u64>,
+}
+
+impl Memory {
+    /// `folders` are those of models that a former thread had.
+    pub(super) fn new(settings: &EngineSettings, folders: HashMap<ModelName, PathBuf>) -> Self {
+        Self {
+            models: Models::new(folders, settings.precision, settings.memory_limit),
+            prompts: PromptCache::new(settings.prompt_cache),
+            limit: settings.memory_limit,
+        }
+    }
+
+    /// Gives a model's memory back, and what was computed with it. No sequence may have it.
+    pub(super) fn unload(&mut self, name: &ModelName, reason: &'static str) -> Result<(), EngineError> {
+        if !self.models.remove(name) {
+            return Err(EngineError::NotLoaded { model: name.to_string() });
+        }
+        self.prompts.forget(name);
+        ModelUnloaded { model: name, reason }.emit();
+        mlx::clear_cache().map_err(|error| EngineError::mlx(&error))
+    }
+
+    /// Whether anything is kept of sequences that ended.
+    pub(super) fn keeps_prompts(&self) -> bool {
+        self.prompts.is_on()
+    }
+
+    /// Keys and values, layer by layer, of as many of a prompt's first tokens as were computed before, but not of its last
+    /// one. That is computed in any case: what follows it is the answer.
+    pub(super) fn computed_before(
+        &mut self,
+        model: &ModelName,
+        prompt: &[u32],
+    ) -> Result<Option<Vec<KeyValueCache>>, Exception> {
+        let before_last = prompt.split_last().map_or(&[][..], |(_, before)| before);
+        self.prompts.longest(model, before_last)
+    }
+
+    /// Keeps what was computed for a sequence that is over, for prompts that begin alike.
+    pub(super) fn keep(&mut self, model: &ModelName, sequence: Sequence) {
+        let (tokens, layers) = sequence.into_computed();
+        if let Err(error) = self.prompts.keep(model, tokens, &layers) {
+            PromptNotKept { error: &error }.emit();
+            self.prompts.forget(model);
+        }
+    }
+
+    /// Drops all that was kept of a model's sequences.
+    pub(super) fn forget_prompts(&mut self, model: &ModelName) {
+        self.prompts.forget(model);
+    }
+
+    /// Near its limit MLX lets running work wait for memory. What is only kept goes before that; true if any did.
+    pub(super) fn give_back(&mut self) -> bool {
+        let Some(limit) = self.limit else { return false };
+        let is_near = || mlx::active_memory().is_ok_and(|active| active > limit / 10 * 9);
+        let mut dropped = false;
+        while self.prompts.bytes() > 0 && is_near() && self.prompts.drop_oldest() {
+            dropped = true;
+        }
+        dropped
+    }
+
+    /// Bytes kept of a model's sequences that ended.
+    pub(super) fn kept_bytes(&self, model: &ModelName) -> u64 {
+        self.prompts.bytes_of(model)
+    }
+
+    /// States what each model's keys and values take, `running` being those of its running sequences. Of all models:
+    /// keeping a prompt of one may have cost another its own.
+    pub(super) fn tell(&self, running: impl Fn(&ModelName) -> u64) {
+        for (model, _) in self.models.all_ready() {
+            EngineMemory { model, kv_cache_bytes: running(model) + self.kept_bytes(model) }.emit();
+        }
+    }
+}

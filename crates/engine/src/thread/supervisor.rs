@@ -1,0 +1,96 @@
+//! Keeps an MLX thread alive: a panic on it ends the sequences it had, with an error, and a new thread takes over; models
+//! come back when they are asked for.
+
+use std::{
+    collections::HashMap,
+    panic::{self, AssertUnwindSafe},
+    path::PathBuf,
+    sync::mpsc,
+    thread,
+};
+
+use mlx_manager_signal::event::MlxThreadGone;
+use tokio::sync::oneshot;
+
+use super::{EngineSettings, command::Command, step::Core};
+use crate::{error::EngineError, model::ModelName};
+
+/// How an MLX thread ended.
+enum Exit {
+    /// By a panic; another thread takes over.
+    Panicked,
+    /// In order; somebody may wait to hear of it.
+    Ended(Option<oneshot::Sender<()>>),
+}
+
+/// Keeps one MLX thread alive until it ends by itself. It is a thread of its own because MLX ties its streams, and
+/// `mlx-rs` its state, to the thread that a panic may have left in disorder.
+pub(super) fn supervise(mut inbox: mpsc::Receiver<Command>, settings: &EngineSettings) {
+    let mut folders = HashMap::new();
+    loop {
+        let (inbox, folders) = (&mut inbox, &mut folders);
+        let exit = thread::scope(|scope| {
+            let thread = thread::Builder::new().name("mlx".to_owned());
+            match thread.spawn_scoped(scope, || run(inbox, settings, folders)) {
+                Ok(thread) => thread.join().unwrap_or(Exit::Panicked),
+                Err(error) => {
+                    MlxThreadGone::Refused(&error).emit();
+                    Exit::Ended(None)
+                }
+            }
+        });
+        match exit {
+            Exit::Panicked => MlxThreadGone::Panicked.emit(),
+            Exit::Ended(waiting) => {
+                // Only now is everything that MLX keeps for its thread gone.
+                waiting.map_or(Ok(()), |reply| reply.send(())).unwrap_or_default();
+                return;
+            }
+        }
+    }
+}
+
+/// The MLX thread. `folders` are those of models once loaded, kept for its successor.
+fn run(
+    inbox: &mut mpsc::Receiver<Command>,
+    settings: &EngineSettings,
+    folders: &mut HashMap<ModelName, PathBuf>,
+) -> Exit {
+    let mut core = Core::new(settings, std::mem::take(folders));
+    let outcome = panic::catch_unwind(AssertUnwindSafe(|| serve(inbox, &mut core)));
+    if outcome.is_err() {
+        core.abandon(&EngineError::Panicked);
+        *folders = core.folders();
+    }
+    // Arrays that a panic left half-made may panic again when they are dropped.
+    let dropped = panic::catch_unwind(AssertUnwindSafe(|| drop(core)));
+    match (outcome, dropped) {
+        (Ok(waiting), Ok(())) => Exit::Ended(waiting),
+        _ => Exit::Panicked,
+    }
+}
+
+/// Works until it is told to end, or nobody is left to tell it anything. Gives whoever waits for the end.
+fn serve(inbox: &mut mpsc::Receiver<Command>, core: &mut Core) -> Option<oneshot::Sender<()>> {
+    let waiting = loop {
+        let command = if core.is_idle() {
+            match inbox.recv() {
+                Ok(command) => Some(command),
+                Err(mpsc::RecvError) => break None,
+            }
+        } else {
+            match inbox.try_recv() {
+                Ok(command) => Some(command),
+                Err(mpsc::TryRecvError::Empty) => None,
+                Err(mpsc::TryRecvError::Disconnected) => break None,
+            }
+        };
+        match command {
+            Some(Command::Shutdown { reply }) => break Some(reply),
+            Some(Command::Work(work)) => core.obey(work),
+            None => core.step(),
+        }
+    };
+    core.abandon(&EngineError::Stopped);
+    waiting
+}
