@@ -27,7 +27,7 @@ use mlx_manager_signal::{
     event::{AttemptFinished, HttpRequestFinished, HttpRequestStarted, RouteDecided},
     price::PriceList,
     propagate,
-    span::{self, Destination},
+    span::{self, Destination, InferenceStart},
 };
 use mlx_manager_telemetry::{Telemetry, log::Terminal};
 use reqwest::Url;
@@ -166,7 +166,8 @@ impl Daemon {
         });
         let (address, port) = ("api.openai.com", 443);
         let destination = Destination::Cloud { provider: "openai", kind: ProviderKind::OpenAi, address, port };
-        let inference = span::inference(&span, request, MODEL, destination);
+        let asked = InferenceStart { request, model: MODEL, destination, capture: dialect::CAPTURE };
+        let inference = span::inference(&span, &asked);
         meter.target(destination, MODEL, Some(&self.prices), &inference);
         inference.in_scope(|| {
             let attempt = span::attempt(&inference, &self.url, 0);

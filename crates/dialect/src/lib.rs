@@ -2,11 +2,12 @@
 //!
 //! No IO, no clock, no async: what goes wrong here can be replayed from a file. A request goes through [`decode_head`]
 //! and, for the local engine, [`decode_chat`]; its answer through a [`StreamEncoder`] or a [`BodyBuilder`]. The cloud
-//! side uses [`prepare`], [`sse::Parser`], [`Observer`], [`observe_body`] and [`decode_error`].
+//! side uses [`prepare`], [`sse::Parser`], [`Observer`], [`observe_body`] and [`decode_error`]. [`CAPTURE`] is for telemetry.
 //!
 //! The two dialects lie in sibling folders with the same files. They are a closed set, so everything here is a `match`.
 
 mod anthropic;
+mod capture;
 mod field;
 mod fold;
 mod json;
@@ -21,6 +22,8 @@ use jiff::Timestamp;
 use mlx_manager_llm::{Api, Chat, Dialect, Error, ErrorKind, Event, Request};
 
 use self::fold::Folded;
+
+pub use self::capture::CAPTURE;
 
 /// Reads what routing, telemetry and sampling need to know of a body, and keeps the rest as it came.
 ///

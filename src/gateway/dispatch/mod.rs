@@ -10,12 +10,13 @@ use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
 use mlx_manager_config::{CloudConfig, Target};
+use mlx_manager_dialect as dialect;
 use mlx_manager_llm::{Answer, Api, Backend, Call, Context, Error, ErrorKind, Request};
 use mlx_manager_signal::{
     event::{RouteDecided, TargetCalled, TargetFailed, TargetFailedOver, TargetsTried},
     provider::{self, MLX},
     redact,
-    span::{self, Destination},
+    span::{self, Destination, InferenceStart},
 };
 use tracing::{Instrument, Span};
 
@@ -175,9 +176,10 @@ impl Dispatch {
             span: span.clone(),
             headers: headers.to_vec(),
         };
+        let asked = |destination| InferenceStart { request, model, destination, capture: dialect::CAPTURE };
         TargetCalled { provider: &target.provider, model }.emit();
         if target.is_local() {
-            let span = span::inference(&context.span, request, model, Destination::Local);
+            let span = span::inference(&context.span, &asked(Destination::Local));
             meter.target(Destination::Local, model, None, &span);
             return Local(self.engine.clone()).call(call(&span)).instrument(span.clone()).await;
         }
@@ -191,7 +193,7 @@ impl Dispatch {
             address: provider.address(),
             port: provider.port(),
         };
-        let span = span::inference(&context.span, request, model, destination);
+        let span = span::inference(&context.span, &asked(destination));
         meter.target(destination, model, Some(provider.prices()), &span);
         if provider.dialect() != request.api.dialect() {
             let message = format!(

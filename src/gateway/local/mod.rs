@@ -22,7 +22,7 @@ impl Backend for Local {
     fn call(&self, call: Call) -> BoxFuture<'_, Result<Answer, Error>> {
         Box::pin(async move {
             let chat = dialect::decode_chat(&call.request)?;
-            span::capture_input(&call.span, &call.request, &chat);
+            span::capture_input(&call.span, &chat);
             let events = self.0.answer(&call.model, chat, &call.span).await?;
             Ok(Answer { headers: Vec::new(), events, retries: 0 })
         })

@@ -1,6 +1,7 @@
 //! Tests of the facade against fixtures in `tests/goldens/dialect`, which are plain files of either wire.
 
 mod answer;
+mod capture;
 mod request;
 mod upstream;
 

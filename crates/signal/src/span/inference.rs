@@ -2,8 +2,8 @@
 
 use std::error::Error as StdError;
 
-use mlx_manager_config::ProviderKind;
-use mlx_manager_llm::{Api, Chat, Error, Outcome, Record, Request};
+use mlx_manager_config::{ProviderKind, SemanticConventions};
+use mlx_manager_llm::{Api, Capture, Chat, Error, Outcome, Record, Request};
 use opentelemetry::{
     KeyValue,
     trace::{SpanKind, TraceContextExt},
@@ -72,8 +72,22 @@ impl<'a> Destination<'a> {
     }
 }
 
-/// One call to one target: the only span with usage and cost. `model` is the name at the target. A fallback is a sibling.
-pub fn inference(parent: &Span, request: &Request, model: &str, destination: Destination<'_>) -> Span {
+/// What is asked of a target.
+#[derive(Debug)]
+pub struct InferenceStart<'a> {
+    /// The caller's request.
+    pub request: &'a Request,
+    /// The model's name at the target.
+    pub model: &'a str,
+    /// The target.
+    pub destination: Destination<'a>,
+    /// How to read the request; done only if `traces.capture_content` is on.
+    pub capture: Capture,
+}
+
+/// One call to one target: the only span with usage and cost. A fallback is a sibling.
+pub fn inference(parent: &Span, asked: &InferenceStart<'_>) -> Span {
+    let InferenceStart { request, model, destination, capture } = *asked;
     let model = &*shown(model);
     let operation = request.api.operation().as_str();
     let kind = match destination {
@@ -100,11 +114,12 @@ pub fn inference(parent: &Span, request: &Request, model: &str, destination: Des
                 KeyValue::new("server.port", i64::from(port)),
             ]);
         }
-        let data = genai::request_data(request, model, conventions.capture_content, conventions.version);
+        let whole = conventions.capture_content && conventions.version != SemanticConventions::Latest;
+        let data = genai::request_data(model, whole.then(|| (capture.body)(request)));
         attributes.extend(key_values(vec![("request_data", data)]));
         attributes.push(KeyValue::new("logfire.json_schema", genai::JSON_SCHEMA));
         if conventions.capture_content && matches!(destination, Destination::Cloud { .. }) {
-            attributes.extend(key_values(genai::input(request, None)));
+            attributes.extend(key_values(genai::input((capture.conversation)(request))));
         }
         Follower::tell(&span, || {
             let mut attributes = attributes.clone();
@@ -123,11 +138,11 @@ pub fn inference(parent: &Span, request: &Request, model: &str, destination: Des
 
 /// Puts the prompts as the local engine understands them into its inference span, where those for a provider are from the
 /// start; does nothing unless `traces.capture_content` is on.
-pub fn capture_input(span: &Span, request: &Request, chat: &Chat) {
+pub fn capture_input(span: &Span, chat: &Chat) {
     if let Some((conventions, context)) = recording(span)
         && conventions.capture_content
     {
-        context.span().set_attributes(key_values(genai::input(request, Some(chat))));
+        context.span().set_attributes(key_values(genai::understood_input(chat)));
     }
 }
 

@@ -27,8 +27,8 @@ pub use database::{Server, Statement, database, database_finished};
 pub use engine::{decode, decode_finished, prefill, queue};
 pub use http::{http_server, http_server_finished, http_server_request};
 pub use inference::{
-    Destination, InferenceEnd, capture_input, captures_content, inference, inference_failed_over, inference_finished,
-    route, route_finished,
+    Destination, InferenceEnd, InferenceStart, capture_input, captures_content, inference, inference_failed_over,
+    inference_finished, route, route_finished,
 };
 pub use pull::{download, download_finished, pull, pull_finished, pull_resolved};
 

@@ -1,17 +1,20 @@
 //! What spans look like to the one who reads them.
 
 use mlx_manager_config::ProviderKind;
-use mlx_manager_llm::{Error, ErrorKind, FinishReason, Inference, Outcome, Record, Request, Sampling, ToolCall, Usage};
+use mlx_manager_llm::{
+    Capture, CapturedMessage, Conversation, Error, ErrorKind, FinishReason, Inference, Outcome, Part, Record, Request,
+    Sampling, ToolCall, Usage,
+};
 use mlx_manager_signal::{
     genai,
-    span::{Destination, InferenceEnd, Server, Statement},
+    span::{Destination, InferenceEnd, InferenceStart, Server, Statement},
 };
 use opentelemetry::TraceId;
 use opentelemetry_proto::tonic::trace::v1::{span::SpanKind, status::StatusCode};
 
 use super::{collector::strings, *};
 
-pub(super) fn request() -> Request {
+fn request() -> Request {
     Request {
         api: Api::ChatCompletions,
         model: "gpt-4o".to_owned(),
@@ -28,6 +31,24 @@ pub(super) fn request() -> Request {
         )
         .unwrap(),
     }
+}
+
+/// What a dialect would read of [`request`].
+const CAPTURE: Capture = Capture {
+    body: |request| {
+        let fields = request.body.iter();
+        fields.map(|(name, raw)| (name.to_owned(), serde_json::from_str(raw.get()).unwrap())).collect()
+    },
+    conversation: |_| {
+        let said = |text: &str| CapturedMessage { role: "user".into(), parts: vec![Part::Text(text.into())] };
+        let messages = vec![said("hello"), said("the password is hunter2")];
+        Conversation { messages, ..Conversation::default() }
+    },
+};
+
+/// The span of an inference that was asked for by [`request`].
+pub(super) fn start_inference(parent: &Span, model: &str, destination: Destination<'_>) -> Span {
+    span::inference(parent, &InferenceStart { request: &request(), model, destination, capture: CAPTURE })
 }
 
 pub(super) fn record() -> Record {
@@ -102,11 +123,11 @@ fn one_chat_completion_is_the_tree_that_the_conventions_want() {
         extract(&server, incoming.headers());
         let route = span::route(&server, "gpt-4o");
         span::route_finished(&route, "gpt-*", &["openai".to_owned(), "backup".to_owned()]);
-        let failing = span::inference(&server, &request(), "gpt-4o", cloud("openai"));
+        let failing = start_inference(&server, "gpt-4o", cloud("openai"));
         let error = Error::new(ErrorKind::RateLimited, "try later")
             .with_source(std::io::Error::other("Authorization: Bearer sk-1234"));
         span::inference_failed_over(&failing, "gpt-4o", &error);
-        let inference = span::inference(&server, &request(), "gpt-4o", cloud("backup"));
+        let inference = start_inference(&server, "gpt-4o", cloud("backup"));
         assert!(!span::captures_content());
         let url = "https://user:hunter2@api.openai.com/v1/chat/completions?key=hunter2".parse().unwrap();
         span::attempt_finished(&span::attempt(&inference, &url, 0), Some(503), None);
@@ -253,7 +274,7 @@ fn a_status_is_an_error_only_when_it_is_ours() {
             span::http_server_finished(&server, status, error);
         }
         let server = server_span();
-        let aborted = span::inference(&server, &request(), "aborted", Destination::Local);
+        let aborted = start_inference(&server, "aborted", Destination::Local);
         span::inference_finished(&aborted, &ended(&Record { outcome: Outcome::ClientAbort, ..record() }));
     });
     assert!(handle.flush(LONG));
@@ -279,7 +300,7 @@ fn content_is_captured_on_request_only_and_redacted() {
     let (dispatch, handle, _) = subscriber(&config, &[logfire(&collector)]);
     within(&dispatch, || {
         assert!(span::captures_content());
-        let inference = span::inference(&server_span(), &request(), "m", cloud("openai"));
+        let inference = start_inference(&server_span(), "m", cloud("openai"));
         let call = ToolCall { id: "call_1".to_owned(), name: "f".to_owned(), arguments: r#"{"a":1}"#.to_owned() };
         let content = genai::Answer { text: "hi there", reasoning: "", tool_calls: &[call] };
         span::inference_finished(&inference, &InferenceEnd { content: Some(content), ..ended(&record()) });
