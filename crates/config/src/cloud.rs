@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use strum::VariantNames;
+
 use super::{
     Secret,
     decode::{Decoder, Section},
@@ -37,7 +39,8 @@ pub struct Provider {
 }
 
 /// The dialect a provider speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, VariantNames)]
+#[strum(serialize_all = "lowercase")]
 pub enum ProviderKind {
     /// OpenAI-compatible.
     OpenAi,
@@ -176,8 +179,19 @@ const RESERVED: [(&str, &str); 4] = [
     ("_other", "that name stands for all that have none"),
 ];
 
+impl ProviderKind {
+    /// The names of all kinds.
+    pub const NAMES: &'static [&'static str] = <Self as VariantNames>::VARIANTS;
+
+    /// The name in the configuration, and of the kind in telemetry.
+    pub const fn as_str(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+}
+
 impl Choice for ProviderKind {
-    const CHOICES: &'static [(&'static str, Self)] = &[("openai", Self::OpenAi), ("anthropic", Self::Anthropic)];
+    const CHOICES: &'static [(&'static str, Self)] =
+        &[(Self::OpenAi.as_str(), Self::OpenAi), (Self::Anthropic.as_str(), Self::Anthropic)];
 }
 
 pub(super) fn decode(decoder: &mut Decoder<'_>) -> (Option<Vec<Provider>>, Option<CloudConfig>) {

@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use strum::{EnumCount, VariantNames};
+
 use super::{
     Secret,
     decode::{Decoder, Section},
@@ -77,7 +79,8 @@ pub enum Send {
 }
 
 /// A kind of telemetry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EnumCount, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Signal {
     /// Spans.
     Traces,
@@ -151,15 +154,14 @@ impl Choice for Send {
 
 impl Signal {
     /// Every signal.
-    pub const ALL: [Self; 3] = [Self::Traces, Self::Metrics, Self::Logs];
+    pub const ALL: [Self; <Self as EnumCount>::COUNT] = [Self::Traces, Self::Metrics, Self::Logs];
+
+    /// Their names, in the same order.
+    pub const NAMES: &'static [&'static str] = <Self as VariantNames>::VARIANTS;
 
     /// The name in the configuration, in labels and on disk.
     pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Traces => "traces",
-            Self::Metrics => "metrics",
-            Self::Logs => "logs",
-        }
+        Self::NAMES[self as usize]
     }
 }
 

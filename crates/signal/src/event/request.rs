@@ -3,6 +3,7 @@
 use std::{error::Error, time::Duration};
 
 use mlx_manager_llm::{Inference, Outcome, Record};
+use strum::{IntoStaticStr, VariantNames};
 use tracing::Level;
 
 use super::milliseconds;
@@ -115,7 +116,8 @@ impl RouteDecided<'_> {
 
 /// A part of a request's way through the daemon that is the daemon's own doing: no waiting for a caller, the engine or a
 /// provider is in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Phase {
     /// From a body that is there to a head that is understood.
     Decode,
@@ -123,6 +125,16 @@ pub enum Phase {
     Route,
     /// Span attributes, log line, metrics and audit row of a finished request.
     Record,
+}
+
+impl Phase {
+    /// The names of all phases.
+    pub const NAMES: &'static [&'static str] = <Self as VariantNames>::VARIANTS;
+
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
 }
 
 /// The daemon's own share of a request was measured. Three in a request are too many for log lines.
@@ -137,12 +149,8 @@ pub struct OverheadMeasured {
 impl OverheadMeasured {
     /// States the fact.
     pub fn emit(self) {
-        let phase = match self.phase {
-            Phase::Decode => "decode",
-            Phase::Route => "route",
-            Phase::Record => "record",
-        };
-        observe(Histogram::Overhead, Labels::none().with(Label::Phase, phase), self.duration.as_secs_f64());
+        let labels = Labels::none().with(Label::Phase, self.phase.as_str());
+        observe(Histogram::Overhead, labels, self.duration.as_secs_f64());
     }
 }
 
