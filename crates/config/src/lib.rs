@@ -19,14 +19,17 @@ mod log;
 mod log_file;
 mod metrics;
 mod otlp;
+mod overlay;
 mod overrides;
 mod problem;
 mod redaction;
 mod schema;
+mod section;
 mod server;
 mod setting;
 mod show;
 mod substitute;
+mod tables;
 mod telemetry;
 #[cfg(test)]
 mod tests;
