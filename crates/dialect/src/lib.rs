@@ -12,6 +12,7 @@ mod field;
 mod fold;
 mod json;
 mod openai;
+mod refusal;
 pub mod sse;
 #[cfg(test)]
 mod tests;
@@ -140,14 +141,6 @@ impl StreamEncoder {
             WireEncoder::Anthropic(encoder) => encoder.error(error, &mut out),
         }
         out.into()
-    }
-
-    /// A frame that means nothing and keeps the connection alive while the model is busy.
-    pub fn ping(&self) -> Bytes {
-        match &self.wire {
-            WireEncoder::OpenAi(_) => Bytes::from_static(b": ping\n\n"),
-            WireEncoder::Anthropic(_) => Bytes::from_static(b"event: ping\ndata: {\"type\":\"ping\"}\n\n"),
-        }
     }
 }
 

@@ -45,6 +45,7 @@ fn frames(stream: &str, size: usize) -> Vec<sse::Frame> {
             frames.push(frame);
         }
     }
-    assert_eq!(parser.finish(), Ok(None));
+    let read: Vec<u8> = frames.iter().flat_map(|frame| frame.raw.to_vec()).collect();
+    assert_eq!(read, stream.as_bytes());
     frames
 }
