@@ -15,7 +15,7 @@ use mlx_manager_llm::{Answer, Api, Backend, Call, Context, Error, ErrorKind, Req
 use mlx_manager_signal::{
     event::{RouteDecided, TargetCalled, TargetFailed, TargetFailedOver, TargetsTried},
     provider::{self, MLX},
-    redact,
+    redact::ModelLabel,
     span::{self, Destination, InferenceStart},
 };
 use tracing::{Instrument, Span};
@@ -119,7 +119,7 @@ impl Dispatch {
         context: &Context,
         headers: Vec<(String, String)>,
     ) -> Result<Answer, Error> {
-        let Decision { rule, targets } = self.decide(&request, context)?;
+        let Decision { rule, targets } = self.decide(&request, meter.model(), context)?;
         TargetsTried { rule }.emit();
         let mut failed: Option<(&Target, Error)> = None;
         for target in &targets {
@@ -142,18 +142,18 @@ impl Dispatch {
         Err(failed.map_or_else(|| Error::new(ErrorKind::Internal, "the route has no targets"), |(_, error)| error))
     }
 
-    fn decide(&self, request: &Request, context: &Context) -> Result<Decision<'_>, Error> {
-        let span = span::route(&context.span, &request.model);
+    fn decide(&self, request: &Request, model: &ModelLabel, context: &Context) -> Result<Decision<'_>, Error> {
+        let span = span::route(&context.span, model);
         let _entered = span.enter();
         let decision = self.routes.decide(&request.model, |name| self.engine.has(name));
         let rule = decision.as_ref().map_or("none", |decision| decision.rule);
         let targets: Vec<String> = decision.iter().flat_map(|decision| &decision.targets).map(target_name).collect();
         span::route_finished(&span, rule, &targets);
-        RouteDecided { rule, model: &request.model, target: targets.first().map(String::as_str) }.emit();
+        RouteDecided { rule, model, target: targets.first().map(String::as_str) }.emit();
         decision.ok_or_else(|| {
             let message = format!(
                 "the model {:?} does not exist: no route matches it and no local model has that name; GET /v1/models lists what there is",
-                redact::name(&request.model)
+                model.as_str()
             );
             Error::new(ErrorKind::ModelNotFound, message).with_param("model")
         })
@@ -176,11 +176,12 @@ impl Dispatch {
             span: span.clone(),
             headers: headers.to_vec(),
         };
-        let asked = |destination| InferenceStart { request, model, destination, capture: dialect::CAPTURE };
-        TargetCalled { provider: &target.provider, model }.emit();
+        let label = target.model.as_deref().map_or_else(|| meter.model().clone(), ModelLabel::new);
+        let asked = |destination| InferenceStart { request, model: &label, destination, capture: dialect::CAPTURE };
+        TargetCalled { provider: &target.provider, model: &label }.emit();
         if target.is_local() {
             let span = span::inference(&context.span, &asked(Destination::Local));
-            meter.target(Destination::Local, model, None, &span);
+            meter.target(Destination::Local, &label, None, &span);
             return Local(self.engine.clone()).call(call(&span)).instrument(span.clone()).await;
         }
         let Some(Watched { provider, breaker }) = self.providers.get(&target.provider) else {
@@ -194,11 +195,11 @@ impl Dispatch {
             port: provider.port(),
         };
         let span = span::inference(&context.span, &asked(destination));
-        meter.target(destination, model, Some(provider.prices()), &span);
+        meter.target(destination, &label, Some(provider.prices()), &span);
         if provider.dialect() != request.api.dialect() {
             let message = format!(
                 "the model {:?} is served by {:?}, which does not speak the API of {}; call it through the other API, or route the model elsewhere",
-                redact::name(model),
+                label.as_str(),
                 provider.name(),
                 request.api.path()
             );

@@ -14,14 +14,16 @@ use crate::{
         name::{Counter, Histogram, Label, Sum},
         observe,
     },
-    provider, redact, target,
+    provider,
+    redact::ModelLabel,
+    target,
 };
 
 /// A request was understood, as far as routing needs.
 #[derive(Debug)]
 pub struct RequestDecoded<'a> {
     /// The model asked for.
-    pub model: &'a str,
+    pub model: &'a ModelLabel,
     /// Whether the answer is to be streamed.
     pub stream: bool,
     /// The size of its body.
@@ -33,7 +35,7 @@ impl RequestDecoded<'_> {
     pub fn emit(self) {
         tracing::debug!(
             target: target::SERVER_API,
-            model = &*redact::name(self.model), stream = self.stream, body_bytes = self.bytes, "request decoded"
+            model = self.model.as_str(), stream = self.stream, body_bytes = self.bytes, "request decoded"
         );
     }
 }
@@ -58,7 +60,7 @@ pub struct TargetCalled<'a> {
     /// The provider, as the route names it.
     pub provider: &'a str,
     /// The model's name there.
-    pub model: &'a str,
+    pub model: &'a ModelLabel,
 }
 
 impl TargetCalled<'_> {
@@ -66,7 +68,7 @@ impl TargetCalled<'_> {
     pub fn emit(self) {
         tracing::debug!(
             target: target::SERVER_DISPATCH,
-            provider = self.provider, model = &*redact::name(self.model), "calling target"
+            provider = self.provider, model = self.model.as_str(), "calling target"
         );
     }
 }
@@ -98,7 +100,7 @@ pub struct RouteDecided<'a> {
     /// The pattern that matched, or `local` / `none`.
     pub rule: &'a str,
     /// The model asked for.
-    pub model: &'a str,
+    pub model: &'a ModelLabel,
     /// The first target.
     pub target: Option<&'a str>,
 }
@@ -108,7 +110,7 @@ impl RouteDecided<'_> {
     pub fn emit(self) {
         tracing::debug!(
             target: target::SERVER_DISPATCH,
-            rule = self.rule, model = &*redact::name(self.model), target_name = self.target, "routed"
+            rule = self.rule, model = self.model.as_str(), target_name = self.target, "routed"
         );
         add(Counter::RouteDecisions, Labels::none().with_text(Label::Rule, self.rule), 1);
     }

@@ -10,16 +10,18 @@ use opentelemetry::{
 };
 use tracing::Span;
 
-use super::{Failure, end, finish, key_values, recording, shown, start, texts};
+use super::{Failure, end, finish, key_values, recording, start, texts};
 use crate::{
     genai,
     hook::{Conventions, Follower, StartedInference},
-    provider, target,
+    provider,
+    redact::{ModelLabel, clipped},
+    target,
 };
 
 /// The routing of a request; a child of `parent`.
-pub fn route(parent: &Span, model: &str) -> Span {
-    let model = &*shown(model);
+pub fn route(parent: &Span, model: &ModelLabel) -> Span {
+    let model = model.in_span();
     let name = format!("route {model}");
     let span = tracing::info_span!(target: target::SERVER_DISPATCH, parent: parent, "route", otel.name = name);
     start(&span, "route {gen_ai.request.model}", name, |_| {
@@ -78,7 +80,7 @@ pub struct InferenceStart<'a> {
     /// The caller's request.
     pub request: &'a Request,
     /// The model's name at the target.
-    pub model: &'a str,
+    pub model: &'a ModelLabel,
     /// The target.
     pub destination: Destination<'a>,
     /// How to read the request; done only if `traces.capture_content` is on.
@@ -88,7 +90,7 @@ pub struct InferenceStart<'a> {
 /// One call to one target: the only span with usage and cost. A fallback is a sibling.
 pub fn inference(parent: &Span, asked: &InferenceStart<'_>) -> Span {
     let InferenceStart { request, model, destination, capture } = *asked;
-    let model = &*shown(model);
+    let model = model.in_span();
     let operation = request.api.operation().as_str();
     let kind = match destination {
         Destination::Local => "internal",
@@ -209,10 +211,10 @@ fn fingerprint(kind: &str, provider: &str) -> String {
 }
 
 /// Ends an inference span whose target failed while another is tried. `model` is the one asked of it.
-pub fn inference_failed_over(span: &Span, model: &str, error: &Error) {
+pub fn inference_failed_over(span: &Span, model: &ModelLabel, error: &Error) {
     let Some((_, context)) = recording(span) else { return end(span) };
     let kind = error.kind.as_str();
     let failure = Failure::new(kind, &error.message, error.source());
-    let attributes = vec![KeyValue::new("gen_ai.response.model", shown(model).into_owned())];
+    let attributes = vec![KeyValue::new("gen_ai.response.model", clipped(model.as_str()).to_owned())];
     finish(&context.span(), attributes, Some((kind.into(), Some(failure))));
 }

@@ -11,7 +11,7 @@ mod http;
 mod inference;
 mod pull;
 
-use std::{borrow::Cow, error::Error as StdError};
+use std::error::Error as StdError;
 
 use opentelemetry::{
     Array, KeyValue, StringValue, Value,
@@ -118,16 +118,6 @@ fn finish(span: &SpanRef<'_>, mut attributes: Vec<KeyValue>, failed: Option<(Val
     }
     span.set_attributes(attributes);
     span.end();
-}
-
-/// What a client chose, cut to a length that a name may have.
-fn clipped(text: &str) -> &str {
-    &text[..text.floor_char_boundary(256)]
-}
-
-/// A model's name as it may be shown.
-fn shown(model: &str) -> Cow<'_, str> {
-    redact::name(clipped(model))
 }
 
 /// A count as the integer it is.

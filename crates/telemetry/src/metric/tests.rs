@@ -15,7 +15,7 @@ use mlx_manager_config::{
     Timezone,
 };
 use mlx_manager_llm::{Api, FinishReason, Inference, Outcome, Record, Usage, UsageSource};
-use mlx_manager_signal::{event, metric::name, testing::lines_of};
+use mlx_manager_signal::{event, metric::name, redact::ModelLabel, testing::lines_of};
 
 use super::{Known, Metrics, Settings, limit::Limits};
 use crate::{Build, TEST_BUILD};
@@ -433,7 +433,8 @@ fn emit_everything() {
     finish(&record(None, "?", Outcome::Unauthorized));
     event::InferenceFailedOver { record: &record(Some("openai"), "gpt-4", Outcome::ClientAbort), kind: "rate_limited" }
         .emit();
-    event::RouteDecided { rule: "local", model: "demo", target: Some("local") }.emit();
+    let demo = ModelLabel::new("demo");
+    event::RouteDecided { rule: "local", model: &demo, target: Some("local") }.emit();
     event::AttemptFinished {
         provider: "openai",
         address: "host",

@@ -1,5 +1,6 @@
 //! What Logfire is told of requests that are not over yet.
 
+use mlx_manager_signal::redact::ModelLabel;
 use opentelemetry_proto::tonic::trace::v1::{Span as WireSpan, span::SpanKind};
 
 use super::{
@@ -26,7 +27,7 @@ fn a_long_request_and_its_inference_are_announced_and_then_end_as_usual() {
         headers
             .insert("traceparent", HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
         extract(&server, &headers);
-        span::route_finished(&span::route(&server, "gpt-4o"), "gpt-*", &[]);
+        span::route_finished(&span::route(&server, &ModelLabel::new("gpt-4o")), "gpt-*", &[]);
         let inference = start_inference(&server, "gpt-4o", cloud("openai"));
         let attempt = span::attempt(&inference, &"http://127.0.0.1/".parse().unwrap(), 0);
         eventually("both announcements", || announced(&collector).len() >= 2);

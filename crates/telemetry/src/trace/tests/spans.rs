@@ -7,6 +7,7 @@ use mlx_manager_llm::{
 };
 use mlx_manager_signal::{
     genai,
+    redact::ModelLabel,
     span::{Destination, InferenceEnd, InferenceStart, Server, Statement},
 };
 use opentelemetry::TraceId;
@@ -48,7 +49,10 @@ const CAPTURE: Capture = Capture {
 
 /// The span of an inference that was asked for by [`request`].
 pub(super) fn start_inference(parent: &Span, model: &str, destination: Destination<'_>) -> Span {
-    span::inference(parent, &InferenceStart { request: &request(), model, destination, capture: CAPTURE })
+    span::inference(
+        parent,
+        &InferenceStart { request: &request(), model: &ModelLabel::new(model), destination, capture: CAPTURE },
+    )
 }
 
 pub(super) fn record() -> Record {
@@ -121,12 +125,12 @@ fn one_chat_completion_is_the_tree_that_the_conventions_want() {
             .unwrap();
         span::http_server_request(&server, Some("/v1/chat/completions"), &incoming);
         extract(&server, incoming.headers());
-        let route = span::route(&server, "gpt-4o");
+        let route = span::route(&server, &ModelLabel::new("gpt-4o"));
         span::route_finished(&route, "gpt-*", &["openai".to_owned(), "backup".to_owned()]);
         let failing = start_inference(&server, "gpt-4o", cloud("openai"));
         let error = Error::new(ErrorKind::RateLimited, "try later")
             .with_source(std::io::Error::other("Authorization: Bearer sk-1234"));
-        span::inference_failed_over(&failing, "gpt-4o", &error);
+        span::inference_failed_over(&failing, &ModelLabel::new("gpt-4o"), &error);
         let inference = start_inference(&server, "gpt-4o", cloud("backup"));
         assert!(!span::captures_content());
         let url = "https://user:hunter2@api.openai.com/v1/chat/completions?key=hunter2".parse().unwrap();
@@ -351,7 +355,7 @@ fn without_a_destination_there_are_ids_and_nothing_else() {
     assert!(logs.is_none());
     within(&dispatch, || {
         let server = server_span();
-        let route = span::route(&server, "m");
+        let route = span::route(&server, &ModelLabel::new("m"));
         let id = trace_id(&server).unwrap();
         assert_eq!(id.len(), 32);
         assert_eq!(trace_id(&route), Some(id.clone()));
@@ -435,7 +439,9 @@ fn a_statement_for_several_requests_is_linked_to_each() {
 fn a_model_name_of_any_length_makes_a_short_span_name() {
     let collector = Collector::start();
     let (dispatch, handle, _) = subscriber(&traces(), &[logfire(&collector)]);
-    within(&dispatch, || span::route_finished(&span::route(&server_span(), &"é".repeat(100_000)), "none", &[]));
+    within(&dispatch, || {
+        span::route_finished(&span::route(&server_span(), &ModelLabel::new(&"é".repeat(100_000))), "none", &[])
+    });
     assert!(handle.flush(LONG));
     assert!(collector.spans().iter().all(|(_, span)| span.name.len() < 300));
 }
@@ -448,7 +454,7 @@ fn with_a_sample_ratio_errors_slow_traces_and_the_callers_choice_are_kept() {
     within(&dispatch, || {
         let run = |route: &'static str, status: u16, before_the_end: fn()| {
             let server = span::http_server(true, "GET", Some(route), None, "r");
-            span::route_finished(&span::route(&server, route), "rule", &[]);
+            span::route_finished(&span::route(&server, &ModelLabel::new(route)), "rule", &[]);
             before_the_end();
             span::http_server_finished(&server, Some(status), None);
             written(&server)
