@@ -27,6 +27,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use mlx_manager_llm::{Answer, Event};
 use mlx_manager_signal::{
     event::{AttemptFinished, RouteDecided},
+    redact::ModelLabel,
     span,
 };
 use opentelemetry::{
@@ -300,9 +301,10 @@ fn measurements() -> Result<Arms> {
             }
         });
     };
+    let model = ModelLabel::new("gpt-4o-mini");
     let counter_ours = |count: u32| {
         for _ in 0..count {
-            RouteDecided { rule: "gpt-*", model: "gpt-4o-mini", target: Some("openai") }.emit();
+            RouteDecided { rule: "gpt-*", model: &model, target: Some("openai") }.emit();
         }
     };
     let arms: Vec<Work<'_>> = vec![

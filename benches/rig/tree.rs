@@ -26,7 +26,7 @@ use mlx_manager_signal::{
     event::{AttemptFinished, HttpRequestFinished, HttpRequestStarted, RouteDecided},
     price::PriceList,
     propagate,
-    span::{self, Destination},
+    span::{self, Destination, InferenceStart},
 };
 use mlx_manager_telemetry::{Telemetry, log::Terminal};
 use reqwest::Url;
@@ -151,15 +151,17 @@ impl Daemon {
         let (span, context, mut meter) = self.open();
         let started = context.arrived;
         meter.decoded(request);
-        let routed = span::route(&span, MODEL);
+        let model = meter.model().clone();
+        let routed = span::route(&span, &model);
         routed.in_scope(|| {
             span::route_finished(&routed, "gpt-*", &["openai".to_owned()]);
-            RouteDecided { rule: "gpt-*", model: MODEL, target: Some("openai") }.emit();
+            RouteDecided { rule: "gpt-*", model: &model, target: Some("openai") }.emit();
         });
         let (address, port) = ("api.openai.com", 443);
         let destination = Destination::Cloud { provider: "openai", kind: ProviderKind::OpenAi, address, port };
-        let inference = span::inference(&span, request, MODEL, destination);
-        meter.target(destination, MODEL, Some(&self.prices), &inference);
+        let asked = InferenceStart { request, model: &model, destination, capture: dialect::CAPTURE };
+        let inference = span::inference(&span, &asked);
+        meter.target(destination, &model, Some(&self.prices), &inference);
         inference.in_scope(|| {
             let attempt = span::attempt(&inference, &self.url, 0);
             span::attempt_finished(&attempt, Some(200), None);

@@ -86,7 +86,8 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_answered_in_the_callers_dialect() {
         let fails = || post(|| async { panic!("a secret detail") as StatusCode });
-        let routes = Api::ALL.map(|api| Route { path: api.path(), methods: fails(), kind: Kind::Inference }).into();
+        let routes =
+            Api::ALL.iter().map(|api| Route { path: api.path(), methods: fails(), kind: Kind::Inference }).collect();
         let config =
             ServerConfig { listen: ([127, 0, 0, 1], 0).into(), max_body: 10_000, drain_timeout: Duration::ZERO };
         let stack = stack(routes, &config);

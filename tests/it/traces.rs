@@ -165,3 +165,31 @@ async fn capturing_content_counts_nothing_twice() {
         assert_eq!(causes.name, "exception");
     }
 }
+
+#[tokio::test]
+async fn prompts_are_captured_in_the_conventions_shape_and_redacted() {
+    let (upstream, otlp) = (Upstream::start().await, Otlp::start().await);
+    let traces = "[traces]\ncapture_content = true\n";
+    let mut daemon = Daemon::start(&format!("{}{}{traces}", collector(&otlp), provider(&upstream))).await;
+    let body = json!({ "model": "gpt-x", "messages": [
+        { "role": "user", "content": [
+            { "type": "text", "text": "my password is hunter2" },
+            { "type": "image_url", "image_url": { "url": "data:image/png;base64,AAAA" } },
+        ] },
+        { "role": "assistant", "content": null, "tool_calls": [
+            { "id": "1", "type": "function", "function": { "name": "f", "arguments": "{\"city\":\"Rome\"}" } },
+        ] },
+        { "role": "tool", "tool_call_id": "1", "content": "sunny" },
+    ] });
+    assert_eq!(daemon.post("/v1/chat/completions", &body).await.status(), 200);
+    assert!(daemon.stop().await.success());
+    let chat = otlp.span(|span| span.span.name == "chat gpt-x").await;
+    assert_eq!(
+        chat.text("gen_ai.input.messages").unwrap(),
+        r#"[{"role":"user","parts":[{"type":"text","content":"[Scrubbed due to 'password']"},{"type":"image_url"}]},{"role":"assistant","parts":[{"type":"tool_call","id":"1","name":"f","arguments":{"city":"Rome"}}]},{"role":"tool","parts":[{"type":"tool_call_response","id":"1","response":"sunny"}]}]"#
+    );
+    assert_eq!(
+        chat.text("request_data").unwrap(),
+        r#"{"model":"gpt-x","messages":[{"role":"user","content":[{"type":"text","text":"[Scrubbed due to 'password']"},{"type":"image_url","image_url":{"url":"[media]"}}]},{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{\"city\":\"Rome\"}"}}]},{"role":"tool","tool_call_id":"1","content":"sunny"}]}"#
+    );
+}

@@ -7,12 +7,12 @@ use std::{
     collections::BTreeMap,
     env, fmt, fs,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use jiff::Timestamp;
 use mlx_manager_config::{LocalConfig, LocalModel, ModelPath};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::time::Instant;
 
@@ -117,7 +117,7 @@ impl Catalogue {
 
     /// Asks what is known, and once more after a fresh look at the disk when that gave nothing.
     fn found<T>(&self, mut ask: impl FnMut(&BTreeMap<String, PathBuf>) -> Option<T>) -> Option<T> {
-        let mut known = self.scan.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.scan.lock();
         let found = ask(&known.folders);
         if found.is_some() || known.at.elapsed() < RESCAN {
             return found;

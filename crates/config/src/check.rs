@@ -11,7 +11,9 @@ use rustix::fs::Access;
 
 use super::{
     Config, DatabaseConfig, LocalConfig, LogConfig, ModelPath, PrometheusConfig, Rotation, ServerConfig, SinkKind,
-    database::sqlite_file, decode::Decoder, is_stream, lock_of,
+    database::{self, sqlite_file},
+    decode::Decoder,
+    is_stream, local, lock_of, log, metrics, otlp,
 };
 
 /// Two listeners on one port. What could not be decoded is `None`, here and below.
@@ -22,10 +24,10 @@ pub(super) fn listeners(
 ) {
     let (Some(server), Some(prometheus)) = (server, prometheus) else { return };
     if prometheus.enabled && collide(server.listen, prometheus.listen) {
-        let key = "metrics.prometheus.listen";
-        let place = decoder.place_of(key);
+        let key = metrics::TABLE.path_of(&metrics::LISTEN);
+        let place = decoder.place_of(&key);
         let message = format!("is {}, which `server.listen` takes", prometheus.listen);
-        decoder.report_relation(key, place, &message, "give it a port of its own, or 0");
+        decoder.report_relation(&key, place, &message, "give it a port of its own, or 0");
     }
 }
 
@@ -40,7 +42,7 @@ pub(super) fn log_files(
     let mut files: Vec<(&Path, &str)> = Vec::new();
     for (index, sink) in log.sinks.iter().enumerate() {
         let SinkKind::File { path, .. } = &sink.kind else { continue };
-        let key = format!("log.sinks[{index}].file");
+        let key = log::SINKS.path_in_entry(index, &log::FILE);
         if let Some((_, other)) = files.iter().find(|(known, _)| is_same_file(known, path)) {
             let message = format!("is the file of the sink \"{other}\" too: {}", normalize(path).display());
             decoder.report_relation(&key, decoder.place_of(&key), &message, "give each sink a file of its own");
@@ -53,7 +55,7 @@ pub(super) fn log_files(
     for (index, sink) in log.sinks.iter().enumerate() {
         let SinkKind::File { path, .. } = &sink.kind else { continue };
         if own.is_some_and(|file| is_same_file(file, path)) {
-            let key = format!("log.sinks[{index}].file");
+            let key = log::SINKS.path_in_entry(index, &log::FILE);
             decoder.report_relation(&key, decoder.place_of(&key), "is this very configuration", "give it another name");
         }
         let is_lock_of = |known: &Path| {
@@ -61,7 +63,7 @@ pub(super) fn log_files(
             lock.file_name() == path.file_name() && is_same_file(&lock, path)
         };
         if let Some((_, other)) = files.iter().find(|(known, _)| is_lock_of(known)) {
-            let key = format!("log.sinks[{index}].file");
+            let key = log::SINKS.path_in_entry(index, &log::FILE);
             let message = format!("is the lock file of the sink \"{other}\"");
             decoder.report_relation(&key, decoder.place_of(&key), &message, "give it another name");
         }
@@ -69,8 +71,9 @@ pub(super) fn log_files(
     if let Some(database) = database.and_then(|database| sqlite_file(&database.url))
         && let Some((_, sink)) = files.iter().find(|(path, _)| is_same_file(path, database))
     {
-        let (key, message) = ("database.url", format!("is the log file of the sink \"{sink}\""));
-        decoder.report_relation(key, decoder.place_of(key), &message, "give the database a file of its own");
+        let (key, message) =
+            (database::TABLE.path_of(&database::URL), format!("is the log file of the sink \"{sink}\""));
+        decoder.report_relation(&key, decoder.place_of(&key), &message, "give the database a file of its own");
     }
 }
 
@@ -82,7 +85,11 @@ pub(super) fn default_model(decoder: &mut Decoder<'_>, local: Option<&LocalConfi
         // Names with a slash are found in the Hugging Face cache, whose state isn't part of the configuration.
         if !known && !name.contains('/') && !local.models_dir.join(name).is_dir() {
             let message = format!("is \"{name}\", which is neither in [[local.models]] nor in `local.models_dir`");
-            decoder.warn("local.default_model", &message, "the daemon starts without a loaded model");
+            decoder.warn(
+                &local::TABLE.path_of(&local::DEFAULT_MODEL),
+                &message,
+                "the daemon starts without a loaded model",
+            );
         }
     }
 }
@@ -141,14 +148,14 @@ pub(super) fn places(decoder: &mut Decoder<'_>, config: &Config) {
         {
             let message = format!("holds no model: {} is missing", folder.join("config.json").display());
             let hint = "requests for it get an error until it is there";
-            decoder.warn(&format!("local.models[{index}].path"), &message, hint);
+            decoder.warn(&local::MODELS.path_in_entry(index, &local::PATH), &message, hint);
         }
     }
     if let Some(folder) = sqlite_file(&config.database.url).and_then(Path::parent)
         && let Some(reason) = cannot_hold(folder)
     {
         decoder.warn(
-            "database.url",
+            &database::TABLE.path_of(&database::URL),
             &format!("can't be used: {reason}"),
             "the audit will be lost until it can be written",
         );
@@ -156,7 +163,8 @@ pub(super) fn places(decoder: &mut Decoder<'_>, config: &Config) {
     for (index, destination) in config.otlp.iter().enumerate().filter(|(_, destination)| destination.is_active()) {
         if let Some(reason) = destination.spool.as_ref().and_then(|spool| cannot_hold(&spool.dir)) {
             let hint = "name a folder that the daemon may write to, or leave out `spool`";
-            decoder.obstacle(&format!("otlp[{index}].spool.dir"), &format!("can't be used: {reason}"), hint);
+            let key = format!("{}.{}", otlp::TABLE.path_in_entry(index, &otlp::SPOOL), otlp::DIR.name);
+            decoder.obstacle(&key, &format!("can't be used: {reason}"), hint);
         }
     }
 }
@@ -167,7 +175,7 @@ fn log_folders(decoder: &mut Decoder<'_>, log: &LogConfig) {
     for (index, sink) in log.sinks.iter().enumerate() {
         let SinkKind::File { path, rotation, .. } = &sink.kind else { continue };
         let hint = "name another file, or change the owner or mode of what is there";
-        let key = format!("log.sinks[{index}].file");
+        let key = log::SINKS.path_in_entry(index, &log::FILE);
         if is_stream(path) {
             if let Some(reason) = cannot_append(path) {
                 decoder.obstacle(&key, &format!("can't be written: {reason}"), hint);
@@ -178,7 +186,7 @@ fn log_folders(decoder: &mut Decoder<'_>, log: &LogConfig) {
         if let Some(reason) = cannot_hold(dir).filter(|_| path.starts_with(dir)) {
             if !dir_reported {
                 let hint = "name a folder that the daemon may write to, or change this one's owner or mode";
-                decoder.obstacle("log.dir", &format!("can't hold log files: {reason}"), hint);
+                decoder.obstacle(&log::TABLE.path_of(&log::DIR), &format!("can't hold log files: {reason}"), hint);
             }
             dir_reported = true;
             continue;

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use strum::VariantNames;
+
 use super::{
     Secret,
-    decode::{Decoder, Section},
+    decode::Decoder,
     schema::{Key, Table},
+    section::Section,
     setting::{BaseUrl, Choice, Count, Filled, nearest},
 };
 
@@ -37,7 +40,8 @@ pub struct Provider {
 }
 
 /// The dialect a provider speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, VariantNames)]
+#[strum(serialize_all = "lowercase")]
 pub enum ProviderKind {
     /// OpenAI-compatible.
     OpenAi,
@@ -106,67 +110,77 @@ impl Target {
     }
 }
 
+const NAME: Key = Key::bare("name", "unique; a metric label and the audit's `provider`");
+const KIND: Key = Key::bare("kind", "openai | anthropic: the dialect it speaks");
+const BASE_URL: Key = Key::bare("base_url", "for openai with its /v1");
+const API_KEY: Key = Key::bare("api_key", "empty: the provider is off; left out: it needs no key");
+const SEND_TRACE_CONTEXT: Key =
+    Key::bare("send_trace_context", "traceparent to the provider; by default only to hosts on the own network")
+        .sample("true");
+
 pub(super) const PROVIDERS: Table = Table::array(
     "providers",
     "",
     &[
-        Key::bare("name", "unique; a metric label and the audit's `provider`"),
-        Key::bare("kind", "openai | anthropic: the dialect it speaks"),
-        Key::bare("base_url", "for openai with its /v1"),
-        Key::bare("api_key", "empty: the provider is off; left out: it needs no key"),
-        Key::bare("send_trace_context", "traceparent to the provider; by default only to hosts on the own network")
-            .sample("true"),
-        Key::bare("connect_timeout", ""),
-        Key::bare("first_token_timeout", ""),
-        Key::bare("idle_timeout", ""),
-        Key::bare("total_timeout", ""),
-        Key::bare("retries", ""),
-        Key::bare("breaker", ""),
+        NAME,
+        KIND,
+        BASE_URL,
+        API_KEY,
+        SEND_TRACE_CONTEXT,
+        CONNECT_TIMEOUT.inherited(),
+        FIRST_TOKEN_TIMEOUT.inherited(),
+        IDLE_TIMEOUT.inherited(),
+        TOTAL_TIMEOUT.inherited(),
+        RETRIES.inherited(),
+        BREAKER.inherited(),
     ],
     &[
         &[
-            ("name", "\"openai\""),
-            ("kind", "\"openai\""),
-            ("base_url", "\"https://api.openai.com/v1\""),
-            ("api_key", "\"${OPENAI_API_KEY:-}\""),
+            (NAME, "\"openai\""),
+            (KIND, "\"openai\""),
+            (BASE_URL, "\"https://api.openai.com/v1\""),
+            (API_KEY, "\"${OPENAI_API_KEY:-}\""),
         ],
         &[
-            ("name", "\"anthropic\""),
-            ("kind", "\"anthropic\""),
-            ("base_url", "\"https://api.anthropic.com\""),
-            ("api_key", "\"${ANTHROPIC_API_KEY:-}\""),
+            (NAME, "\"anthropic\""),
+            (KIND, "\"anthropic\""),
+            (BASE_URL, "\"https://api.anthropic.com\""),
+            (API_KEY, "\"${ANTHROPIC_API_KEY:-}\""),
         ],
     ],
 );
+
+const CONNECT_TIMEOUT: Key = Key::new("connect_timeout", "\"10 s\"", "");
+const FIRST_TOKEN_TIMEOUT: Key =
+    Key::new("first_token_timeout", "\"60 s\"", "from the request to the first generated content");
+const IDLE_TIMEOUT: Key = Key::new("idle_timeout", "\"60 s\"", "between two chunks");
+const TOTAL_TIMEOUT: Key = Key::new("total_timeout", "\"15 min\"", "");
+const RETRIES: Key = Key::new("retries", "2", "beyond the first attempt, before the first byte reaches the client");
+const BREAKER: Key =
+    Key::new("breaker", "{ failures = 5, open = \"30 s\" }", "failures in a row, and how long it then stays open");
 
 pub(super) const TABLE: Table = Table::single(
     "cloud",
     "How providers are called. Each [[providers]] entry may have any of these keys for itself.",
-    &[
-        Key::new("connect_timeout", "\"10 s\"", ""),
-        Key::new("first_token_timeout", "\"60 s\"", "from the request to the first generated content"),
-        Key::new("idle_timeout", "\"60 s\"", "between two chunks"),
-        Key::new("total_timeout", "\"15 min\"", ""),
-        Key::new("retries", "2", "beyond the first attempt, before the first byte reaches the client"),
-        Key::new("breaker", "{ failures = 5, open = \"30 s\" }", "failures in a row, and how long it then stays open"),
-    ],
+    &[CONNECT_TIMEOUT, FIRST_TOKEN_TIMEOUT, IDLE_TIMEOUT, TOTAL_TIMEOUT, RETRIES, BREAKER],
 );
+
+const MODEL: Key = Key::bare("model", "exact, or a glob");
+const TARGETS: Key =
+    Key::bare("targets", "tried in order; \"provider/other-model\" renames; \"local\" is this machine");
 
 pub(super) const ROUTES: Table = Table::array(
     "routes",
     "The first that matches wins; without a match: a local model of that name, else 404.",
-    &[
-        Key::bare("model", "exact, or a glob"),
-        Key::bare("targets", "tried in order; \"provider/other-model\" renames; \"local\" is this machine"),
-    ],
-    &[
-        &[("model", "\"gpt-*\""), ("targets", "[\"openai\"]")],
-        &[("model", "\"claude-*\""), ("targets", "[\"anthropic\"]")],
-    ],
+    &[MODEL, TARGETS],
+    &[&[(MODEL, "\"gpt-*\""), (TARGETS, "[\"openai\"]")], &[(MODEL, "\"claude-*\""), (TARGETS, "[\"anthropic\"]")]],
 );
 
-const BREAKER: &[Key] = &[Key::new("failures", "5", ""), Key::new("open", "\"30 s\"", "")];
-const OWN_BREAKER: &[Key] = &[Key::bare("failures", ""), Key::bare("open", "")];
+const FAILURES: Key = Key::new("failures", "5", "");
+const OPEN: Key = Key::new("open", "\"30 s\"", "");
+
+const BREAKER_KEYS: &[Key] = &[FAILURES, OPEN];
+const OWN_BREAKER_KEYS: &[Key] = &[FAILURES.inherited(), OPEN.inherited()];
 
 /// Names that routes, the audit and metrics have a use for.
 const RESERVED: [(&str, &str); 4] = [
@@ -176,8 +190,19 @@ const RESERVED: [(&str, &str); 4] = [
     ("_other", "that name stands for all that have none"),
 ];
 
+impl ProviderKind {
+    /// The names of all kinds.
+    pub const NAMES: &'static [&'static str] = <Self as VariantNames>::VARIANTS;
+
+    /// The name in the configuration, and of the kind in telemetry.
+    pub const fn as_str(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+}
+
 impl Choice for ProviderKind {
-    const CHOICES: &'static [(&'static str, Self)] = &[("openai", Self::OpenAi), ("anthropic", Self::Anthropic)];
+    const CHOICES: &'static [(&'static str, Self)] =
+        &[(Self::OpenAi.as_str(), Self::OpenAi), (Self::Anthropic.as_str(), Self::Anthropic)];
 }
 
 pub(super) fn decode(decoder: &mut Decoder<'_>) -> (Option<Vec<Provider>>, Option<CloudConfig>) {
@@ -187,17 +212,17 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> (Option<Vec<Provider>>, Optio
     let mut names = Vec::new();
     let mut providers = Vec::new();
     for section in decoder.entries(&PROVIDERS) {
-        providers.push(decode_provider(decoder, &section, (calls.as_ref(), &mut names)));
+        providers.push(decode_provider(decoder, &section, calls.as_ref(), &mut names));
     }
     let mut routes: Vec<Option<Route>> = Vec::new();
     for section in decoder.entries(&ROUTES) {
         // A default route to a provider that the user's own list leaves out is nothing the user asked for.
-        if !section.from_user && !default_route_stands(&section, &names) {
+        if !section.is_from_user() && !default_route_stands(&section, &names) {
             continue;
         }
         let route = decode_route(decoder, &section, &names);
         if let Some(route) = &route {
-            warn_if_shadowed(decoder, &section, (route, &routes));
+            warn_if_shadowed(decoder, &section, route, &routes);
         }
         routes.push(route);
     }
@@ -207,16 +232,16 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> (Option<Vec<Provider>>, Optio
 
 /// Timeouts, retries and breaker; what is absent comes from `base`, or from the keys' defaults.
 fn decode_calls<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, base: Option<&Calls>) -> Option<Calls> {
-    let connect = decode_duration(decoder, (section, "connect_timeout"), base.map(|base| base.connect_timeout));
-    let first = decode_duration(decoder, (section, "first_token_timeout"), base.map(|base| base.first_token_timeout));
-    let idle = decode_duration(decoder, (section, "idle_timeout"), base.map(|base| base.idle_timeout));
-    let total = decode_duration(decoder, (section, "total_timeout"), base.map(|base| base.total_timeout));
+    let connect = decode_duration(decoder, section, &CONNECT_TIMEOUT, base.map(|base| base.connect_timeout));
+    let first = decode_duration(decoder, section, &FIRST_TOKEN_TIMEOUT, base.map(|base| base.first_token_timeout));
+    let idle = decode_duration(decoder, section, &IDLE_TIMEOUT, base.map(|base| base.idle_timeout));
+    let total = decode_duration(decoder, section, &TOTAL_TIMEOUT, base.map(|base| base.total_timeout));
     let retries = match base {
-        Some(base) if !decoder.given(section, "retries") => Some(base.retries),
-        _ => decoder.get::<Count<0, 20>>(section, "retries").map(|count| count.0),
+        Some(base) if !decoder.given(section, &RETRIES) => Some(base.retries),
+        _ => decoder.get::<Count<0, 20>>(section, &RETRIES).map(|count| count.0),
     };
     let breaker = match base {
-        Some(base) if !decoder.given(section, "breaker") => Some(base.breaker.clone()),
+        Some(base) if !decoder.given(section, &BREAKER) => Some(base.breaker.clone()),
         _ => decode_breaker(decoder, section, base.map(|base| &base.breaker)),
     };
     Some(Calls {
@@ -231,41 +256,43 @@ fn decode_calls<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, base: Opti
 
 fn decode_duration<'a>(
     decoder: &mut Decoder<'a>,
-    (section, name): (&Section<'a>, &str),
+    section: &Section<'a>,
+    key: &Key,
     base: Option<Duration>,
 ) -> Option<Duration> {
     match base {
-        Some(base) if !decoder.given(section, name) => Some(base),
-        _ => decoder.get(section, name),
+        Some(base) if !decoder.given(section, key) => Some(base),
+        _ => decoder.get(section, key),
     }
 }
 
 fn decode_breaker<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, base: Option<&Breaker>) -> Option<Breaker> {
-    let keys = if base.is_some() { OWN_BREAKER } else { BREAKER };
-    let breaker = decoder.nested(section, "breaker", keys)?;
+    let keys = if base.is_some() { OWN_BREAKER_KEYS } else { BREAKER_KEYS };
+    let breaker = decoder.nested(section, &BREAKER, keys)?;
     decoder.check_keys(&breaker, &[]);
     let failures = match base {
-        Some(base) if !decoder.given(&breaker, "failures") => Some(base.failures),
-        _ => decoder.get::<Count<1, 1_000_000>>(&breaker, "failures").map(|count| count.0),
+        Some(base) if !decoder.given(&breaker, &FAILURES) => Some(base.failures),
+        _ => decoder.get::<Count<1, 1_000_000>>(&breaker, &FAILURES).map(|count| count.0),
     };
-    let open = decode_duration(decoder, (&breaker, "open"), base.map(|base| base.open));
+    let open = decode_duration(decoder, &breaker, &OPEN, base.map(|base| base.open));
     Some(Breaker { failures: failures?, open: open? })
 }
 
 fn decode_provider<'a>(
     decoder: &mut Decoder<'a>,
     section: &Section<'a>,
-    (calls, names): (Option<&Calls>, &mut Vec<String>),
+    calls: Option<&Calls>,
+    names: &mut Vec<String>,
 ) -> Option<Provider> {
     decoder.check_keys(section, &[]);
-    let name = decoder.unique_name(section, names);
+    let name = decoder.unique_name(section, &NAME, names);
     if let Some((reserved, meaning)) = RESERVED.iter().find(|(reserved, _)| name.as_deref() == Some(reserved)) {
-        let key = format!("{}.name", section.path);
+        let key = section.path_of(&NAME);
         decoder.report(&key, decoder.place_of(&key), &format!("can't be \"{reserved}\""), meaning);
     }
-    let kind = decoder.required(section, "kind");
-    let base_url = decoder.required::<BaseUrl>(section, "base_url").map(|url| url.0);
-    let key = decoder.find(section, "api_key");
+    let kind = decoder.required(section, &KIND);
+    let base_url = decoder.required::<BaseUrl>(section, &BASE_URL).map(|url| url.0);
+    let key = decoder.find(section, &API_KEY);
     let variable = key.as_ref().ok().and_then(|found| found.as_ref()?.lone_variable.clone());
     let variable = variable.map(|name| format!(" ({name})")).unwrap_or_default();
     let api_key = match key {
@@ -273,7 +300,7 @@ fn decode_provider<'a>(
         Ok(None) => Some(None),
         Err(_) => None,
     };
-    let trace_context = decoder.get::<bool>(section, "send_trace_context");
+    let trace_context = decoder.get::<bool>(section, &SEND_TRACE_CONTEXT);
     // Without [cloud]'s own values there is nothing to lay these over, but they are still read for their problems.
     let defaults = calls.cloned().unwrap_or(Calls {
         connect_timeout: Duration::MAX,
@@ -287,7 +314,7 @@ fn decode_provider<'a>(
     if let (Some(ProviderKind::Anthropic), Some(url)) = (&kind, &base_url)
         && url.ends_with("/v1")
     {
-        let key = format!("{}.base_url", section.path);
+        let key = section.path_of(&BASE_URL);
         decoder.warn(&key, "ends with /v1, which is added for kind = \"anthropic\"", "leave out the /v1");
     }
     let base_url = base_url?;
@@ -297,7 +324,7 @@ fn decode_provider<'a>(
         send_trace_context: trace_context.unwrap_or_else(|| is_own_network(&base_url)),
         base_url,
         api_key: api_key?,
-        api_key_path: format!("{}.api_key{variable}", section.path),
+        api_key_path: format!("{}{variable}", section.path_of(&API_KEY)),
         calls: calls?,
     })
 }
@@ -321,20 +348,20 @@ fn is_own_network(url: &str) -> bool {
 
 fn decode_route<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, providers: &[String]) -> Option<Route> {
     decoder.check_keys(section, &[]);
-    let model = decoder.required::<Filled>(section, "model").map(|model| model.0);
+    let model = decoder.required::<Filled>(section, &MODEL).map(|model| model.0);
     if let Some(Err(error)) = model.as_deref().map(globset::Glob::new) {
-        let key = format!("{}.model", section.path);
+        let key = section.path_of(&MODEL);
         let place = decoder.place_of(&key);
         decoder.report(&key, place, "isn't a glob", &format!("{}; \\ escapes", error.kind()));
         return None;
     }
-    if !decoder.given(section, "targets") {
-        decoder.required::<Filled>(section, "targets");
+    if !decoder.given(section, &TARGETS) {
+        decoder.required::<Filled>(section, &TARGETS);
         return None;
     }
-    let targets = decoder.list::<Filled>(section, "targets")?;
+    let targets = decoder.list::<Filled>(section, &TARGETS)?;
     if targets.is_empty() {
-        let key = format!("{}.targets", section.path);
+        let key = section.path_of(&TARGETS);
         let place = decoder.place_of(&key);
         decoder.report(&key, place, "is empty", "allowed: names of [[providers]], or \"local\"");
     }
@@ -363,16 +390,16 @@ fn decode_route<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, providers:
 
 /// Whether the providers of a default route are all there.
 fn default_route_stands(section: &Section<'_>, providers: &[String]) -> bool {
-    section.strings("targets").all(|target| providers.iter().any(|provider| provider == target))
+    section.strings(&TARGETS).all(|target| providers.iter().any(|provider| provider == target))
 }
 
-fn warn_if_shadowed(decoder: &mut Decoder<'_>, section: &Section<'_>, (route, earlier): (&Route, &[Option<Route>])) {
+fn warn_if_shadowed(decoder: &mut Decoder<'_>, section: &Section<'_>, route: &Route, earlier: &[Option<Route>]) {
     let covers = |other: &&Route| {
         let glob = globset::Glob::new(&other.model).map(|glob| glob.compile_matcher());
         other.model == route.model || other.model == "*" || glob.is_ok_and(|glob| glob.is_match(&route.model))
     };
     if let Some(other) = earlier.iter().flatten().find(covers) {
-        let key = format!("{}.model", section.path);
+        let key = section.path_of(&MODEL);
         let message = format!("never matches: an earlier route takes \"{}\"", other.model);
         decoder.warn(&key, &message, "the first match wins; put the narrower route first");
     }

@@ -7,6 +7,7 @@ use super::{
     decode::Decoder,
     redaction::redact_url,
     schema::{Key, Table},
+    section::{Refusal, Section},
     setting::quote,
 };
 
@@ -14,19 +15,16 @@ use super::{
 #[derive(Debug, Clone)]
 pub struct DatabaseConfig {
     /// `sqlite:PATH` (already joined with its base) or `postgres://…`; may hold a password.
-    pub url: super::Secret,
+    pub url: Secret,
     /// How long rows are kept.
     pub retention: Duration,
 }
 
-pub(super) const TABLE: Table = Table::single(
-    "database",
-    "The audit: one row per request, never its content.",
-    &[
-        Key::new("url", "\"sqlite:mlx-manager.db\"", "or postgres://user:${PASSWORD}@host/name"),
-        Key::new("retention", "\"30 days\"", "older rows are deleted"),
-    ],
-);
+pub(super) const URL: Key = Key::new("url", "\"sqlite:mlx-manager.db\"", "or postgres://user:${PASSWORD}@host/name");
+const RETENTION: Key = Key::new("retention", "\"30 days\"", "older rows are deleted");
+
+pub(super) const TABLE: Table =
+    Table::single("database", "The audit: one row per request, never its content.", &[URL, RETENTION]);
 
 const ALLOWED: &str = "\"sqlite:PATH\", or \"postgres://user:password@host/database\"";
 
@@ -34,12 +32,12 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<DatabaseConfig> {
     let section = decoder.table(&TABLE);
     decoder.check_keys(&section, &[]);
     let url = decode_url(decoder, &section);
-    let retention = decoder.get(&section, "retention");
+    let retention = decoder.get(&section, &RETENTION);
     Some(DatabaseConfig { url: url?, retention: retention? })
 }
 
-fn decode_url<'a>(decoder: &mut Decoder<'a>, section: &super::decode::Section<'a>) -> Option<Secret> {
-    let found = decoder.find(section, "url").ok().flatten()?;
+fn decode_url<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Option<Secret> {
+    let found = decoder.find(section, &URL).ok().flatten()?;
     let text = found.raw.text().unwrap_or_default().trim().to_owned();
     let url = if let Some(path) = text.strip_prefix("sqlite:") {
         let path = path.strip_prefix("//").unwrap_or(path);
@@ -63,7 +61,7 @@ fn decode_url<'a>(decoder: &mut Decoder<'a>, section: &super::decode::Section<'a
     match &url {
         Some(url) => decoder.show(&found, quote(&redact_url(url))),
         // The value may hold a password in a place that a broken URL doesn't give away.
-        None => decoder.refuse(&found, text.contains('@'), (ALLOWED, None)),
+        None => decoder.refuse(&found, Refusal { allowed: ALLOWED, hint: None, secret: text.contains('@') }),
     }
     url.map(Secret::new)
 }

@@ -13,66 +13,15 @@ use toml::{
 
 use super::{
     Environment, Secret,
-    overrides::{Overlay, unused},
+    overlay::Overlay,
     problem::{Place, Problem, line_and_column},
     redaction::{collect_unknown, is_secret_name},
     schema::{Key, Table},
+    section::{Found, Refusal, Reported, Section, get},
     setting::{Name, Raw, Setting, nearest, suggest},
     show::Shown,
     substitute::{SubstituteError, lone_variable, substitute},
 };
-
-/// A table being read.
-#[derive(Debug, Clone)]
-pub(super) struct Section<'a> {
-    /// `log.sinks[1]`
-    pub(super) path: String,
-    keys: &'static [Key],
-    table: DeTable<'a>,
-    /// Where a problem with a missing key is shown.
-    pub(super) place: Place,
-    /// Whether it stands in the user's own file.
-    pub(super) from_user: bool,
-    /// It isn't a table at all, which was reported; then nothing is missing in it.
-    broken: bool,
-}
-
-impl Section<'_> {
-    /// Whether the user wrote this key.
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.table.iter().any(|(key, _)| key.get_ref() == name)
-    }
-
-    /// The keys that are written in it, with the range of each key.
-    pub(super) fn written(&self) -> impl Iterator<Item = (&str, Range<usize>)> {
-        self.table.iter().map(|(key, _)| (key.get_ref().as_ref(), key.span()))
-    }
-
-    /// The plain strings of a list, as written.
-    pub(super) fn strings(&self, name: &str) -> impl Iterator<Item = &str> {
-        let array = get(&self.table, name).and_then(|value| value.get_ref().as_array());
-        array.into_iter().flat_map(|array| array.iter()).filter_map(|item| item.get_ref().as_str())
-    }
-
-    pub(super) fn key_path(&self, name: &str) -> String {
-        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
-    }
-}
-
-/// A value that was found.
-#[derive(Debug, Clone)]
-pub(super) struct Found<'a> {
-    pub(super) path: String,
-    pub(super) raw: Raw<'a>,
-    pub(super) place: Place,
-    pub(super) variables: Vec<String>,
-    /// The variable that is all of it.
-    pub(super) lone_variable: Option<String>,
-    from_user: bool,
-}
-
-/// A problem was recorded in place of the value.
-pub(super) struct Reported;
 
 /// Reads sections, and keeps what it met.
 pub(super) struct Decoder<'a> {
@@ -94,7 +43,7 @@ pub(super) struct Decoder<'a> {
     /// Where tables in braces stand.
     pub(super) places: BTreeMap<String, Place>,
     /// Every key that was looked up.
-    asked: BTreeSet<String>,
+    pub(super) asked: BTreeSet<String>,
     /// What a diagnostic must not show.
     pub(super) secrets: Vec<Range<usize>>,
 }
@@ -149,7 +98,7 @@ impl<'a> Decoder<'a> {
             if !names.contains(&name) {
                 collect_unknown(key.get_ref(), value, &mut self.secrets);
                 let hint = suggest(name, names.iter().copied());
-                self.unknown_key(&path, key.span(), (hint, names.clone()));
+                self.unknown_key(&path, key.span(), hint, names.clone());
             } else if !tables.iter().any(|table| table.header == path) {
                 match value.get_ref() {
                     DeValue::Table(table) => self.check_header_level(&path, table, tables),
@@ -161,7 +110,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn unknown_key(&mut self, path: &str, span: Range<usize>, (hint, mut names): (Option<String>, Vec<&str>)) {
+    fn unknown_key(&mut self, path: &str, span: Range<usize>, hint: Option<String>, mut names: Vec<&str>) {
         names.sort_unstable();
         names.dedup();
         let place = self.place(span);
@@ -178,7 +127,7 @@ impl<'a> Decoder<'a> {
     /// Opens a table that may be missing.
     pub(super) fn table(&mut self, table: &Table) -> Section<'a> {
         let found = find(&self.user, table.header).cloned();
-        self.section(table.header.to_owned(), table.keys, found)
+        self.section(table.header.to_owned(), table.keys, found, true)
     }
 
     /// The entries of an array of tables: the user's if there are any, else those of the built-in default.
@@ -194,37 +143,32 @@ impl<'a> Decoder<'a> {
         let mut sections = Vec::new();
         for (index, item) in array.iter().enumerate() {
             let path = format!("{}[{index}]", table.header);
-            let mut section = self.section_from(path, table.keys, (Some(item.clone()), from_user));
-            section.from_user = from_user;
-            sections.push(section);
+            sections.push(self.section(path, table.keys, Some(item.clone()), from_user));
         }
         sections
     }
 
     /// Opens a table within a table. `None` when it is absent; the default counts as present.
-    pub(super) fn nested(&mut self, section: &Section<'a>, name: &str, keys: &'static [Key]) -> Option<Section<'a>> {
-        let path = section.key_path(name);
-        let (value, from_user) = match get(&section.table, name) {
-            Some(value) => (value.clone(), section.from_user),
-            None => match section.keys.iter().find(|key| key.name == name)?.default {
+    pub(super) fn nested(&mut self, section: &Section<'a>, key: &Key, keys: &'static [Key]) -> Option<Section<'a>> {
+        let path = section.path_of(key);
+        let (value, from_user) = match get(&section.table, key.name) {
+            Some(value) => (value.clone(), section.is_from_user()),
+            None => match section.keys.iter().find(|known| known.name == key.name)?.default {
                 Some(default) => (parse_default(default)?, false),
                 // What the command line says of its keys makes a table of its own.
-                None if self.given(section, name) => return Some(self.section_from(path, keys, (None, false))),
+                None if self.given(section, key) => return Some(self.section(path, keys, None, false)),
                 None => return None,
             },
         };
-        Some(self.section_from(path, keys, (Some(value), from_user)))
+        Some(self.section(path, keys, Some(value), from_user))
     }
 
-    fn section(&mut self, path: String, keys: &'static [Key], value: Option<Spanned<DeValue<'a>>>) -> Section<'a> {
-        self.section_from(path, keys, (value, true))
-    }
-
-    fn section_from(
+    fn section(
         &mut self,
         path: String,
         keys: &'static [Key],
-        (value, from_user): (Option<Spanned<DeValue<'a>>>, bool),
+        value: Option<Spanned<DeValue<'a>>>,
+        from_user: bool,
     ) -> Section<'a> {
         let place = match &value {
             Some(value) if from_user => self.place(value.span()),
@@ -240,7 +184,7 @@ impl<'a> Decoder<'a> {
                 DeTable::new()
             }
         };
-        Section { path, keys, table, place, from_user, broken }
+        Section { path, keys, table, place, broken }
     }
 
     /// Refuses the keys of a section that it doesn't have. `children` are the names of tables within it.
@@ -253,7 +197,7 @@ impl<'a> Decoder<'a> {
                 // Whatever it was meant to be, it may be a secret under a misspelt name.
                 collect_unknown(key.get_ref(), value, &mut self.secrets);
                 let hint = nearest(name, names.iter().copied()).map(|near| format!("did you mean `{near}`?"));
-                self.unknown_key(&section.key_path(name), span, (hint, names.clone()));
+                self.unknown_key(&section.path_of_name(name), span, hint, names.clone());
             }
         }
     }
@@ -263,8 +207,8 @@ impl<'a> Decoder<'a> {
         for (name, span) in section.written() {
             let only = section.keys.iter().find(|key| key.name == name).and_then(|key| key.only);
             if let Some(only) = only.filter(|only| *only != kind) {
-                let place = if section.from_user { self.place(span) } else { Place::Default };
-                let path = section.key_path(name);
+                let place = if section.is_from_user() { self.place(span) } else { Place::Default };
+                let path = section.path_of_name(name);
                 self.report(
                     &path,
                     place,
@@ -276,36 +220,35 @@ impl<'a> Decoder<'a> {
     }
 
     /// The value of a key: from the command line, the environment, the file, or its default.
-    pub(super) fn find(&mut self, section: &Section<'a>, name: &str) -> Result<Option<Found<'a>>, Reported> {
-        let path = section.key_path(name);
+    pub(super) fn find(&mut self, section: &Section<'a>, key: &Key) -> Result<Option<Found<'a>>, Reported> {
+        self.find_named(section, key.name)
+    }
+
+    fn find_named(&mut self, section: &Section<'a>, name: &str) -> Result<Option<Found<'a>>, Reported> {
+        let path = section.path_of_name(name);
         self.asked.insert(path.clone());
         if let Some(Overlay { text, place }) = self.overlays.get(&path).cloned() {
-            if let Some(value) = get(&section.table, name).filter(|_| section.from_user) {
+            if let Some(value) = get(&section.table, name).filter(|_| section.is_from_user()) {
                 let said = self.text.get(value.span()).unwrap_or_default();
                 self.beaten.push((path.clone(), Secret::new(said)));
             }
             let raw = Raw::Text { text: text.to_owned(), substituted: true };
             let (variables, lone_variable) = (Vec::new(), None);
-            return Ok(Some(Found { path, raw, place, variables, lone_variable, from_user: false }));
+            return Ok(Some(Found { path, raw, place, variables, lone_variable }));
         }
         if let Some(value) = get(&section.table, name) {
-            let place = if section.from_user { self.place(value.span()) } else { Place::Default };
-            return self.found(path, value.clone(), (place, section.from_user)).map(Some);
+            let place = if section.is_from_user() { self.place(value.span()) } else { Place::Default };
+            return self.found(path, value.clone(), place).map(Some);
         }
         let default = section.keys.iter().find(|key| key.name == name).and_then(|key| key.default);
         match default.and_then(parse_default) {
-            Some(value) => self.found(path, value, (Place::Default, false)).map(Some),
+            Some(value) => self.found(path, value, Place::Default).map(Some),
             None => Ok(None),
         }
     }
 
     /// A value of the file, with its variables replaced.
-    pub(super) fn found(
-        &mut self,
-        path: String,
-        value: Spanned<DeValue<'a>>,
-        (place, from_user): (Place, bool),
-    ) -> Result<Found<'a>, Reported> {
+    fn found(&mut self, path: String, value: Spanned<DeValue<'a>>, place: Place) -> Result<Found<'a>, Reported> {
         let mut variables = Vec::new();
         let lone = value.get_ref().as_str().and_then(lone_variable).map(str::to_owned);
         let raw = match value.into_inner() {
@@ -330,7 +273,7 @@ impl<'a> Decoder<'a> {
             DeValue::Array(array) => Raw::Array(array),
             DeValue::Table(_) => Raw::Table,
         };
-        Ok(Found { path, raw, place, variables, lone_variable: lone, from_user })
+        Ok(Found { path, raw, place, variables, lone_variable: lone })
     }
 
     fn report_substitution(&mut self, path: &str, place: Place, error: SubstituteError) {
@@ -356,22 +299,27 @@ impl<'a> Decoder<'a> {
     }
 
     /// A typed value; `None` when it is absent, or wrong, which is then recorded.
-    pub(super) fn get<T: Setting>(&mut self, section: &Section<'a>, name: &str) -> Option<T> {
-        let found = self.find(section, name).ok().flatten()?;
+    pub(super) fn get<T: Setting>(&mut self, section: &Section<'a>, key: &Key) -> Option<T> {
+        self.get_named(section, key.name)
+    }
+
+    /// The typed value of a key that may have any name.
+    pub(super) fn get_named<T: Setting>(&mut self, section: &Section<'a>, name: &str) -> Option<T> {
+        let found = self.find_named(section, name).ok().flatten()?;
         self.read(&found)
     }
 
     /// A typed value that has to be given.
-    pub(super) fn required<T: Setting>(&mut self, section: &Section<'a>, name: &str) -> Option<T> {
-        match self.find(section, name) {
+    pub(super) fn required<T: Setting>(&mut self, section: &Section<'a>, key: &Key) -> Option<T> {
+        match self.find(section, key) {
             Ok(Some(found)) => self.read(&found),
             Ok(None) if section.broken => None,
             Ok(None) => {
-                let path = section.key_path(name);
+                let path = section.path_of(key);
                 self.problems.push(Problem {
                     key: path.clone(),
                     message: format!("`{path}` is missing"),
-                    label: format!("`{name}` has to be given here"),
+                    label: format!("`{}` has to be given here", key.name),
                     hint: Some(format!("allowed: {}", T::allowed())),
                     place: section.place.clone(),
                     relation: true,
@@ -392,14 +340,15 @@ impl<'a> Decoder<'a> {
                 Some(value)
             }
             Err(hint) => {
-                self.refuse(found, T::SECRET, (&T::allowed(), hint));
+                self.refuse(found, Refusal { allowed: &T::allowed(), hint, secret: T::SECRET });
                 None
             }
         }
     }
 
     /// Records that a value isn't what is allowed.
-    pub(super) fn refuse(&mut self, found: &Found<'a>, secret: bool, (allowed, hint): (&str, Option<String>)) {
+    pub(super) fn refuse(&mut self, found: &Found<'a>, refusal: Refusal<'_>) {
+        let Refusal { allowed, hint, secret } = refusal;
         let hidden = secret || found.variables.iter().any(|name| is_secret_name(name));
         let value = if hidden { "this value".to_owned() } else { found.raw.describe() };
         let name = match &found.place {
@@ -417,8 +366,8 @@ impl<'a> Decoder<'a> {
     }
 
     /// A list of strings that are each read as `T`.
-    pub(super) fn list<T: Setting>(&mut self, section: &Section<'a>, name: &str) -> Option<Vec<(T, Found<'a>)>> {
-        let found = self.find(section, name).ok().flatten()?;
+    pub(super) fn list<T: Setting>(&mut self, section: &Section<'a>, key: &Key) -> Option<Vec<(T, Found<'a>)>> {
+        let found = self.find(section, key).ok().flatten()?;
         let overlay = self.overlays.get(&found.path);
         let hint = overlay.map(|_| "write it as in the file: [\"…\", \"…\"]".to_owned());
         let array = match &found.raw {
@@ -426,21 +375,22 @@ impl<'a> Decoder<'a> {
             _ => overlay.and_then(Overlay::list),
         };
         let Some(array): Option<DeArray<'a>> = array else {
-            self.refuse(&found, false, (&format!("a list, each of {}", T::allowed()), hint));
+            let allowed = format!("a list, each of {}", T::allowed());
+            self.refuse(&found, Refusal { allowed: &allowed, hint, secret: false });
             return None;
         };
         let mut values = Vec::new();
         let mut texts = Vec::new();
         for (index, item) in array.iter().enumerate() {
-            let place = if found.from_user { self.place(item.span()) } else { found.place.clone() };
+            let place = if found.place.is_in_file() { self.place(item.span()) } else { found.place.clone() };
             let path = format!("{}[{index}]", found.path);
-            let Ok(item) = self.found(path, item.clone(), (place, found.from_user)) else { continue };
+            let Ok(item) = self.found(path, item.clone(), place) else { continue };
             match T::read(&item.raw) {
                 Ok(value) => {
                     texts.push(item.raw.toml());
                     values.push((value, item));
                 }
-                Err(hint) => self.refuse(&item, T::SECRET, (&T::allowed(), hint)),
+                Err(hint) => self.refuse(&item, Refusal { allowed: &T::allowed(), hint, secret: T::SECRET }),
             }
         }
         self.show(&found, format!("[{}]", texts.join(", ")));
@@ -448,8 +398,8 @@ impl<'a> Decoder<'a> {
     }
 
     /// A path, with a leading `~/` and its base resolved.
-    pub(super) fn path(&mut self, section: &Section<'a>, name: &str) -> Option<PathBuf> {
-        let found = self.find(section, name).ok().flatten()?;
+    pub(super) fn path(&mut self, section: &Section<'a>, key: &Key) -> Option<PathBuf> {
+        let found = self.find(section, key).ok().flatten()?;
         match found.raw.text() {
             Some(text) if !text.is_empty() && !text.contains('\0') => {
                 let path = self.resolve(text, &found);
@@ -457,7 +407,7 @@ impl<'a> Decoder<'a> {
                 Some(path)
             }
             _ => {
-                self.refuse(&found, false, ("a path", None));
+                self.refuse(&found, Refusal { allowed: "a path", hint: None, secret: false });
                 None
             }
         }
@@ -493,18 +443,11 @@ impl<'a> Decoder<'a> {
         shown.or_else(|| self.places.get(key)).cloned().unwrap_or(Place::Default)
     }
 
-    /// Reports the values of the command line that no key took.
-    pub(super) fn report_unused(&mut self) {
-        let given = self.overlays.iter().filter(|(_, overlay)| overlay.place == Place::CommandLine);
-        let unused = given.filter(|(key, _)| !self.asked.contains(*key)).map(|(key, _)| unused(key, &self.asked));
-        self.problems.extend(unused);
-    }
-
     /// Whether a key, or one below it, was said anywhere: in the file, on the command line or in the environment.
-    pub(super) fn given(&self, section: &Section<'a>, name: &str) -> bool {
-        let path = section.key_path(name);
+    pub(super) fn given(&self, section: &Section<'a>, key: &Key) -> bool {
+        let path = section.path_of(key);
         let said = |key: &String| key.strip_prefix(&path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-        section.has(name) || self.overlays.keys().any(said)
+        section.has(key) || self.overlays.keys().any(said)
     }
 
     /// The keys of a table that are said outside the file, where any name is one.
@@ -512,23 +455,28 @@ impl<'a> Decoder<'a> {
         let name = |key: &String| Some(key.strip_prefix(&section.path)?.strip_prefix('.')?.to_owned());
         let overlays = self.overlays.iter();
         let names: Vec<_> = overlays.filter_map(|(key, overlay)| Some((name(key)?, overlay.place.clone()))).collect();
-        self.asked.extend(names.iter().map(|(name, _)| section.key_path(name)));
+        self.asked.extend(names.iter().map(|(name, _)| section.path_of_name(name)));
         names
     }
 
     /// An entry's name, which no earlier entry has.
-    pub(super) fn unique_name(&mut self, section: &Section<'a>, names: &mut Vec<String>) -> Option<String> {
-        let name = self.required::<Name>(section, "name")?.0;
-        self.check_unique(section, &name, names);
+    pub(super) fn unique_name(&mut self, section: &Section<'a>, key: &Key, names: &mut Vec<String>) -> Option<String> {
+        let name = self.required::<Name>(section, key)?.0;
+        self.check_unique(section, key, &name, names);
         Some(name)
     }
 
     /// Refuses a name that an earlier entry has, and adds it to the names taken.
-    pub(super) fn check_unique(&mut self, section: &Section<'a>, name: &str, names: &mut Vec<String>) {
+    pub(super) fn check_unique(&mut self, section: &Section<'a>, key: &Key, name: &str, names: &mut Vec<String>) {
         if names.iter().any(|known| known == name) {
-            let key = format!("{}.name", section.path);
-            let place = self.place_of(&key);
-            self.report_relation(&key, place, &format!("is \"{name}\", a name that is taken"), "each name stands once");
+            let path = section.path_of(key);
+            let place = self.place_of(&path);
+            self.report_relation(
+                &path,
+                place,
+                &format!("is \"{name}\", a name that is taken"),
+                "each name stands once",
+            );
         }
         names.push(name.to_owned());
     }
@@ -577,10 +525,6 @@ fn relation(key: &str, place: Place, message: &str, hint: &str) -> Problem {
         place,
         relation: true,
     }
-}
-
-fn get<'t, 'a>(table: &'t DeTable<'a>, name: &str) -> Option<&'t Spanned<DeValue<'a>>> {
-    table.iter().find(|(key, _)| key.get_ref() == name).map(|(_, value)| value)
 }
 
 /// The value below a dotted header.

@@ -2,7 +2,10 @@
 //!
 //! The file is also the built-in default: a daemon without a config file runs what it says.
 
-use super::schema::{Entry, Key, TABLES, Table};
+use super::{
+    schema::{Entry, Key, Table},
+    tables::TABLES,
+};
 
 /// The example file, which is the configuration of a daemon that was given none.
 pub const EXAMPLE: &str = include_str!("../../../config.example.toml");
@@ -53,12 +56,12 @@ fn write_array(text: &mut String, table: &Table, entries: &[Entry]) {
     for (index, entry) in entries.iter().enumerate() {
         text.push('\n');
         write_line(text, &format!("[[{}]]", table.header), if index == 0 { table.doc } else { "" });
-        for (name, value) in *entry {
-            write_line(text, &format!("{name} = {value}"), explain(table, name, &mut explained));
+        for (key, value) in *entry {
+            write_line(text, &format!("{} = {value}", key.name), explain(key, &mut explained));
         }
     }
     // What no default entry uses is shown once, under the last of them.
-    let used = |key: &&Key| entries.iter().any(|entry| entry.iter().any(|(name, _)| *name == key.name));
+    let used = |key: &&Key| entries.iter().any(|entry| entry.iter().any(|(used, _)| used.name == key.name));
     for key in table.keys.iter().filter(|key| !used(key)) {
         if let Some(sample) = key.sample {
             write_line(text, &format!("# {} = {sample}", key.name), key.doc);
@@ -67,19 +70,19 @@ fn write_array(text: &mut String, table: &Table, entries: &[Entry]) {
     for entry in table.suggestions {
         text.push('\n');
         write_line(text, &format!("# [[{}]]", table.header), "");
-        for (name, value) in *entry {
-            write_line(text, &format!("# {name} = {value}"), explain(table, name, &mut explained));
+        for (key, value) in *entry {
+            write_line(text, &format!("# {} = {value}", key.name), explain(key, &mut explained));
         }
     }
 }
 
 /// A key's doc line, the first time it is met.
-fn explain(table: &Table, name: &'static str, explained: &mut Vec<&'static str>) -> &'static str {
-    if explained.contains(&name) {
+fn explain(key: &Key, explained: &mut Vec<&'static str>) -> &'static str {
+    if explained.contains(&key.name) {
         return "";
     }
-    explained.push(name);
-    table.keys.iter().find(|key| key.name == name).map_or("", |key| key.doc)
+    explained.push(key.name);
+    key.doc
 }
 
 fn write_line(text: &mut String, line: &str, comment: &str) {

@@ -1,6 +1,6 @@
 //! What the user wrote, checked: one TOML file, the environment and the defaults become one [`Config`].
 //!
-//! Enter at [`load`]: it finds the file, parses it, lets every section decode itself ([`Config`]'s fields name them) and
+//! Enter at [`load()`]: it finds the file, parses it, lets every section decode itself ([`Config`]'s fields name them) and
 //! hands back either a checked config or every problem at once. A section's file holds its type, the description of its
 //! keys (`TABLE`) and its decoding; defaults, `config.example.toml` and `check --show` all come from that description.
 //!
@@ -19,14 +19,17 @@ mod log;
 mod log_file;
 mod metrics;
 mod otlp;
+mod overlay;
 mod overrides;
 mod problem;
 mod redaction;
 mod schema;
+mod section;
 mod server;
 mod setting;
 mod show;
 mod substitute;
+mod tables;
 mod telemetry;
 #[cfg(test)]
 mod tests;

@@ -13,11 +13,12 @@ use super::{
     Config, EXAMPLE, Environment, Problem, Problems, Secret, Shown, check, cloud, database,
     decode::{Decoder, Sources},
     local, log, metrics, otlp,
-    overrides::overlays,
-    problem::{Place, draw, line_and_column},
+    overrides::{overlays, report_unused},
+    problem::{Drawn, Place, draw, line_and_column},
     redaction::{Redacted, collect_secret_lines, collect_secrets},
-    schema::TABLES,
-    server, telemetry, traces,
+    server,
+    tables::TABLES,
+    telemetry, traces,
 };
 
 /// Where a configuration comes from.
@@ -103,7 +104,7 @@ impl Loaded {
 
     /// The warnings as text, with escape sequences for colour if asked; empty when there are none.
     pub fn render_warnings(&self, color: bool) -> String {
-        draw(&self.warnings, Severity::WARNING, (&self.file_name(), &self.source), color)
+        draw(&self.warnings, Severity::WARNING, Drawn { file: &self.file_name(), source: &self.source }, color)
     }
 }
 
@@ -168,10 +169,10 @@ pub fn load_text(text: &str, file: Option<&Path>, options: &LoadOptions) -> Resu
         folder,
         user: user.into_inner(),
         builtin: builtin.into_inner(),
-        overlays: overlays(options),
+        overlays: overlays(environment, &options.overrides),
     });
     let config = decode(&mut decoder, file);
-    decoder.report_unused();
+    report_unused(&mut decoder);
     secrets.append(&mut decoder.secrets);
     let source = Redacted::new(text, secrets);
     let mut problems = syntax_problems(text, &errors, &source);

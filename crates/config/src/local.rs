@@ -3,8 +3,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    decode::{Decoder, Section},
+    decode::Decoder,
+    problem::Place,
     schema::{Key, Table},
+    section::{Refusal, Section},
     setting::{Count, Filled, Raw, Setting, SizeOrZero, parse_size},
 };
 
@@ -67,32 +69,29 @@ pub enum ModelPath {
     Folder(PathBuf),
 }
 
+const MODELS_DIR: Key =
+    Key::new("models_dir", "\"models\"", "scanned for MLX model folders; the Hugging Face cache is read too");
+pub(super) const DEFAULT_MODEL: Key = Key::new("default_model", "\"demo\"", "loaded at start; \"\" loads none");
+const MEMORY_LIMIT: Key = Key::new("memory_limit", "\"75%\"", "of the machine's memory, or a size such as \"8 GB\"");
+const PROMPT_CACHE: Key = Key::new(
+    "prompt_cache",
+    "\"512 MiB\"",
+    "at most, so that only what is new in a prompt is computed; \"0 B\" is off",
+);
+const IDLE_UNLOAD: Key = Key::new("idle_unload", "\"never\"", "or a duration such as \"15 min\"");
+const MAX_BATCH: Key = Key::new("max_batch", "16", "requests computed at the same time");
+
 pub(super) const TABLE: Table = Table::single(
     "local",
     "Models that run on this machine.",
-    &[
-        Key::new("models_dir", "\"models\"", "scanned for MLX model folders; the Hugging Face cache is read too"),
-        Key::new("default_model", "\"demo\"", "loaded at start; \"\" loads none"),
-        Key::new("memory_limit", "\"75%\"", "of the machine's memory, or a size such as \"8 GB\""),
-        Key::new(
-            "prompt_cache",
-            "\"512 MiB\"",
-            "at most, so that only what is new in a prompt is computed; \"0 B\" is off",
-        ),
-        Key::new("idle_unload", "\"never\"", "or a duration such as \"15 min\""),
-        Key::new("max_batch", "16", "requests computed at the same time"),
-    ],
+    &[MODELS_DIR, DEFAULT_MODEL, MEMORY_LIMIT, PROMPT_CACHE, IDLE_UNLOAD, MAX_BATCH],
 );
 
-pub(super) const MODELS: Table = Table::array(
-    "local.models",
-    "",
-    &[
-        Key::bare("name", "what requests call it"),
-        Key::bare("path", "builtin:demo is the model inside the binary; else a folder"),
-    ],
-    &[&[("name", "\"demo\""), ("path", "\"builtin:demo\"")]],
-);
+const NAME: Key = Key::bare("name", "what requests call it");
+pub(super) const PATH: Key = Key::bare("path", "builtin:demo is the model inside the binary; else a folder");
+
+pub(super) const MODELS: Table =
+    Table::array("local.models", "", &[NAME, PATH], &[&[(NAME, "\"demo\""), (PATH, "\"builtin:demo\"")]]);
 
 impl Setting for MemoryLimit {
     fn allowed() -> String {
@@ -126,11 +125,11 @@ impl Setting for IdleUnload {
 pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
     let section = decoder.table(&TABLE);
     decoder.check_keys(&section, &["models"]);
-    let models_dir = decoder.path(&section, "models_dir");
-    let memory_limit = decoder.get(&section, "memory_limit");
-    let prompt_cache = decoder.get::<SizeOrZero>(&section, "prompt_cache");
-    let idle_unload = decoder.get(&section, "idle_unload");
-    let max_batch = decoder.get::<Count<1, 1024>>(&section, "max_batch");
+    let models_dir = decoder.path(&section, &MODELS_DIR);
+    let memory_limit = decoder.get(&section, &MEMORY_LIMIT);
+    let prompt_cache = decoder.get::<SizeOrZero>(&section, &PROMPT_CACHE);
+    let idle_unload = decoder.get(&section, &IDLE_UNLOAD);
+    let max_batch = decoder.get::<Count<1, 1024>>(&section, &MAX_BATCH);
     let mut names = Vec::new();
     let mut models = Vec::new();
     for section in decoder.entries(&MODELS) {
@@ -161,8 +160,8 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
 
 /// Whoever lists models without the demo and names no default means the first of them.
 fn decode_default<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, names: &[String]) -> Option<Option<String>> {
-    let mut found = decoder.find(section, "default_model").ok().flatten()?;
-    let said = section.has("default_model") || found.place != super::problem::Place::Default;
+    let mut found = decoder.find(section, &DEFAULT_MODEL).ok().flatten()?;
+    let said = section.has(&DEFAULT_MODEL) || found.place != Place::Default;
     let fallback = found.raw.text().unwrap_or_default().to_owned();
     if !said && !names.contains(&fallback) {
         let first = names.first().cloned().unwrap_or_default();
@@ -174,29 +173,32 @@ fn decode_default<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, names: &
 
 fn decode_model<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, names: &mut Vec<String>) -> Option<LocalModel> {
     decoder.check_keys(section, &[]);
-    let name = decoder.required::<Filled>(section, "name").map(|name| name.0);
+    let name = decoder.required::<Filled>(section, &NAME).map(|name| name.0);
     if let Some(name) = &name {
-        decoder.check_unique(section, name, names);
+        decoder.check_unique(section, &NAME, name, names);
     }
     let path = decode_path(decoder, section);
     Some(LocalModel { name: name?, path: path? })
 }
 
 fn decode_path<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Option<ModelPath> {
-    let found = decoder.find(section, "path").ok()?;
+    let found = decoder.find(section, &PATH).ok()?;
     match found.as_ref().and_then(|found| found.raw.text()).and_then(|text| text.strip_prefix("builtin:")) {
         Some("demo") => {
-            let text = decoder.required::<String>(section, "path");
+            let text = decoder.required::<String>(section, &PATH);
             text.map(|_| ModelPath::BuiltinDemo)
         }
         Some(_) => {
-            decoder.refuse(&found?, false, ("\"builtin:demo\", or a folder in MLX format", None));
+            decoder.refuse(
+                &found?,
+                Refusal { allowed: "\"builtin:demo\", or a folder in MLX format", hint: None, secret: false },
+            );
             None
         }
         None if found.is_none() => {
-            decoder.required::<Filled>(section, "path");
+            decoder.required::<Filled>(section, &PATH);
             None
         }
-        None => decoder.path(section, "path").map(ModelPath::Folder),
+        None => decoder.path(section, &PATH).map(ModelPath::Folder),
     }
 }

@@ -1,11 +1,15 @@
 //! `[log]`
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
-    decode::{Decoder, Section},
+    decode::Decoder,
     log_file::decode_file,
     schema::{Key, Table},
+    section::Section,
     setting::{Choice, Raw, Setting, nearest},
 };
 
@@ -177,24 +181,21 @@ pub enum Compression {
     Zstd,
 }
 
-pub(super) const TABLE: Table = Table::single(
-    "log",
-    "",
-    &[
-        Key::new(
-            "level",
-            "\"info\"",
-            "LOG_LEVEL: a level in any case (WARNING is WARN), or directives \"info,mlx_manager::server=debug\"",
-        ),
-        Key::new("dir", "\"logs\"", "LOG_DIR; MLX_MANAGER_LOG_LEVEL and MLX_MANAGER_LOG_DIR beat the short forms"),
-        Key::new("timezone", "\"utc\"", "utc | local: of rotation times and of the console"),
-        Key::new(
-            "failure_story",
-            "true",
-            "what a request said at DEBUG is kept in memory, and written after all if the request fails",
-        ),
-    ],
+pub(super) const LEVEL: Key = Key::new(
+    "level",
+    "\"info\"",
+    "LOG_LEVEL: a level in any case (WARNING is WARN), or directives \"info,mlx_manager::server=debug\"",
 );
+pub(super) const DIR: Key =
+    Key::new("dir", "\"logs\"", "LOG_DIR; MLX_MANAGER_LOG_LEVEL and MLX_MANAGER_LOG_DIR beat the short forms");
+const TIMEZONE: Key = Key::new("timezone", "\"utc\"", "utc | local: of rotation times and of the console");
+const FAILURE_STORY: Key = Key::new(
+    "failure_story",
+    "true",
+    "what a request said at DEBUG is kept in memory, and written after all if the request fails",
+);
+
+pub(super) const TABLE: Table = Table::single("log", "", &[LEVEL, DIR, TIMEZONE, FAILURE_STORY]);
 
 pub(super) const TARGETS: Table = Table::single(
     "log.targets",
@@ -209,53 +210,53 @@ pub(super) const TARGETS: Table = Table::single(
     ],
 );
 
+const NAME: Key = Key::bare("name", "unique; a metric label");
+const KIND: Key = Key::bare("kind", "console | file; the console is stderr, in journald's priorities under systemd");
+pub(super) const FILE: Key = Key::bare("file", "below log.dir, or absolute").only("file");
+const FORMAT: Key = Key::new("format", "\"text\"", "text | json | logfmt");
+const COLOR: Key = Key::new("color", "\"auto\"", "auto | always | never").only("console");
+const INCLUDE: Key = Key::new("include", "[]", "only these module path prefixes; empty means all");
+const EXCLUDE: Key = Key::new("exclude", "[]", "never these");
+const SINK_LEVEL: Key = Key::new("level", "\"trace\"", "the sink's own floor, beside log.level");
+pub(super) const ROTATION: Key = Key::new(
+    "rotation",
+    "{ size = \"10 MB\" }",
+    "size and/or every = \"hour\" | \"day\" | \"week\" with at = \"00:00\", on = \"monday\"; or \"never\"",
+)
+.only("file");
+pub(super) const RETENTION: Key = Key::new(
+    "retention",
+    "{ age = \"7 days\" }",
+    "age and/or files = 20 and/or total = \"500 MB\", of archives; or \"never\" to delete none",
+)
+.only("file");
+pub(super) const COMPRESSION: Key = Key::new("compression", "\"none\"", "none | gzip | zstd").only("file");
+
 pub(super) const SINKS: Table = Table::array(
     "log.sinks",
     "Where records go. A record may go to several sinks.",
+    &[NAME, KIND, FILE, FORMAT, COLOR, INCLUDE, EXCLUDE, SINK_LEVEL, ROTATION, RETENTION, COMPRESSION],
     &[
-        Key::bare("name", "unique; a metric label"),
-        Key::bare("kind", "console | file; the console is stderr, in journald's priorities under systemd"),
-        Key::bare("file", "below log.dir, or absolute").only("file"),
-        Key::new("format", "\"text\"", "text | json | logfmt"),
-        Key::new("color", "\"auto\"", "auto | always | never").only("console"),
-        Key::new("include", "[]", "only these module path prefixes; empty means all"),
-        Key::new("exclude", "[]", "never these"),
-        Key::new("level", "\"trace\"", "the sink's own floor, beside log.level"),
-        Key::new(
-            "rotation",
-            "{ size = \"10 MB\" }",
-            "size and/or every = \"hour\" | \"day\" | \"week\" with at = \"00:00\", on = \"monday\"; or \"never\"",
-        )
-        .only("file"),
-        Key::new(
-            "retention",
-            "{ age = \"7 days\" }",
-            "age and/or files = 20 and/or total = \"500 MB\", of archives; or \"never\" to delete none",
-        )
-        .only("file"),
-        Key::new("compression", "\"none\"", "none | gzip | zstd").only("file"),
-    ],
-    &[
-        &[("name", "\"console\""), ("kind", "\"console\""), ("format", "\"text\""), ("color", "\"auto\"")],
+        &[(NAME, "\"console\""), (KIND, "\"console\""), (FORMAT, "\"text\""), (COLOR, "\"auto\"")],
         &[
-            ("name", "\"mlx-server\""),
-            ("kind", "\"file\""),
-            ("file", "\"mlx-server.log\""),
-            ("format", "\"text\""),
-            ("include", "[\"mlx_manager::server\"]"),
-            ("level", "\"trace\""),
-            ("rotation", "{ size = \"10 MB\" }"),
-            ("retention", "{ age = \"7 days\" }"),
-            ("compression", "\"none\""),
+            (NAME, "\"mlx-server\""),
+            (KIND, "\"file\""),
+            (FILE, "\"mlx-server.log\""),
+            (FORMAT, "\"text\""),
+            (INCLUDE, "[\"mlx_manager::server\"]"),
+            (SINK_LEVEL, "\"trace\""),
+            (ROTATION, "{ size = \"10 MB\" }"),
+            (RETENTION, "{ age = \"7 days\" }"),
+            (COMPRESSION, "\"none\""),
         ],
         &[
-            ("name", "\"mlx-manager\""),
-            ("kind", "\"file\""),
-            ("file", "\"mlx-manager.log\""),
-            ("format", "\"text\""),
-            ("exclude", "[\"mlx_manager::server\"]"),
-            ("rotation", "{ size = \"10 MB\" }"),
-            ("retention", "{ age = \"7 days\" }"),
+            (NAME, "\"mlx-manager\""),
+            (KIND, "\"file\""),
+            (FILE, "\"mlx-manager.log\""),
+            (FORMAT, "\"text\""),
+            (EXCLUDE, "[\"mlx_manager::server\"]"),
+            (ROTATION, "{ size = \"10 MB\" }"),
+            (RETENTION, "{ age = \"7 days\" }"),
         ],
     ],
 );
@@ -444,20 +445,20 @@ impl Setting for jiff::civil::Time {
 pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LogConfig> {
     let section = decoder.table(&TABLE);
     decoder.check_keys(&section, &["targets", "sinks"]);
-    let filter = decoder.get::<Filter>(&section, "level");
-    let dir = decoder.path(&section, "dir");
-    let timezone = decoder.get(&section, "timezone");
-    let failure_story = decoder.get(&section, "failure_story");
+    let filter = decoder.get::<Filter>(&section, &LEVEL);
+    let dir = decoder.path(&section, &DIR);
+    let timezone = decoder.get(&section, &TIMEZONE);
+    let failure_story = decoder.get(&section, &FAILURE_STORY);
     let targets = decode_targets(decoder);
     let dir_or_empty = dir.clone().unwrap_or_default();
     let mut names = Vec::new();
     let mut sinks = Vec::new();
     for section in decoder.entries(&SINKS) {
-        sinks.push(decode_sink(decoder, &section, (&dir_or_empty, &mut names)));
+        sinks.push(decode_sink(decoder, &section, &dir_or_empty, &mut names));
     }
     if sinks.len() > MAX_SINKS {
-        let key = format!("log.sinks[{MAX_SINKS}]");
-        let place = decoder.place_of(&format!("{key}.name"));
+        let key = format!("{}[{MAX_SINKS}]", SINKS.header);
+        let place = decoder.place_of(&SINKS.path_in_entry(MAX_SINKS, &NAME));
         decoder.report(&key, place, "is one sink too many", &format!("allowed: {MAX_SINKS} sinks"));
     }
     let filter = filter?;
@@ -490,11 +491,11 @@ fn decode_targets(decoder: &mut Decoder<'_>) -> Vec<Directive> {
     let mut targets = Vec::new();
     for name in names {
         if !is_target(&name) {
-            let path = format!("log.targets.{name}");
+            let path = section.path_of_name(&name);
             let said = overlaid.iter().find(|(other, _)| *other == name);
             let place = said.map_or_else(|| section.place.clone(), |(_, place)| place.clone());
             decoder.report(&path, place, "isn't a module path prefix", "allowed: names such as \"hyper\" or \"a::b\"");
-        } else if let Some(level) = decoder.get(&section, &name) {
+        } else if let Some(level) = decoder.get_named(&section, &name) {
             targets.push(Directive { target: name, level });
         }
     }
@@ -504,19 +505,20 @@ fn decode_targets(decoder: &mut Decoder<'_>) -> Vec<Directive> {
 fn decode_sink<'a>(
     decoder: &mut Decoder<'a>,
     section: &Section<'a>,
-    (dir, names): (&std::path::Path, &mut Vec<String>),
+    dir: &Path,
+    names: &mut Vec<String>,
 ) -> Option<Sink> {
     decoder.check_keys(section, &[]);
-    let name = decoder.unique_name(section, names);
-    let kind = decoder.required::<Kind>(section, "kind");
-    let format = decoder.get(section, "format");
-    let include = decode_prefixes(decoder, section, "include");
-    let exclude = decode_prefixes(decoder, section, "exclude");
-    let level = decoder.get::<Level>(section, "level");
+    let name = decoder.unique_name(section, &NAME, names);
+    let kind = decoder.required::<Kind>(section, &KIND);
+    let format = decoder.get(section, &FORMAT);
+    let include = decode_prefixes(decoder, section, &INCLUDE);
+    let exclude = decode_prefixes(decoder, section, &EXCLUDE);
+    let level = decoder.get::<Level>(section, &SINK_LEVEL);
     let kind = match kind? {
         Kind::Console => {
             decoder.check_kind(section, "console");
-            decoder.get(section, "color").map(|color| SinkKind::Console { color })
+            decoder.get(section, &COLOR).map(|color| SinkKind::Console { color })
         }
         Kind::File => {
             decoder.check_kind(section, "file");
@@ -529,15 +531,15 @@ fn decode_sink<'a>(
         sink.exclude.iter().any(below)
     };
     if sink.level == Level::Off {
-        decoder.warn(&format!("{}.level", section.path), "is off, so the sink takes nothing", "leave the sink out");
+        decoder.warn(&section.path_of(&SINK_LEVEL), "is off, so the sink takes nothing", "leave the sink out");
     } else if !sink.include.is_empty() && sink.include.iter().all(covered) {
-        let key = format!("{}.exclude", section.path);
+        let key = section.path_of(&EXCLUDE);
         decoder.warn(&key, "covers everything that `include` names, so the sink takes nothing", "narrow it down");
     }
     Some(sink)
 }
 
-fn decode_prefixes<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, name: &str) -> Option<Vec<String>> {
-    let prefixes = decoder.list::<Target>(section, name)?;
+fn decode_prefixes<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, key: &Key) -> Option<Vec<String>> {
+    let prefixes = decoder.list::<Target>(section, key)?;
     Some(prefixes.into_iter().map(|(target, _)| target.0).collect())
 }

@@ -4,14 +4,25 @@ use std::path::{Path, PathBuf};
 
 use super::{
     Compression, Period, Retention, Rotation, SinkKind,
-    decode::{Decoder, Found, Section},
-    log::Every,
+    decode::Decoder,
+    log::{COMPRESSION, Every, FILE, RETENTION, ROTATION},
     schema::Key,
+    section::{Found, Refusal, Section},
     setting::{Count, Raw, Setting, Size},
 };
 
-const ROTATION: &[Key] = &[Key::bare("size", ""), Key::bare("every", ""), Key::bare("at", ""), Key::bare("on", "")];
-const RETENTION: &[Key] = &[Key::bare("age", ""), Key::bare("files", ""), Key::bare("total", "")];
+const SIZE: Key = Key::bare("size", "");
+const EVERY: Key = Key::bare("every", "");
+const AT: Key = Key::bare("at", "");
+const ON: Key = Key::bare("on", "");
+
+const ROTATION_KEYS: &[Key] = &[SIZE, EVERY, AT, ON];
+
+const AGE: Key = Key::bare("age", "");
+const FILES: Key = Key::bare("files", "");
+const TOTAL: Key = Key::bare("total", "");
+
+const RETENTION_KEYS: &[Key] = &[AGE, FILES, TOTAL];
 
 /// The longest name in a log file's path, in bytes. File systems take 255, and an archive's name is longer than its
 /// file's.
@@ -65,28 +76,27 @@ fn follow_links(mut path: PathBuf) -> PathBuf {
 
 /// The file, rotation, retention and compression of a sink of kind `file`; `dir` is `log.dir`.
 pub(super) fn decode_file<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, dir: &Path) -> Option<SinkKind> {
-    let file = decoder.required::<FilePath>(section, "file");
-    let compression = decoder.get(section, "compression");
+    let file = decoder.required::<FilePath>(section, &FILE);
+    let compression = decoder.get(section, &COMPRESSION);
     let rotation = decode_rotation(decoder, section);
     let retention = decode_retention(decoder, section);
     let path = follow_links(dir.join(file?.0));
     let (mut rotation, mut retention, mut compression) = (rotation?, retention?, compression?);
     if is_stream(&path) {
-        for name in ["rotation", "retention", "compression"] {
-            if !decoder.given(section, name) {
+        for key in [ROTATION, RETENTION, COMPRESSION] {
+            if !decoder.given(section, &key) {
                 continue;
             }
             let message = format!("has no effect, because {} is a device or a pipe", path.display());
-            decoder.warn(&format!("{}.{name}", section.path), &message, "leave it out, or name a file");
+            decoder.warn(&section.path_of(&key), &message, "leave it out, or name a file");
         }
         (rotation, retention, compression) = (Rotation::default(), Retention::default(), Compression::None);
     }
     if rotation == Rotation::default() {
-        let useless =
-            [("retention", retention != Retention::default()), ("compression", compression != Compression::None)];
-        for (name, set) in useless {
-            if set && decoder.given(section, name) {
-                let key = format!("{}.{name}", section.path);
+        let useless = [(RETENTION, retention != Retention::default()), (COMPRESSION, compression != Compression::None)];
+        for (key, set) in useless {
+            if set && decoder.given(section, &key) {
+                let key = section.path_of(&key);
                 let hint = "it is about archives: set a rotation, or leave it out";
                 let message = "can do nothing, because the sink never rotates";
                 decoder.report_relation(&key, decoder.place_of(&key), message, hint);
@@ -97,22 +107,22 @@ pub(super) fn decode_file<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, 
     if let (Some(size), Some(total)) = (rotation.size, retention.total)
         && total < size
     {
-        let key = format!("{}.retention", section.path);
+        let key = section.path_of(&RETENTION);
         decoder.warn(&key, "keeps less than one full archive", "make `total` larger than the rotation's `size`");
     }
     Some(SinkKind::File { path, rotation, retention, compression })
 }
 
 /// Whether the key says `"never"`, which stands in place of a table.
-fn is_never<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, name: &str) -> bool {
-    match decoder.find(section, name) {
+fn is_never<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, key: &Key) -> bool {
+    match decoder.find(section, key) {
         Ok(Some(Found { raw: Raw::Table, .. })) => false,
         Ok(Some(found)) if found.raw.text() == Some("never") => {
             decoder.show(&found, "\"never\"".to_owned());
             true
         }
         Ok(Some(found)) => {
-            decoder.refuse(&found, false, ("a table in braces, or \"never\"", None));
+            decoder.refuse(&found, Refusal { allowed: "a table in braces, or \"never\"", hint: None, secret: false });
             true
         }
         _ => true,
@@ -120,27 +130,27 @@ fn is_never<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, name: &str) ->
 }
 
 fn decode_rotation<'a>(decoder: &mut Decoder<'a>, sink: &Section<'a>) -> Option<Rotation> {
-    if is_never(decoder, sink, "rotation") {
+    if is_never(decoder, sink, &ROTATION) {
         return Some(Rotation::default());
     }
-    let section = decoder.nested(sink, "rotation", ROTATION)?;
+    let section = decoder.nested(sink, &ROTATION, ROTATION_KEYS)?;
     decoder.check_keys(&section, &[]);
-    let size = decoder.get::<Size>(&section, "size").map(|size| size.0);
-    let every = decoder.get::<Every>(&section, "every");
-    let at = decoder.get::<jiff::civil::Time>(&section, "at");
-    let on = decoder.get::<jiff::civil::Weekday>(&section, "on");
+    let size = decoder.get::<Size>(&section, &SIZE).map(|size| size.0);
+    let every = decoder.get::<Every>(&section, &EVERY);
+    let at = decoder.get::<jiff::civil::Time>(&section, &AT);
+    let on = decoder.get::<jiff::civil::Weekday>(&section, &ON);
     let midnight = jiff::civil::Time::midnight();
     if section.written().next().is_none() && decoder.overlaid(&section).is_empty() {
         let message = "sets nothing";
         decoder.report(&section.path, section.place.clone(), message, "allowed: size and/or every, or \"never\"");
     }
-    let is_wrong = every.is_none() && decoder.given(&section, "every");
-    if decoder.given(&section, "at") && !is_wrong && !matches!(every, Some(Every::Day | Every::Week)) {
-        let (key, hint) = (format!("{}.at", section.path), "add every = \"day\" or \"week\", or leave it out");
+    let is_wrong = every.is_none() && decoder.given(&section, &EVERY);
+    if decoder.given(&section, &AT) && !is_wrong && !matches!(every, Some(Every::Day | Every::Week)) {
+        let (key, hint) = (section.path_of(&AT), "add every = \"day\" or \"week\", or leave it out");
         decoder.report_relation(&key, decoder.place_of(&key), "has no day or week to start", hint);
     }
-    if decoder.given(&section, "on") && !is_wrong && every != Some(Every::Week) {
-        let (key, hint) = (format!("{}.on", section.path), "add every = \"week\", or leave it out");
+    if decoder.given(&section, &ON) && !is_wrong && every != Some(Every::Week) {
+        let (key, hint) = (section.path_of(&ON), "add every = \"week\", or leave it out");
         decoder.report_relation(&key, decoder.place_of(&key), "has no week to start", hint);
     }
     let every = every.map(|every| match every {
@@ -153,14 +163,14 @@ fn decode_rotation<'a>(decoder: &mut Decoder<'a>, sink: &Section<'a>) -> Option<
 }
 
 fn decode_retention<'a>(decoder: &mut Decoder<'a>, sink: &Section<'a>) -> Option<Retention> {
-    if is_never(decoder, sink, "retention") {
+    if is_never(decoder, sink, &RETENTION) {
         return Some(Retention::default());
     }
-    let section = decoder.nested(sink, "retention", RETENTION)?;
+    let section = decoder.nested(sink, &RETENTION, RETENTION_KEYS)?;
     decoder.check_keys(&section, &[]);
-    let age = decoder.get(&section, "age");
-    let files = decoder.get::<Count<1, 1_000_000>>(&section, "files").map(|count| count.0 as usize);
-    let total = decoder.get::<Size>(&section, "total").map(|size| size.0);
+    let age = decoder.get(&section, &AGE);
+    let files = decoder.get::<Count<1, 1_000_000>>(&section, &FILES).map(|count| count.0 as usize);
+    let total = decoder.get::<Size>(&section, &TOTAL).map(|size| size.0);
     if section.written().next().is_none() && decoder.overlaid(&section).is_empty() {
         let message = "can delete nothing, because it sets no limit";
         let allowed = "allowed: age, files and/or total; or \"never\" to keep every archive";

@@ -19,15 +19,12 @@ pub struct PrometheusConfig {
     pub path: String,
 }
 
-pub(super) const TABLE: Table = Table::single(
-    "metrics.prometheus",
-    "",
-    &[
-        Key::new("enabled", "true", ""),
-        Key::new("listen", "\"127.0.0.1:9464\"", "a listener of its own; port 0 takes a free one"),
-        Key::new("path", "\"/metrics\"", ""),
-    ],
-);
+const ENABLED: Key = Key::new("enabled", "true", "");
+pub(super) const LISTEN: Key =
+    Key::new("listen", "\"127.0.0.1:9464\"", "a listener of its own; port 0 takes a free one");
+const PATH: Key = Key::new("path", "\"/metrics\"", "");
+
+pub(super) const TABLE: Table = Table::single("metrics.prometheus", "", &[ENABLED, LISTEN, PATH]);
 
 /// The path of a URL.
 struct UrlPath(String);
@@ -47,8 +44,8 @@ impl Setting for UrlPath {
 pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<PrometheusConfig> {
     let section = decoder.table(&TABLE);
     decoder.check_keys(&section, &[]);
-    let enabled = decoder.get(&section, "enabled");
-    let listen = decoder.get(&section, "listen");
-    let path = decoder.get::<UrlPath>(&section, "path");
+    let enabled = decoder.get(&section, &ENABLED);
+    let listen = decoder.get(&section, &LISTEN);
+    let path = decoder.get::<UrlPath>(&section, &PATH);
     Some(PrometheusConfig { enabled: enabled?, listen: listen?, path: path?.0 })
 }

@@ -2,12 +2,15 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use strum::{EnumCount, VariantNames};
+
 use super::{
     Secret,
-    decode::{Decoder, Section},
-    overrides::Overlay,
+    decode::Decoder,
+    overlay::Overlay,
     problem::Place,
     schema::{Key, Table},
+    section::{Refusal, Section},
     setting::{BaseUrl, Choice, Raw, Size},
 };
 
@@ -77,7 +80,8 @@ pub enum Send {
 }
 
 /// A kind of telemetry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EnumCount, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Signal {
     /// Spans.
     Traces,
@@ -96,46 +100,50 @@ pub struct Spool {
     pub size: u64,
 }
 
+const NAME: Key = Key::bare("name", "unique; a metric label");
+const KIND: Key = Key::bare("kind", "logfire | otlp (any OpenTelemetry collector)");
+const TOKEN: Key =
+    Key::new("token", "\"${LOGFIRE_TOKEN:-}\"", "the write token; its prefix says which region it is for")
+        .only("logfire");
+const SEND: Key = Key::bare("send", "always | never | if-token-present; LOGFIRE_SEND_TO_LOGFIRE");
+const ENDPOINT: Key = Key::bare("endpoint", "without /v1/traces; Logfire's follows from the token or LOGFIRE_BASE_URL")
+    .sample("\"https://logfire-eu.pydantic.dev\"");
+const PROTOCOL: Key = Key::new("protocol", "\"http/protobuf\"", "http/protobuf | grpc, which Logfire doesn't take");
+const HEADERS: Key = Key::bare("headers", "further request headers; with gRPC its metadata")
+    .sample("{ Authorization = \"Basic ${COLLECTOR_LOGIN}\" }");
+const SIGNALS: Key = Key::new("signals", "[\"traces\", \"metrics\", \"logs\"]", "");
+const TIMEOUT: Key = Key::new("timeout", "\"10 s\"", "of one export");
+pub(super) const SPOOL: Key = Key::bare(
+    "spool",
+    "where batches wait while the endpoint is away; left out: in memory, where a busy minute fills the room",
+);
+
 pub(super) const TABLE: Table = Table {
     header: "otlp",
     doc: "Where traces, metrics and logs are sent.",
-    keys: &[
-        Key::bare("name", "unique; a metric label"),
-        Key::bare("kind", "logfire | otlp (any OpenTelemetry collector)"),
-        Key::new("token", "\"${LOGFIRE_TOKEN:-}\"", "the write token; its prefix says which region it is for")
-            .only("logfire"),
-        Key::bare("send", "always | never | if-token-present; LOGFIRE_SEND_TO_LOGFIRE"),
-        Key::bare("endpoint", "without /v1/traces; Logfire's follows from the token or LOGFIRE_BASE_URL")
-            .sample("\"https://logfire-eu.pydantic.dev\""),
-        Key::new("protocol", "\"http/protobuf\"", "http/protobuf | grpc, which Logfire doesn't take"),
-        Key::bare("headers", "further request headers; with gRPC its metadata")
-            .sample("{ Authorization = \"Basic ${COLLECTOR_LOGIN}\" }"),
-        Key::new("signals", "[\"traces\", \"metrics\", \"logs\"]", ""),
-        Key::new("timeout", "\"10 s\"", "of one export"),
-        Key::bare(
-            "spool",
-            "where batches wait while the endpoint is away; left out: in memory, where a busy minute fills the room",
-        ),
-    ],
+    keys: &[NAME, KIND, TOKEN, SEND, ENDPOINT, PROTOCOL, HEADERS, SIGNALS, TIMEOUT, SPOOL],
     entries: Some(&[&[
-        ("name", "\"logfire\""),
-        ("kind", "\"logfire\""),
-        ("token", "\"${LOGFIRE_TOKEN:-}\""),
-        ("send", "\"if-token-present\""),
-        ("signals", "[\"traces\", \"metrics\", \"logs\"]"),
-        ("timeout", "\"10 s\""),
-        ("spool", "{ dir = \"spool\", size = \"256 MB\" }"),
+        (NAME, "\"logfire\""),
+        (KIND, "\"logfire\""),
+        (TOKEN, "\"${LOGFIRE_TOKEN:-}\""),
+        (SEND, "\"if-token-present\""),
+        (SIGNALS, "[\"traces\", \"metrics\", \"logs\"]"),
+        (TIMEOUT, "\"10 s\""),
+        (SPOOL, "{ dir = \"spool\", size = \"256 MB\" }"),
     ]]),
     suggestions: &[&[
-        ("name", "\"collector\""),
-        ("kind", "\"otlp\""),
-        ("endpoint", "\"http://127.0.0.1:4318\""),
-        ("protocol", "\"http/protobuf\""),
-        ("spool", "{ dir = \"spool\", size = \"256 MB\" }"),
+        (NAME, "\"collector\""),
+        (KIND, "\"otlp\""),
+        (ENDPOINT, "\"http://127.0.0.1:4318\""),
+        (PROTOCOL, "\"http/protobuf\""),
+        (SPOOL, "{ dir = \"spool\", size = \"256 MB\" }"),
     ]],
 };
 
-const SPOOL: &[Key] = &[Key::new("dir", "\"spool\"", ""), Key::new("size", "\"256 MB\"", "")];
+pub(super) const DIR: Key = Key::new("dir", "\"spool\"", "");
+const SIZE: Key = Key::new("size", "\"256 MB\"", "");
+
+const SPOOL_KEYS: &[Key] = &[DIR, SIZE];
 
 const US: &str = "https://logfire-us.pydantic.dev";
 const EU: &str = "https://logfire-eu.pydantic.dev";
@@ -151,15 +159,14 @@ impl Choice for Send {
 
 impl Signal {
     /// Every signal.
-    pub const ALL: [Self; 3] = [Self::Traces, Self::Metrics, Self::Logs];
+    pub const ALL: [Self; <Self as EnumCount>::COUNT] = [Self::Traces, Self::Metrics, Self::Logs];
+
+    /// Their names, in the same order.
+    pub const NAMES: &'static [&'static str] = <Self as VariantNames>::VARIANTS;
 
     /// The name in the configuration, in labels and on disk.
     pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Traces => "traces",
-            Self::Metrics => "metrics",
-            Self::Logs => "logs",
-        }
+        Self::NAMES[self as usize]
     }
 }
 
@@ -190,14 +197,14 @@ fn decode_destination<'a>(
     names: &mut Vec<String>,
 ) -> Option<OtlpConfig> {
     decoder.check_keys(section, &[]);
-    let name = decoder.unique_name(section, names);
-    let kind = decoder.required::<OtlpKind>(section, "kind");
+    let name = decoder.unique_name(section, &NAME, names);
+    let kind = decoder.required::<OtlpKind>(section, &KIND);
     let protocol = decode_protocol(decoder, section, kind);
     let headers = decode_headers(decoder, section, protocol);
-    let signals = decoder.list::<Signal>(section, "signals").map(|found| unique(found.into_iter().map(|pair| pair.0)));
-    let timeout = decoder.get(section, "timeout");
+    let signals = decoder.list::<Signal>(section, &SIGNALS).map(|found| unique(found.into_iter().map(|pair| pair.0)));
+    let timeout = decoder.get(section, &TIMEOUT);
     let spool = decode_spool(decoder, section);
-    let (token, send, endpoint) = match kind? {
+    let Destination { token, send, endpoint } = match kind? {
         OtlpKind::Logfire => decode_logfire(decoder, section),
         OtlpKind::Otlp => decode_collector(decoder, section, protocol),
     };
@@ -219,11 +226,14 @@ fn decode_destination<'a>(
 }
 
 fn decode_protocol<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, kind: Option<OtlpKind>) -> Option<Protocol> {
-    let found = decoder.find(section, "protocol").ok().flatten()?;
+    let found = decoder.find(section, &PROTOCOL).ok().flatten()?;
     let protocol = decoder.read(&found)?;
     if protocol == Protocol::Grpc && kind == Some(OtlpKind::Logfire) {
         let hint = Some("leave it out; a collector is kind = \"otlp\"".to_owned());
-        decoder.refuse(&found, false, ("\"http/protobuf\", the only protocol that Logfire takes", hint));
+        decoder.refuse(
+            &found,
+            Refusal { allowed: "\"http/protobuf\", the only protocol that Logfire takes", hint, secret: false },
+        );
         return None;
     }
     Some(protocol)
@@ -243,15 +253,20 @@ fn warn_of_port(decoder: &mut Decoder<'_>, section: &Section<'_>, protocol: Prot
         ),
         _ => return,
     };
-    decoder.warn(&section.key_path("endpoint"), message, hint);
+    decoder.warn(&section.path_of(&ENDPOINT), message, hint);
 }
 
-type Destination = (Option<Secret>, Option<Send>, Option<String>);
+/// What depends on the kind of destination; `None` for what was reported.
+struct Destination {
+    token: Option<Secret>,
+    send: Option<Send>,
+    endpoint: Option<String>,
+}
 
 fn decode_logfire<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Destination {
-    overlay(decoder, section, ("LOGFIRE_BASE_URL", "endpoint"));
-    overlay(decoder, section, ("LOGFIRE_SEND_TO_LOGFIRE", "send"));
-    let found = decoder.find(section, "token").ok().flatten();
+    overlay(decoder, section, &ENDPOINT, "LOGFIRE_BASE_URL");
+    overlay(decoder, section, &SEND, "LOGFIRE_SEND_TO_LOGFIRE");
+    let found = decoder.find(section, &TOKEN).ok().flatten();
     let token = found.as_ref().and_then(|found| decoder.read::<Secret>(found));
     let send = decode_send(decoder, section, Send::IfTokenPresent);
     let endpoint = decode_endpoint(decoder, section, None);
@@ -263,14 +278,14 @@ fn decode_logfire<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Desti
             "{variable}starts with neither of the known prefixes pylf_v1_us_ and pylf_v1_eu_, so the US region is assumed"
         );
         let hint = "check that it is a whole write token, or name the region by `endpoint`";
-        decoder.warn(&format!("{}.token", section.path), &message, hint);
+        decoder.warn(&section.path_of(&TOKEN), &message, hint);
     }
     let endpoint = endpoint.map(|endpoint| endpoint.unwrap_or_else(|| region.unwrap_or(US).to_owned()));
     if send == Some(Send::Always) && token.as_ref().is_some_and(Secret::is_empty) {
         let hint = "set LOGFIRE_TOKEN, or send = \"if-token-present\"";
-        decoder.warn(&format!("{}.send", section.path), "is \"always\", but there is no token", hint);
+        decoder.warn(&section.path_of(&SEND), "is \"always\", but there is no token", hint);
     }
-    (token, send, endpoint)
+    Destination { token, send, endpoint }
 }
 
 /// The endpoint of the region that a token's prefix names.
@@ -283,7 +298,7 @@ fn decode_collector<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, protoc
     decoder.check_kind(section, "otlp");
     let send = decode_send(decoder, section, Send::Always);
     if send == Some(Send::IfTokenPresent) {
-        let key = format!("{}.send", section.path);
+        let key = section.path_of(&SEND);
         let place = decoder.place_of(&key);
         decoder.report(
             &key,
@@ -292,16 +307,17 @@ fn decode_collector<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, protoc
             "a collector has no token; allowed: always, never",
         );
     }
-    if !decoder.given(section, "endpoint") {
-        decoder.required::<BaseUrl>(section, "endpoint");
-        return (Some(Secret::default()), send, None);
+    if !decoder.given(section, &ENDPOINT) {
+        decoder.required::<BaseUrl>(section, &ENDPOINT);
+        return Destination { token: Some(Secret::default()), send, endpoint: None };
     }
-    (Some(Secret::default()), send, decode_endpoint(decoder, section, protocol).flatten())
+    let endpoint = decode_endpoint(decoder, section, protocol).flatten();
+    Destination { token: Some(Secret::default()), send, endpoint }
 }
 
 /// A value that Logfire's own variables set for every destination of its kind.
-fn overlay<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, (variable, key): (&str, &str)) {
-    let path = format!("{}.{key}", section.path);
+fn overlay<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, key: &Key, variable: &str) {
+    let path = section.path_of(key);
     if decoder.overlays.contains_key(&path) {
         return;
     }
@@ -317,25 +333,25 @@ fn decode_endpoint<'a>(
     section: &Section<'a>,
     protocol: Option<Protocol>,
 ) -> Option<Option<String>> {
-    let Some(found) = decoder.find(section, "endpoint").ok()? else { return Some(None) };
+    let Some(found) = decoder.find(section, &ENDPOINT).ok()? else { return Some(None) };
     let url = decoder.read::<BaseUrl>(&found)?.0;
     if protocol == Some(Protocol::Grpc)
         && let Some(path) = url.parse::<http::Uri>().ok().map(|uri| uri.path().to_owned()).filter(|path| path != "/")
     {
         let hint = Some(format!("leave out {path}: a gRPC call's path is the name of its service"));
-        decoder.refuse(&found, false, ("scheme, host and port", hint));
+        decoder.refuse(&found, Refusal { allowed: "scheme, host and port", hint, secret: false });
         return None;
     }
     if url.ends_with("/v1/traces") || url.ends_with("/v1/logs") || url.ends_with("/v1/metrics") {
         let hint = Some("leave out /v1/…: each signal adds its own path".to_owned());
-        decoder.refuse(&found, false, ("the base URL of the endpoint", hint));
+        decoder.refuse(&found, Refusal { allowed: "the base URL of the endpoint", hint, secret: false });
         return None;
     }
     Some(Some(url))
 }
 
 fn decode_send<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, default: Send) -> Option<Send> {
-    let Some(mut found) = decoder.find(section, "send").ok()? else { return Some(default) };
+    let Some(mut found) = decoder.find(section, &SEND).ok()? else { return Some(default) };
     if let (Place::Environment(_), Raw::Text { text, .. }) = (&found.place, &mut found.raw) {
         // Logfire's SDKs write it as a boolean.
         match text.to_ascii_lowercase().as_str() {
@@ -372,10 +388,10 @@ fn decode_headers<'a>(
     section: &Section<'a>,
     protocol: Option<Protocol>,
 ) -> Option<Vec<(String, Secret)>> {
-    if !decoder.given(section, "headers") {
+    if !decoder.given(section, &HEADERS) {
         return Some(Vec::new());
     }
-    let table = decoder.nested(section, "headers", &[])?;
+    let table = decoder.nested(section, &HEADERS, &[])?;
     let mut names: Vec<String> = table.written().map(|(name, _)| name.to_owned()).collect();
     for (name, _) in decoder.overlaid(&table) {
         if !names.contains(&name) {
@@ -386,37 +402,32 @@ fn decode_headers<'a>(
     for name in names {
         if name.parse::<http::HeaderName>().is_err() {
             let message = "isn't the name of a header";
-            decoder.report(
-                &format!("{}.{name}", table.path),
-                table.place.clone(),
-                message,
-                "allowed: letters, digits, `-`",
-            );
+            decoder.report(&table.path_of_name(&name), table.place.clone(), message, "allowed: letters, digits, `-`");
             continue;
         }
         if protocol == Some(Protocol::Grpc) && !is_metadata(&name) {
             decoder.report(
-                &format!("{}.{name}", table.path),
+                &table.path_of_name(&name),
                 table.place.clone(),
                 "can't be metadata of a gRPC call",
                 "allowed: letters, digits, `-`, `_`, `.`, but no header of the protocol itself and nothing in `-bin`",
             );
             continue;
         }
-        let value = decoder.get::<Secret>(&table, &name);
+        let value = decoder.get_named::<Secret>(&table, &name);
         headers.push(value.map(|value| (name, value)));
     }
     headers.into_iter().collect()
 }
 
 fn decode_spool<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Option<Option<Spool>> {
-    if !decoder.given(section, "spool") {
+    if !decoder.given(section, &SPOOL) {
         return Some(None);
     }
-    let spool = decoder.nested(section, "spool", SPOOL)?;
+    let spool = decoder.nested(section, &SPOOL, SPOOL_KEYS)?;
     decoder.check_keys(&spool, &[]);
-    let dir = decoder.path(&spool, "dir");
-    let size = decoder.get::<Size>(&spool, "size");
+    let dir = decoder.path(&spool, &DIR);
+    let size = decoder.get::<Size>(&spool, &SIZE);
     Some(Some(Spool { dir: dir?, size: size?.0 }))
 }
 

@@ -2,55 +2,51 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use toml::de::{DeArray, DeValue};
-
 use super::{
-    LoadOptions,
+    Environment,
+    decode::Decoder,
+    log,
+    overlay::Overlay,
     problem::{Place, Problem},
-    schema::TABLES,
     setting::{nearest, suggest},
+    tables::TABLES,
+    telemetry,
 };
 
-/// A value that beats the file's.
-#[derive(Debug, Clone)]
-pub(super) struct Overlay<'a> {
-    pub(super) text: &'a str,
-    pub(super) place: Place,
-}
-
-impl<'a> Overlay<'a> {
-    /// The value as a list, which is written as in the file: `["a", "b"]`.
-    pub(super) fn list(&self) -> Option<DeArray<'a>> {
-        match DeValue::parse(self.text).ok()?.into_inner() {
-            DeValue::Array(array) => Some(array),
-            _ => None,
-        }
-    }
-}
-
 /// What beats the file, by key.
-pub(super) fn overlays(options: &LoadOptions) -> BTreeMap<String, Overlay<'_>> {
+pub(super) fn overlays<'a>(
+    environment: &'a Environment,
+    command_line: &'a [(String, String)],
+) -> BTreeMap<String, Overlay<'a>> {
     let mut overlays = BTreeMap::new();
     // The later ones beat the earlier.
     for (variable, key) in [
-        ("LOG_LEVEL", "log.level"),
-        ("MLX_MANAGER_LOG_LEVEL", "log.level"),
-        ("LOG_DIR", "log.dir"),
-        ("MLX_MANAGER_LOG_DIR", "log.dir"),
-        ("LOGFIRE_ENVIRONMENT", "telemetry.environment"),
+        ("LOG_LEVEL", log::TABLE.path_of(&log::LEVEL)),
+        ("MLX_MANAGER_LOG_LEVEL", log::TABLE.path_of(&log::LEVEL)),
+        ("LOG_DIR", log::TABLE.path_of(&log::DIR)),
+        ("MLX_MANAGER_LOG_DIR", log::TABLE.path_of(&log::DIR)),
+        ("LOGFIRE_ENVIRONMENT", telemetry::TABLE.path_of(&telemetry::ENVIRONMENT)),
     ] {
-        if let Some(text) = options.environment.set(variable) {
-            overlays.insert(key.to_owned(), Overlay { text, place: Place::Environment(variable.to_owned()) });
+        if let Some(text) = environment.set(variable) {
+            overlays.insert(key, Overlay { text, place: Place::Environment(variable.to_owned()) });
         }
     }
-    for (key, text) in &options.overrides {
+    for (key, text) in command_line {
         overlays.insert(key.clone(), Overlay { text, place: Place::CommandLine });
     }
     overlays
 }
 
-/// Says of a key of the command line why it took no value. `asked` are all keys that would have taken one.
-pub(super) fn unused(key: &str, asked: &BTreeSet<String>) -> Problem {
+/// Says of each value of the command line that no key took why.
+pub(super) fn report_unused(decoder: &mut Decoder<'_>) {
+    let given = decoder.overlays.iter().filter(|(_, overlay)| overlay.place == Place::CommandLine);
+    let unused = given.filter(|(key, _)| !decoder.asked.contains(*key));
+    let problems: Vec<Problem> = unused.map(|(key, _)| unused_key(key, &decoder.asked)).collect();
+    decoder.problems.extend(problems);
+}
+
+/// `asked` are all keys that would have taken a value.
+fn unused_key(key: &str, asked: &BTreeSet<String>) -> Problem {
     let below =
         |mark: char| asked.iter().find(|other| other.strip_prefix(key).is_some_and(|rest| rest.starts_with(mark)));
     let list = TABLES.iter().any(|table| table.header == key && table.entries.is_some());

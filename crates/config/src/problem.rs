@@ -27,6 +27,11 @@ pub enum Place {
 }
 
 impl Place {
+    /// Whether it is in the user's own file.
+    pub(super) fn is_in_file(&self) -> bool {
+        matches!(self, Self::File { .. })
+    }
+
     /// In words: `config.toml:12`, `environment LOG_LEVEL`, `command line`, `default`.
     pub(super) fn describe(&self, file: &str) -> String {
         match self {
@@ -95,7 +100,7 @@ impl Problems {
 
     /// All of them as text for people, with escape sequences for colour if asked.
     pub fn render(&self, color: bool) -> String {
-        let mut text = draw(&self.problems, Level::ERROR, (&self.file, &self.source), color);
+        let mut text = draw(&self.problems, Level::ERROR, Drawn { file: &self.file, source: &self.source }, color);
         let count = self.problems.len();
         let noun = if count == 1 { "problem" } else { "problems" };
         let file = if self.file.is_empty() { "the configuration" } else { &self.file };
@@ -112,10 +117,19 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
+/// The file that problems are drawn over.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Drawn<'a> {
+    /// Its name as the user knows it.
+    pub(super) file: &'a str,
+    /// Its text without secrets.
+    pub(super) source: &'a Redacted,
+}
+
 /// Draws problems or warnings over the redacted source.
-pub(super) fn draw(problems: &[Problem], level: Level<'static>, shown: (&str, &Redacted), color: bool) -> String {
+pub(super) fn draw(problems: &[Problem], level: Level<'static>, drawn: Drawn<'_>, color: bool) -> String {
     let renderer = if color { Renderer::styled() } else { Renderer::plain() };
-    let (file, source) = shown;
+    let Drawn { file, source } = drawn;
     let mut text = String::new();
     for problem in problems {
         let title = level.clone().primary_title(problem.message.as_str());

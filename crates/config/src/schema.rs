@@ -34,6 +34,13 @@ impl Key {
         self
     }
 
+    /// The same key of a table that lies over another one: left out, it has that one's value and needs no words of its own.
+    pub(super) const fn inherited(mut self) -> Self {
+        self.default = None;
+        self.doc = "";
+        self
+    }
+
     /// Restricts the key to entries of one `kind`.
     pub(super) const fn only(mut self, kind: &'static str) -> Self {
         self.only = Some(kind);
@@ -42,7 +49,7 @@ impl Key {
 }
 
 /// The keys of one entry of an array of tables, with their values as TOML text.
-pub(super) type Entry = &'static [(&'static str, &'static str)];
+pub(super) type Entry = &'static [(Key, &'static str)];
 
 /// One table of the file, or an array of tables.
 #[derive(Debug, Clone, Copy)]
@@ -74,22 +81,14 @@ impl Table {
     ) -> Self {
         Self { header, doc, keys, entries: Some(entries), suggestions: &[] }
     }
-}
 
-/// Every table, in the order of the example.
-pub(super) const TABLES: &[Table] = &[
-    super::server::TABLE,
-    super::log::TABLE,
-    super::log::TARGETS,
-    super::log::SINKS,
-    super::telemetry::TABLE,
-    super::metrics::TABLE,
-    super::traces::TABLE,
-    super::otlp::TABLE,
-    super::local::TABLE,
-    super::local::MODELS,
-    super::cloud::PROVIDERS,
-    super::cloud::TABLE,
-    super::cloud::ROUTES,
-    super::database::TABLE,
-];
+    /// A key's full name: `server.listen`.
+    pub(super) fn path_of(&self, key: &Key) -> String {
+        format!("{}.{}", self.header, key.name)
+    }
+
+    /// The full name of a key of one entry: `log.sinks[1].file`.
+    pub(super) fn path_in_entry(&self, index: usize, key: &Key) -> String {
+        format!("{}[{index}].{}", self.header, key.name)
+    }
+}

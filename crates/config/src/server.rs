@@ -19,21 +19,17 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
 }
 
-pub(super) const TABLE: Table = Table::single(
-    "server",
-    "",
-    &[
-        Key::new("listen", "\"127.0.0.1:10242\"", "the API; port 0 takes a free one"),
-        Key::new("max_body", "\"32 MiB\"", "a larger request body gets a 413"),
-        Key::new("drain_timeout", "\"30 s\"", "how long open requests may go on after SIGTERM"),
-    ],
-);
+const LISTEN: Key = Key::new("listen", "\"127.0.0.1:10242\"", "the API; port 0 takes a free one");
+const MAX_BODY: Key = Key::new("max_body", "\"32 MiB\"", "a larger request body gets a 413");
+const DRAIN_TIMEOUT: Key = Key::new("drain_timeout", "\"30 s\"", "how long open requests may go on after SIGTERM");
+
+pub(super) const TABLE: Table = Table::single("server", "", &[LISTEN, MAX_BODY, DRAIN_TIMEOUT]);
 
 pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<ServerConfig> {
     let section = decoder.table(&TABLE);
     decoder.check_keys(&section, &[]);
-    let listen = decoder.get(&section, "listen");
-    let max_body = decoder.get::<Size>(&section, "max_body");
-    let drain_timeout = decoder.get::<DurationOrZero>(&section, "drain_timeout");
+    let listen = decoder.get(&section, &LISTEN);
+    let max_body = decoder.get::<Size>(&section, &MAX_BODY);
+    let drain_timeout = decoder.get::<DurationOrZero>(&section, &DRAIN_TIMEOUT);
     Some(ServerConfig { listen: listen?, max_body: max_body?.0, drain_timeout: drain_timeout?.0 })
 }

@@ -37,24 +37,22 @@ impl Choice for SemanticConventions {
         &[("1.41", Self::V1_41), ("latest", Self::Latest), ("both", Self::Both)];
 }
 
-pub(super) const TABLE: Table = Table::single(
-    "traces",
-    "",
-    &[
-        Key::new("sample_ratio", "1.0", "the share of traces that is kept"),
-        Key::new("capture_content", "false", "prompts and answers in spans"),
-        Key::new("keep_slower_than", "\"10 s\"", "below a ratio of 1, errors and slower traces are kept whole"),
-        Key::new("semconv", "\"both\"", "names of the GenAI conventions: 1.41 | latest | both"),
-    ],
-);
+const SAMPLE_RATIO: Key = Key::new("sample_ratio", "1.0", "the share of traces that is kept");
+const CAPTURE_CONTENT: Key = Key::new("capture_content", "false", "prompts and answers in spans");
+const KEEP_SLOWER_THAN: Key =
+    Key::new("keep_slower_than", "\"10 s\"", "below a ratio of 1, errors and slower traces are kept whole");
+const SEMCONV: Key = Key::new("semconv", "\"both\"", "names of the GenAI conventions: 1.41 | latest | both");
+
+pub(super) const TABLE: Table =
+    Table::single("traces", "", &[SAMPLE_RATIO, CAPTURE_CONTENT, KEEP_SLOWER_THAN, SEMCONV]);
 
 pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<TracesConfig> {
     let section = decoder.table(&TABLE);
     decoder.check_keys(&section, &[]);
-    let sample_ratio = decoder.get::<Ratio>(&section, "sample_ratio");
-    let capture_content = decoder.get(&section, "capture_content");
-    let keep_slower_than = decoder.get::<DurationOrZero>(&section, "keep_slower_than");
-    let semconv = decoder.get(&section, "semconv");
+    let sample_ratio = decoder.get::<Ratio>(&section, &SAMPLE_RATIO);
+    let capture_content = decoder.get(&section, &CAPTURE_CONTENT);
+    let keep_slower_than = decoder.get::<DurationOrZero>(&section, &KEEP_SLOWER_THAN);
+    let semconv = decoder.get(&section, &SEMCONV);
     Some(TracesConfig {
         sample_ratio: sample_ratio?.0,
         capture_content: capture_content?,

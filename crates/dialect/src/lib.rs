@@ -2,15 +2,17 @@
 //!
 //! No IO, no clock, no async: what goes wrong here can be replayed from a file. A request goes through [`decode_head`]
 //! and, for the local engine, [`decode_chat`]; its answer through a [`StreamEncoder`] or a [`BodyBuilder`]. The cloud
-//! side uses [`prepare`], [`sse::Parser`], [`Observer`], [`observe_body`] and [`decode_error`].
+//! side uses [`prepare`], [`sse::Parser`], [`Observer`], [`observe_body`] and [`decode_error`]. [`CAPTURE`] is for telemetry.
 //!
 //! The two dialects lie in sibling folders with the same files. They are a closed set, so everything here is a `match`.
 
 mod anthropic;
+mod capture;
 mod field;
 mod fold;
 mod json;
 mod openai;
+mod refusal;
 pub mod sse;
 #[cfg(test)]
 mod tests;
@@ -21,6 +23,8 @@ use jiff::Timestamp;
 use mlx_manager_llm::{Api, Chat, Dialect, Error, ErrorKind, Event, Request};
 
 use self::fold::Folded;
+
+pub use self::capture::CAPTURE;
 
 /// Reads what routing, telemetry and sampling need to know of a body, and keeps the rest as it came.
 ///
@@ -137,14 +141,6 @@ impl StreamEncoder {
             WireEncoder::Anthropic(encoder) => encoder.error(error, &mut out),
         }
         out.into()
-    }
-
-    /// A frame that means nothing and keeps the connection alive while the model is busy.
-    pub fn ping(&self) -> Bytes {
-        match &self.wire {
-            WireEncoder::OpenAi(_) => Bytes::from_static(b": ping\n\n"),
-            WireEncoder::Anthropic(_) => Bytes::from_static(b"event: ping\ndata: {\"type\":\"ping\"}\n\n"),
-        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Server-sent events: an incremental parser that keeps the bytes of every frame, and the encoder.
 //!
-//! Knows nothing of what the frames say. The format is the one of the WHATWG HTML standard, section "Server-sent events",
-//! except that a last frame without its blank line is an error here: the standard drops it silently, and a gateway must
-//! not take a cut-off answer for a whole one.
+//! Knows nothing of what the frames say. The format is the one of the WHATWG HTML standard, section "Server-sent events":
+//! a last frame without its blank line is none. Whether an answer is whole its frames have to say
+//! ([`Observer::complete`](super::Observer::complete)), for a stream may be cut off between two of them.
 
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
@@ -15,17 +15,14 @@ pub struct Frame {
     /// Every byte of the block, line ends included. The raws of all frames of a stream, joined, are the stream.
     pub raw: Bytes,
     /// The `event` field; empty when the block has none.
-    pub event: Bytes,
+    pub(super) event: Bytes,
     /// The `data` lines joined by line feeds; `None` when the block has none (a comment, a stray blank line).
-    pub data: Option<Bytes>,
+    pub(super) data: Option<Bytes>,
 }
 
 /// Why a stream is no sequence of frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SseError {
-    /// The stream ended within a frame.
-    #[error("the event stream ended within a frame")]
-    Truncated,
     /// A frame is longer than allowed.
     #[error("a frame of the event stream is longer than {limit} bytes")]
     FrameTooLong {
@@ -65,29 +62,6 @@ impl Parser {
     /// # Errors
     /// When a frame exceeds the limit; the stream can't be read on after that.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, SseError> {
-        self.advance(false)
-    }
-
-    /// Says that the stream has ended: call until it gives `None`, after the last [`next_frame`](Self::next_frame).
-    ///
-    /// # Errors
-    /// [`SseError::Truncated`] when what is left is an unfinished frame. Left-over comments are no loss and no error.
-    pub fn finish(&mut self) -> Result<Option<Frame>, SseError> {
-        if let Some(frame) = self.advance(true)? {
-            return Ok(Some(frame));
-        }
-        if self.buffer.is_empty() {
-            return Ok(None);
-        }
-        let end = self.buffer.len();
-        let rest = self.take(end);
-        if rest.data.is_some() || !rest.event.is_empty() || !rest.raw.starts_with(b":") {
-            return Err(SseError::Truncated);
-        }
-        Ok(Some(rest))
-    }
-
-    fn advance(&mut self, ended: bool) -> Result<Option<Frame>, SseError> {
         while let Some(offset) = self.buffer[self.cursor..].iter().position(|byte| matches!(byte, b'\r' | b'\n')) {
             let at = self.cursor + offset;
             let blank = at == self.line;
@@ -101,7 +75,7 @@ impl Parser {
                 } else if let Some(byte) = self.buffer.get(next) {
                     bare_return = *byte != b'\n';
                     next += usize::from(!bare_return);
-                } else if !ended {
+                } else {
                     self.cursor = at;
                     return self.check_length(self.buffer.len()).map(|()| None);
                 }
@@ -156,14 +130,14 @@ fn read_fields(raw: Bytes, first: bool) -> Frame {
 }
 
 /// Appends a frame whose data is `data` as one line of JSON.
-pub fn write(out: &mut Vec<u8>, event: Option<&str>, data: &impl Serialize) {
+pub(super) fn write(out: &mut Vec<u8>, event: Option<&str>, data: &impl Serialize) {
     begin(out, event);
     super::json::write(out, data);
     out.extend_from_slice(b"\n\n");
 }
 
 /// Appends a frame whose data is `data` as it is, line by line.
-pub fn write_text(out: &mut Vec<u8>, event: Option<&str>, data: &[u8]) {
+pub(super) fn write_text(out: &mut Vec<u8>, event: Option<&str>, data: &[u8]) {
     for (index, line) in data.split(|byte| *byte == b'\n').enumerate() {
         if index == 0 {
             begin(out, event);
@@ -190,7 +164,7 @@ mod tests {
 
     use super::*;
 
-    /// Frames, and how the stream ended.
+    /// Frames, and why there are no more.
     pub(crate) fn parse(chunks: &[&[u8]], limit: usize) -> (Vec<Frame>, Option<SseError>) {
         let mut parser = Parser::new(limit);
         let mut frames = Vec::new();
@@ -204,13 +178,7 @@ mod tests {
                 }
             }
         }
-        loop {
-            match parser.finish() {
-                Ok(Some(frame)) => frames.push(frame),
-                Ok(None) => return (frames, None),
-                Err(error) => return (frames, Some(error)),
-            }
-        }
+        (frames, None)
     }
 
     fn read(text: &str) -> Vec<(String, Option<String>)> {
@@ -246,11 +214,13 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_frame_is_reported() {
-        for text in ["data: x", "data: x\n", "event: a\n", "data: a\n\ndata: b", "da", ":c\ndata: x\n"] {
-            assert_eq!(parse(&[text.as_bytes()], 100).1, Some(SseError::Truncated), "{text:?}");
+    fn an_unfinished_frame_is_none() {
+        for text in ["data: x", "data: x\n", "event: a\n", "da", ":c\ndata: x\n"] {
+            assert_eq!(read(text), [], "{text:?}");
         }
-        assert_eq!(parse(&[b"data: a\n\n: bye"], 100).1, None);
+        for text in ["data: a\n\ndata: b", "data: a\n\n: bye"] {
+            assert_eq!(read(text), [frame("", "a")], "{text:?}");
+        }
     }
 
     #[test]
@@ -287,7 +257,6 @@ mod tests {
             prop_assert_eq!(&whole, &parse(&chunks, 64));
             let joined: Vec<u8> = whole.0.iter().flat_map(|frame| frame.raw.to_vec()).collect();
             prop_assert!(bytes.starts_with(&joined));
-            prop_assert!(whole.1.is_some() || joined.len() == bytes.len());
         }
 
         #[test]

@@ -6,25 +6,14 @@
 use bytes::Bytes;
 use mlx_manager_llm::{Dialect, Error, ErrorKind, UpstreamBody};
 
-use super::{anthropic, openai};
+use super::{anthropic, openai, refusal::Refusal};
 
 const MAX_NAME_BYTES: usize = 64;
 
-/// An error answer, read.
-#[derive(Debug)]
-pub(super) struct Refusal {
-    /// The provider's words.
-    pub message: Option<String>,
-    /// A status within the body: how servers report an error after the stream began.
-    pub status: Option<u16>,
-    /// The most telling of its type and code.
-    pub name: Option<String>,
-}
-
 fn read(dialect: Dialect, body: &[u8]) -> Option<Refusal> {
     match dialect {
-        Dialect::OpenAi => openai::error::read(body),
-        Dialect::Anthropic => anthropic::error::read(body),
+        Dialect::OpenAi => openai::refusal::read(body),
+        Dialect::Anthropic => anthropic::refusal::read(body),
     }
 }
 

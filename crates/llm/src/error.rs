@@ -2,15 +2,18 @@
 
 use bytes::Bytes;
 use http::HeaderMap;
+use strum::IntoStaticStr;
 
 use super::{Dialect, Outcome};
 
 /// The closed set of failures; a metric label and the `error_kind` of an audit row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum ErrorKind {
     /// The request is malformed or asks for what can't be done.
     InvalidRequest,
     /// The prompt does not fit the model's context.
+    #[strum(serialize = "context_length_exceeded")]
     ContextLength,
     /// The body is larger than `server.max_body`.
     BodyTooLarge,
@@ -25,10 +28,12 @@ pub enum ErrorKind {
     /// The provider is off, the breaker is open, or the engine is away.
     Unavailable,
     /// The provider could not be reached, failed, or sent rubbish.
+    #[strum(serialize = "upstream_error")]
     Upstream,
     /// The provider refused the request as the caller's fault; its answer is passed on.
     UpstreamRefused,
     /// The local engine failed.
+    #[strum(serialize = "engine_error")]
     Engine,
     /// No first token in time.
     TimeoutFirstToken,
@@ -37,29 +42,14 @@ pub enum ErrorKind {
     /// The whole request took too long.
     TimeoutTotal,
     /// A defect of ours.
+    #[strum(serialize = "internal_error")]
     Internal,
 }
 
 impl ErrorKind {
     /// The label's value.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::InvalidRequest => "invalid_request",
-            Self::ContextLength => "context_length_exceeded",
-            Self::BodyTooLarge => "body_too_large",
-            Self::Unauthorized => "unauthorized",
-            Self::ModelNotFound => "model_not_found",
-            Self::RateLimited => "rate_limited",
-            Self::Overloaded => "overloaded",
-            Self::Unavailable => "unavailable",
-            Self::Upstream => "upstream_error",
-            Self::UpstreamRefused => "upstream_refused",
-            Self::Engine => "engine_error",
-            Self::TimeoutFirstToken => "timeout_first_token",
-            Self::TimeoutIdle => "timeout_idle",
-            Self::TimeoutTotal => "timeout_total",
-            Self::Internal => "internal_error",
-        }
+        self.into()
     }
 
     /// The HTTP status when nothing was sent yet. An upstream's refusal carries its own.

@@ -1,6 +1,7 @@
 //! What a backend answers, piece by piece.
 
 use bytes::Bytes;
+use strum::IntoStaticStr;
 
 use super::ToolCall;
 
@@ -85,7 +86,8 @@ impl ToolCallDelta {
 }
 
 /// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum FinishReason {
     /// The model was done, or a stop sequence matched.
     Stop,
@@ -102,13 +104,7 @@ pub enum FinishReason {
 impl FinishReason {
     /// The name in `gen_ai.response.finish_reasons`.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-            Self::ToolCalls => "tool_calls",
-            Self::ContentFilter => "content_filter",
-            Self::Other => "other",
-        }
+        self.into()
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod backend;
 mod body;
+mod capture;
 mod context;
 mod error;
 mod event;
@@ -15,6 +16,7 @@ mod retry_after;
 
 pub use backend::{Answer, Backend, BoxFuture, Call, EventStream};
 pub use body::Body;
+pub use capture::{Capture, CapturedMessage, Conversation, Part, ToolResult};
 pub use context::Context;
 pub use error::{Error, ErrorKind, UpstreamBody};
 pub use event::{Event, FinishReason, ToolCallDelta, Usage};

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use strum::{IntoStaticStr, VariantArray, VariantNames};
 
 use super::{Api, Context, FinishReason, Usage};
 
 /// How a request ended; the one closed `outcome` label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Outcome {
     /// The whole answer was delivered.
     Ok,
@@ -39,44 +41,19 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, for series that exist from the start.
-    pub const ALL: [Self; 13] = [
-        Self::Ok,
-        Self::ClientAbort,
-        Self::TimeoutFirstToken,
-        Self::TimeoutIdle,
-        Self::TimeoutTotal,
-        Self::RateLimited,
-        Self::Shed,
-        Self::UpstreamError,
-        Self::EngineError,
-        Self::InvalidRequest,
-        Self::Unauthorized,
-        Self::NotFound,
-        Self::Unavailable,
-    ];
+    pub const ALL: &'static [Self] = <Self as VariantArray>::VARIANTS;
+    /// Their names, in the same order.
+    pub const NAMES: &'static [&'static str] = <Self as VariantNames>::VARIANTS;
 
     /// The label's value.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::ClientAbort => "client_abort",
-            Self::TimeoutFirstToken => "timeout_first_token",
-            Self::TimeoutIdle => "timeout_idle",
-            Self::TimeoutTotal => "timeout_total",
-            Self::RateLimited => "rate_limited",
-            Self::Shed => "shed",
-            Self::UpstreamError => "upstream_error",
-            Self::EngineError => "engine_error",
-            Self::InvalidRequest => "invalid_request",
-            Self::Unauthorized => "unauthorized",
-            Self::NotFound => "not_found",
-            Self::Unavailable => "unavailable",
-        }
+        self.into()
     }
 }
 
 /// Where token counts come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum UsageSource {
     /// Reported by the provider, or counted by the local engine: exact.
     Provider,
@@ -89,11 +66,7 @@ pub enum UsageSource {
 impl UsageSource {
     /// The value of the audit column.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Provider => "provider",
-            Self::Estimated => "estimated",
-            Self::Partial => "partial",
-        }
+        self.into()
     }
 }
 

@@ -4,6 +4,8 @@
 //! the same dialect gets. A [`Chat`] is the body understood to the last field; only the local engine needs it, and only
 //! for it must a field be refused that we don't know how to honour.
 
+use strum::{IntoStaticStr, VariantArray, VariantNames};
+
 use super::Body;
 
 /// The API family that a caller or a provider speaks.
@@ -16,7 +18,8 @@ pub enum Dialect {
 }
 
 /// The endpoint a request came in by; the `api` label of metrics and audit rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Api {
     /// `POST /v1/chat/completions`
     ChatCompletions,
@@ -26,14 +29,13 @@ pub enum Api {
 
 impl Api {
     /// Every endpoint, for series that exist from the start.
-    pub const ALL: [Self; 2] = [Self::ChatCompletions, Self::Messages];
+    pub const ALL: &'static [Self] = <Self as VariantArray>::VARIANTS;
+    /// Their names, in the same order.
+    pub const NAMES: &'static [&'static str] = <Self as VariantNames>::VARIANTS;
 
     /// The closed, low-cardinality name used in metrics and audit rows.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::ChatCompletions => "chat_completions",
-            Self::Messages => "messages",
-        }
+        self.into()
     }
 
     /// The request path, which is also the route label of HTTP metrics.
@@ -61,18 +63,20 @@ impl Api {
 }
 
 /// `gen_ai.operation.name` of the GenAI semantic conventions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Operation {
     /// A conversation of messages.
     Chat,
 }
 
 impl Operation {
+    /// The names of all operations.
+    pub const NAMES: &'static [&'static str] = <Self as VariantNames>::VARIANTS;
+
     /// The name as the conventions spell it.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Chat => "chat",
-        }
+        self.into()
     }
 }
 
@@ -136,7 +140,8 @@ pub struct Chat {
 }
 
 /// Who speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Role {
     /// Instructions of the operator; OpenAI's `developer` too.
     System,
@@ -151,12 +156,7 @@ pub enum Role {
 impl Role {
     /// The name chat templates expect.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::System => "system",
-            Self::User => "user",
-            Self::Assistant => "assistant",
-            Self::Tool => "tool",
-        }
+        self.into()
     }
 }
 

@@ -8,8 +8,10 @@
 use std::time::Duration;
 
 use mlx_manager_config::SemanticConventions;
-use mlx_manager_llm::{Api, Chat, Content, FinishReason, Message, Request, Sampling, ToolCall, Usage};
-use serde_json::{Value as Json, json};
+use mlx_manager_llm::{
+    CapturedMessage, Chat, Content, Conversation, FinishReason, Message, Part, Sampling, ToolCall, ToolResult, Usage,
+};
+use serde_json::{Map, Value as Json, json};
 
 use super::redact;
 
@@ -142,49 +144,44 @@ impl End<'_> {
     }
 }
 
-/// Prompts, redacted. From the understood chat where there is one, else from the body as it came.
-pub fn input(request: &Request, chat: Option<&Chat>) -> Attributes {
-    let (messages, system, tools) = match chat {
-        Some(chat) => {
-            let tools: Vec<Json> = chat
-                .tools
-                .iter()
-                .map(|tool| {
-                    json!({"type": "function", "name": tool.name, "description": tool.description, "parameters": tool.parameters})
-                })
-                .collect();
-            let tools = (!tools.is_empty()).then_some(Json::Array(tools));
-            (Json::Array(chat.messages.iter().map(message).collect()), None, tools)
-        }
-        None => {
-            let field =
-                |name: &str| request.body.get(name).and_then(|raw| serde_json::from_str::<Json>(raw.get()).ok());
-            let messages = match field("messages") {
-                Some(Json::Array(messages)) => messages.iter().map(raw_message).collect(),
-                _ => Vec::new(),
-            };
-            let system = (request.api == Api::Messages).then(|| field("system")).flatten();
-            (Json::Array(messages), system.map(|system| Json::Array(raw_parts(&system))), field("tools"))
-        }
-    };
-    [(INPUT_MESSAGES, Some(messages)), (SYSTEM_INSTRUCTIONS, system), (TOOL_DEFINITIONS, tools)]
-        .into_iter()
-        .filter_map(|(name, value)| Some((name, Value::Text(redacted(value?)))))
-        .collect()
+/// Prompts on their way to a provider, redacted.
+pub fn input(conversation: Conversation) -> Attributes {
+    let messages = conversation.messages.into_iter().map(captured_message).collect();
+    let system = conversation.system.map(|parts| parts.into_iter().map(part).collect());
+    input_attributes(messages, system, conversation.tools)
 }
 
-/// `request_data`: the model, which is what Logfire's message templates name; with content and before the latest version
-/// the whole body, redacted and without the bytes of images, sounds and files.
-pub fn request_data(request: &Request, model: &str, content: bool, version: SemanticConventions) -> Value {
-    let mut data = json!({"model": model});
-    if !content || version == SemanticConventions::Latest {
-        return Value::Text(data.to_string());
-    }
-    for (name, raw) in request.body.iter().filter(|(name, _)| *name != "model") {
-        data[name] = serde_json::from_str(raw.get()).unwrap_or_default();
-    }
-    leave_media_out(&mut data);
-    Value::Text(redacted(data))
+/// Prompts as the local engine understands them, redacted.
+pub fn understood_input(chat: &Chat) -> Attributes {
+    let tools: Vec<Json> = chat
+        .tools
+        .iter()
+        .map(|tool| {
+            json!({"type": "function", "name": tool.name, "description": tool.description, "parameters": tool.parameters})
+        })
+        .collect();
+    let tools = (!tools.is_empty()).then_some(Json::Array(tools));
+    input_attributes(chat.messages.iter().map(message).collect(), None, tools)
+}
+
+fn input_attributes(messages: Vec<Json>, system: Option<Vec<Json>>, tools: Option<Json>) -> Attributes {
+    [
+        (INPUT_MESSAGES, Some(Json::Array(messages))),
+        (SYSTEM_INSTRUCTIONS, system.map(Json::Array)),
+        (TOOL_DEFINITIONS, tools),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some((name, Value::Text(redacted(value?)))))
+    .collect()
+}
+
+/// `request_data`: the model, which is what Logfire's message templates name; and with content the rest of the body,
+/// redacted, which only versions before the latest have.
+pub fn request_data(model: &str, body: Option<Map<String, Json>>) -> Value {
+    let mut data = Map::from_iter([("model".to_owned(), model.into())]);
+    let Some(body) = body else { return Value::Text(Json::Object(data).to_string()) };
+    data.extend(body.into_iter().filter(|(name, _)| name != "model"));
+    Value::Text(redacted(Json::Object(data)))
 }
 
 /// What a model answered.
@@ -206,7 +203,7 @@ impl Answer<'_> {
         }
         let mut parts = Vec::new();
         if !self.reasoning.is_empty() {
-            parts.push(json!({"type": "reasoning", "content": self.reasoning}));
+            parts.push(reasoning_part(self.reasoning));
         }
         if !self.text.is_empty() {
             parts.push(text_part(self.text));
@@ -268,94 +265,52 @@ fn redacted(mut value: Json) -> String {
     value.to_string()
 }
 
-fn text_part(text: &str) -> Json {
-    json!({"type": "text", "content": text})
+fn text_part(text: impl Into<Json>) -> Json {
+    json!({"type": "text", "content": text.into()})
+}
+
+fn reasoning_part(text: impl Into<Json>) -> Json {
+    json!({"type": "reasoning", "content": text.into()})
 }
 
 fn tool_call_part(call: &ToolCall) -> Json {
-    json!({"type": "tool_call", "id": call.id, "name": call.name, "arguments": arguments(&call.arguments)})
-}
-
-/// The arguments of a call, which dialects write as JSON within a text.
-fn arguments(text: &str) -> Json {
-    serde_json::from_str(text).unwrap_or_else(|_| text.into())
+    // A dialect writes the arguments as JSON within a text.
+    let arguments = serde_json::from_str(&call.arguments).unwrap_or_else(|_| Json::from(call.arguments.as_str()));
+    json!({"type": "tool_call", "id": call.id, "name": call.name, "arguments": arguments})
 }
 
 fn message(message: &Message) -> Json {
     let mut parts = Vec::new();
-    if let Some(reasoning) = &message.reasoning {
-        parts.push(json!({"type": "reasoning", "content": reasoning}));
-    }
+    parts.extend(message.reasoning.as_deref().map(reasoning_part));
     for Content::Text(text) in &message.content {
         parts.push(match &message.tool_call_id {
             Some(id) => json!({"type": "tool_call_response", "id": id, "response": text}),
-            None => text_part(text),
+            None => text_part(text.as_str()),
         });
     }
     parts.extend(message.tool_calls.iter().map(tool_call_part));
     json!({"role": message.role.as_str(), "parts": parts})
 }
 
-/// A message of either dialect in the conventions' shape.
-fn raw_message(message: &Json) -> Json {
-    let content = &message["content"];
-    let mut parts = match message["tool_call_id"].as_str() {
-        Some(id) => vec![json!({"type": "tool_call_response", "id": id, "response": content})],
-        None => raw_parts(content),
-    };
-    for call in message["tool_calls"].as_array().into_iter().flatten() {
-        let function = &call["function"];
-        parts.push(json!({
-            "type": "tool_call", "id": call["id"], "name": function["name"],
-            "arguments": function["arguments"].as_str().map(arguments),
-        }));
-    }
-    json!({"role": message["role"], "parts": parts})
+fn captured_message(message: CapturedMessage) -> Json {
+    json!({"role": message.role, "parts": message.parts.into_iter().map(part).collect::<Vec<_>>()})
 }
 
-fn raw_parts(content: &Json) -> Vec<Json> {
-    match content {
-        Json::String(text) => vec![text_part(text)],
-        Json::Array(parts) => parts.iter().map(raw_part).collect(),
-        _ => Vec::new(),
-    }
-}
-
-/// One part. Of images, sounds and files only the fact is kept, since their bytes are no reading matter.
-fn raw_part(part: &Json) -> Json {
-    match part["type"].as_str() {
-        Some("text") => json!({"type": "text", "content": part["text"]}),
-        Some("thinking") => json!({"type": "reasoning", "content": part["thinking"]}),
-        Some("tool_use") => {
-            json!({"type": "tool_call", "id": part["id"], "name": part["name"], "arguments": part["input"]})
+fn part(captured: Part) -> Json {
+    match captured {
+        Part::Text(text) => text_part(text),
+        Part::Reasoning(text) => reasoning_part(text),
+        Part::ToolCall { id, name, arguments } => {
+            json!({"type": "tool_call", "id": id, "name": name, "arguments": arguments})
         }
-        Some("tool_result") => {
-            let response = match &part["content"] {
-                Json::Array(parts) => parts.iter().map(raw_part).collect(),
-                other => other.clone(),
+        Part::ToolResult { id, result } => {
+            let response = match result {
+                ToolResult::Whole(value) => value,
+                ToolResult::Parts(parts) => parts.into_iter().map(part).collect(),
             };
-            json!({"type": "tool_call_response", "id": part["tool_use_id"], "response": response})
+            json!({"type": "tool_call_response", "id": id, "response": response})
         }
-        _ => json!({"type": part["type"]}),
-    }
-}
-
-/// Replaces the bytes of images, sounds and files, wherever a body holds them.
-fn leave_media_out(value: &mut Json) {
-    match value {
-        Json::String(text) if text.starts_with("data:") && text.contains(";base64,") => "[media]".clone_into(text),
-        Json::Array(items) => items.iter_mut().for_each(leave_media_out),
-        Json::Object(fields) => {
-            for (name, value) in fields {
-                match value {
-                    Json::String(text) if matches!(name.as_str(), "data" | "file_data") && !text.contains(' ') => {
-                        "[media]".clone_into(text);
-                    }
-                    other => leave_media_out(other),
-                }
-            }
-        }
-        _ => {}
+        Part::Other { kind } => json!({"type": kind}),
     }
 }
 
@@ -404,28 +359,42 @@ mod tests {
         }
     }
 
+    fn json_of(value: &Value) -> Json {
+        match value {
+            Value::Text(text) => serde_json::from_str(text).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
-    fn both_dialects_bodies_take_the_conventions_shape() {
-        let body = r#"{"model":"m","system":"be brief","tools":[{"name":"weather"}],"messages":[
-            {"role":"user","content":[{"type":"text","text":"hi"},{"type":"image","source":{"data":"AAAA"}}]},
-            {"role":"assistant","content":[{"type":"tool_use","id":"1","name":"weather","input":{"password":"x"}}]},
-            {"role":"user","content":[{"type":"tool_result","tool_use_id":"1","content":"sunny"}]}]}"#;
-        let request = Request {
-            api: Api::Messages,
-            model: "m".to_owned(),
-            stream: false,
-            include_usage: false,
-            sampling: Sampling::default(),
-            body: serde_json::from_str(body).unwrap(),
+    fn a_conversation_takes_the_conventions_shape() {
+        let message = |role: &str, parts| CapturedMessage { role: role.into(), parts };
+        let conversation = Conversation {
+            messages: vec![
+                message("user", vec![Part::Text("hi".into()), Part::Other { kind: "image".into() }]),
+                message(
+                    "assistant",
+                    vec![
+                        Part::Reasoning("hm".into()),
+                        Part::ToolCall { id: "1".into(), name: "weather".into(), arguments: json!({"password": "x"}) },
+                    ],
+                ),
+                message(
+                    "user",
+                    vec![
+                        Part::ToolResult { id: "1".into(), result: ToolResult::Whole("sunny".into()) },
+                        Part::ToolResult {
+                            id: "2".into(),
+                            result: ToolResult::Parts(vec![Part::Text("the secret plan".into())]),
+                        },
+                    ],
+                ),
+            ],
+            system: Some(vec![Part::Text("be brief".into())]),
+            tools: Some(json!([{"name": "weather"}])),
         };
-        let attributes = input(&request, None);
-        let parsed: Vec<(&str, Json)> = attributes
-            .iter()
-            .map(|(name, value)| match value {
-                Value::Text(text) => (*name, serde_json::from_str(text).unwrap()),
-                other => panic!("{other:?}"),
-            })
-            .collect();
+        let attributes = input(conversation);
+        let parsed: Vec<(&str, Json)> = attributes.iter().map(|(name, value)| (*name, json_of(value))).collect();
         assert_eq!(
             parsed,
             [
@@ -433,9 +402,12 @@ mod tests {
                     INPUT_MESSAGES,
                     json!([
                         {"role": "user", "parts": [{"type": "text", "content": "hi"}, {"type": "image"}]},
-                        {"role": "assistant", "parts": [{"type": "tool_call", "id": "1", "name": "weather",
-                            "arguments": {"password": "[Scrubbed due to 'password']"}}]},
-                        {"role": "user", "parts": [{"type": "tool_call_response", "id": "1", "response": "sunny"}]},
+                        {"role": "assistant", "parts": [{"type": "reasoning", "content": "hm"},
+                            {"type": "tool_call", "id": "1", "name": "weather",
+                                "arguments": {"password": "[Scrubbed due to 'password']"}}]},
+                        {"role": "user", "parts": [{"type": "tool_call_response", "id": "1", "response": "sunny"},
+                            {"type": "tool_call_response", "id": "2", "response": [
+                                {"type": "text", "content": "[Scrubbed due to 'secret']"}]}]},
                     ])
                 ),
                 (SYSTEM_INSTRUCTIONS, json!([{"type": "text", "content": "be brief"}])),
@@ -461,32 +433,17 @@ mod tests {
     }
 
     #[test]
-    fn request_data_is_the_body_without_media_and_only_with_content() {
-        let body = r#"{"model":"m","temperature":0.5,"messages":[{"role":"user","content":[
-            {"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}},
-            {"type":"input_audio","input_audio":{"data":"AAAA","format":"wav"}},
-            {"type":"text","text":"the data: all of it"}]}]}"#;
-        let request = Request {
-            api: Api::ChatCompletions,
-            model: "m".to_owned(),
-            stream: false,
-            include_usage: false,
-            sampling: Sampling::default(),
-            body: serde_json::from_str(body).unwrap(),
-        };
-        let data = |content, version| match request_data(&request, "renamed", content, version) {
-            Value::Text(text) => serde_json::from_str::<Json>(&text).unwrap(),
-            other => panic!("{other:?}"),
-        };
-        let model = json!({"model": "renamed"});
-        assert_eq!(data(false, SemanticConventions::Both), model);
-        assert_eq!(data(true, SemanticConventions::Latest), model);
+    fn request_data_is_the_model_and_with_content_the_body() {
+        let data = |body| json_of(&request_data("renamed", body));
+        assert_eq!(data(None), json!({"model": "renamed"}));
+        let body = Map::from_iter([
+            ("temperature".to_owned(), json!(0.5)),
+            ("model".to_owned(), json!("m")),
+            ("user".to_owned(), json!("my password is x")),
+        ]);
         assert_eq!(
-            data(true, SemanticConventions::Both),
-            json!({"model": "renamed", "temperature": 0.5, "messages": [{"role": "user", "content": [
-                {"type": "image_url", "image_url": {"url": "[media]"}},
-                {"type": "input_audio", "input_audio": {"data": "[media]", "format": "wav"}},
-                {"type": "text", "text": "the data: all of it"}]}]})
+            data(Some(body)),
+            json!({"model": "renamed", "temperature": 0.5, "user": "[Scrubbed due to 'password']"})
         );
     }
 }

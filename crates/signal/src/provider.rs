@@ -20,9 +20,6 @@ pub fn dialect(kind: ProviderKind) -> Dialect {
 }
 
 /// `gen_ai.provider.name` of providers of this kind.
-pub fn system(kind: ProviderKind) -> &'static str {
-    match kind {
-        ProviderKind::OpenAi => "openai",
-        ProviderKind::Anthropic => "anthropic",
-    }
+pub const fn system(kind: ProviderKind) -> &'static str {
+    kind.as_str()
 }

@@ -3,7 +3,7 @@
 //! A text that names a secret is replaced as a whole, since nobody can tell where in it the secret begins. JSON is looked
 //! into key by key, JSON inside of JSON strings too.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use serde_json::Value;
 
@@ -72,6 +72,46 @@ pub fn name(name: &str) -> Cow<'_, str> {
         if is_forgeable(character) { escaped.extend(character.escape_unicode()) } else { escaped.push(character) }
     }
     Cow::Owned(escaped)
+}
+
+/// What a client chose, cut to a length that a span's name may have.
+pub(crate) fn clipped(text: &str) -> &str {
+    &text[..text.floor_char_boundary(256)]
+}
+
+/// A model's name as telemetry shows it: what [`name`] leaves of the one that a caller or a provider chose. It is made
+/// once where the name comes in, and what tells of a model takes nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelLabel {
+    whole: Arc<str>,
+    /// The same text unless it is very long.
+    clipped: Arc<str>,
+}
+
+impl ModelLabel {
+    /// The label of a name.
+    pub fn new(model: &str) -> Self {
+        let whole: Arc<str> = name(model).into();
+        let short = clipped(model);
+        let clipped = if short.len() == model.len() { Arc::clone(&whole) } else { name(short).into() };
+        Self { whole, clipped }
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.whole
+    }
+
+    /// The text in a span.
+    pub(crate) fn in_span(&self) -> &str {
+        &self.clipped
+    }
+}
+
+impl fmt::Display for ModelLabel {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.whole)
+    }
 }
 
 /// Replaces what is secret in a JSON value.
@@ -186,6 +226,15 @@ mod tests {
         assert_eq!(name("gpt-\u{1b}[31mred\n\0"), "gpt-\\u{1b}[31mred\\u{a}\\u{0}");
         assert_eq!(name("a\u{202e}b\u{2028}"), "a\\u{202e}b\\u{2028}");
         assert_eq!(name("gpt-\nsk-abcdefghijklmnopqrst"), "[Scrubbed due to 'token']");
+    }
+
+    #[test]
+    fn a_models_label_is_its_name_as_it_may_be_shown() {
+        let label = ModelLabel::new("gpt-\0");
+        assert_eq!((label.as_str(), label.in_span()), ("gpt-\\u{0}", "gpt-\\u{0}"));
+        assert_eq!(ModelLabel::new("gpt-\nsk-abcdefghijklmnopqrst").to_string(), "[Scrubbed due to 'token']");
+        let long = ModelLabel::new(&"m".repeat(300));
+        assert_eq!((long.as_str().len(), long.in_span().len()), (300, 256));
     }
 
     #[test]

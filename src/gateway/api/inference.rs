@@ -99,7 +99,7 @@ async fn begin(
         }
     };
     meter.decoded(&request);
-    RequestDecoded { model: &request.model, stream: request.stream, bytes: body.len() }.emit();
+    RequestDecoded { model: meter.model(), stream: request.stream, bytes: body.len() }.emit();
     let answer = dispatch.start(meter, Arc::clone(&request), context, cloud::forwarded(&parts.headers)).await?;
     Ok((request, answer))
 }

@@ -19,7 +19,8 @@ use mlx_manager_signal::{
     event::{InferenceFailedOver, OverheadMeasured, Phase, RequestFinished},
     genai,
     price::PriceList,
-    propagate, redact,
+    propagate,
+    redact::ModelLabel,
     span::{self, Destination, InferenceEnd},
 };
 use tokio::time::Instant;
@@ -30,6 +31,8 @@ use crate::store::AuditSender;
 /// Measures one request from its arrival to its end.
 pub struct Meter {
     record: Record,
+    /// The model asked for; empty until it is known.
+    model: ModelLabel,
     context: Context,
     audit: AuditSender,
     target: Option<MeteredTarget>,
@@ -50,6 +53,7 @@ pub struct Meter {
 /// Who answers, for the price and the span.
 struct MeteredTarget {
     called: Instant,
+    model: ModelLabel,
     /// A local model has none.
     prices: Option<Arc<PriceList>>,
     span: Span,
@@ -73,6 +77,7 @@ impl Meter {
                 span_id: ids.map(|ids| ids.span_id),
                 ..Record::begin(context, api)
             },
+            model: ModelLabel::new(""),
             context: context.clone(),
             audit,
             target: None,
@@ -96,26 +101,43 @@ impl Meter {
     pub fn decoded(&mut self, request: &Request) {
         let began = self.phase_ended(Phase::Decode);
         self.phase_began = began;
-        self.record.requested_model = redact::name(&request.model).into_owned();
+        self.named(&request.model);
         self.record.stream = request.stream;
     }
 
     /// The body was not understood, but this much of it was.
     pub(crate) fn named(&mut self, model: &str) {
-        self.record.requested_model = redact::name(model).into_owned();
+        self.model = ModelLabel::new(model);
+        self.record.requested_model = self.model.to_string();
+    }
+
+    /// The model asked for.
+    pub fn model(&self) -> &ModelLabel {
+        &self.model
     }
 
     /// A target is about to be called. `prices` are those of a provider.
-    pub fn target(&mut self, destination: Destination<'_>, model: &str, prices: Option<&Arc<PriceList>>, span: &Span) {
+    pub fn target(
+        &mut self,
+        destination: Destination<'_>,
+        model: &ModelLabel,
+        prices: Option<&Arc<PriceList>>,
+        span: &Span,
+    ) {
         self.phase_ended(Phase::Route);
         self.record.provider = Some(destination.provider().to_owned());
         self.record.inference = Some(Inference {
             system: destination.system(),
-            model: redact::name(model).into_owned(),
+            model: model.to_string(),
             duration: std::time::Duration::ZERO,
             time_to_first_token: None,
         });
-        self.target = Some(MeteredTarget { called: Instant::now(), prices: prices.cloned(), span: span.clone() });
+        self.target = Some(MeteredTarget {
+            called: Instant::now(),
+            model: model.clone(),
+            prices: prices.cloned(),
+            span: span.clone(),
+        });
     }
 
     /// The target failed, and another is about to be called.
@@ -124,7 +146,7 @@ impl Meter {
         let Some(target) = self.target.take() else { return };
         if let Some(inference) = &mut self.record.inference {
             inference.duration = target.called.elapsed();
-            span::inference_failed_over(&target.span, &inference.model, error);
+            span::inference_failed_over(&target.span, &target.model, error);
         }
         InferenceFailedOver { record: &self.record, kind: error.kind.as_str() }.emit();
         self.record.inference = None;
@@ -156,7 +178,7 @@ impl Meter {
             Event::Started { id, model, usage } => {
                 self.response_id.clone_from(id);
                 // A provider may repeat the name that it was asked for.
-                self.record.response_model = model.as_deref().map(|model| redact::name(model).into_owned());
+                self.record.response_model = model.as_deref().map(|model| ModelLabel::new(model).to_string());
                 self.record.usage.update(*usage);
             }
             Event::Queued(wait) => self.record.queue = Some(*wait),

@@ -15,11 +15,13 @@ use http::HeaderMap;
 use jiff::Timestamp;
 use mlx_manager_config as config;
 use mlx_manager_config::CloudConfig;
+use mlx_manager_dialect as dialect;
 use mlx_manager_llm::{Answer, Api, Call, Context, Error, ErrorKind, Request};
 use mlx_manager_signal::{
     event::{RouteDecided, TargetCalled, TargetFailed, TargetFailedOver, TargetsTried},
     provider::{self, MLX},
-    redact, span,
+    redact::ModelLabel,
+    span::{self, InferenceStart},
 };
 
 use self::{
@@ -112,7 +114,7 @@ impl Dispatch {
         context: &Context,
         headers: HeaderMap,
     ) -> Result<Answer, Error> {
-        let Decision { rule, targets } = self.decide(&request, context)?;
+        let Decision { rule, targets } = self.decide(&request, meter.model(), context)?;
         TargetsTried { rule }.emit();
         let mut failed: Option<(&config::Target, Error)> = None;
         for target in &targets {
@@ -135,18 +137,18 @@ impl Dispatch {
         Err(failed.map_or_else(|| Error::new(ErrorKind::Internal, "the route has no targets"), |(_, error)| error))
     }
 
-    fn decide(&self, request: &Request, context: &Context) -> Result<Decision<'_>, Error> {
-        let span = span::route(&context.span, &request.model);
+    fn decide(&self, request: &Request, model: &ModelLabel, context: &Context) -> Result<Decision<'_>, Error> {
+        let span = span::route(&context.span, model);
         let _entered = span.enter();
         let decision = self.routes.decide(&request.model, |name| self.engine.has(name));
         let rule = decision.as_ref().map_or("none", |decision| decision.rule);
         let targets: Vec<String> = decision.iter().flat_map(|decision| &decision.targets).map(target_name).collect();
         span::route_finished(&span, rule, &targets);
-        RouteDecided { rule, model: &request.model, target: targets.first().map(String::as_str) }.emit();
+        RouteDecided { rule, model, target: targets.first().map(String::as_str) }.emit();
         decision.ok_or_else(|| {
             let message = format!(
                 "the model {:?} does not exist: no route matches it and no local model has that name; GET /v1/models lists what there is",
-                redact::name(&request.model)
+                model.as_str()
             );
             Error::new(ErrorKind::ModelNotFound, message).with_param("model")
         })
@@ -162,12 +164,14 @@ impl Dispatch {
         headers: &HeaderMap,
     ) -> Result<Answer, Error> {
         let model = target.model.as_deref().unwrap_or(&request.model);
-        TargetCalled { provider: &target.provider, model }.emit();
+        let label = target.model.as_deref().map_or_else(|| meter.model().clone(), ModelLabel::new);
+        TargetCalled { provider: &target.provider, model: &label }.emit();
         let target = self.target(target)?;
         let destination = target.destination();
-        let span = span::inference(&context.span, request, model, destination);
-        meter.target(destination, model, target.prices(), &span);
-        let backend = target.open(request, model)?;
+        let started = InferenceStart { request, model: &label, destination, capture: dialect::CAPTURE };
+        let span = span::inference(&context.span, &started);
+        meter.target(destination, &label, target.prices(), &span);
+        let backend = target.open(request, &label)?;
         let call = Call {
             request: Arc::clone(request),
             model: model.to_owned(),

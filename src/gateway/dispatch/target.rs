@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{HeaderValue, header::RETRY_AFTER};
 use mlx_manager_llm::{Answer, Backend, BoxFuture, Call, Error, ErrorKind, Request};
-use mlx_manager_signal::{price::PriceList, redact, span::Destination};
+use mlx_manager_signal::{price::PriceList, redact::ModelLabel, span::Destination};
 use tracing::Instrument;
 
 use super::breaker::{Breaker, Permit};
@@ -54,7 +54,7 @@ impl<'a> Target<'a> {
     /// # Errors
     /// The target's own refusal: this build has no engine, or the provider speaks another dialect, is off, or failed too
     /// often.
-    pub(super) fn open(&self, request: &Request, model: &str) -> Result<Box<dyn Backend + 'a>, Error> {
+    pub(super) fn open(&self, request: &Request, model: &ModelLabel) -> Result<Box<dyn Backend + 'a>, Error> {
         Ok(match self {
             Self::Local(engine) => Box::new(Local::open(engine)?),
             Self::Cloud(watched) => Box::new(watched.open(request, model)?),
@@ -63,12 +63,12 @@ impl<'a> Target<'a> {
 }
 
 impl Watched {
-    fn open(&self, request: &Request, model: &str) -> Result<Permitted<'_>, Error> {
+    fn open(&self, request: &Request, model: &ModelLabel) -> Result<Permitted<'_>, Error> {
         let Self { provider, breaker } = self;
         if provider.dialect() != request.api.dialect() {
             let message = format!(
                 "the model {:?} is served by {:?}, which does not speak the API of {}; call it through the other API, or route the model elsewhere",
-                redact::name(model),
+                model.as_str(),
                 provider.name(),
                 request.api.path()
             );

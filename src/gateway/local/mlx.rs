@@ -30,7 +30,7 @@ impl Backend for Local {
         let span = call.span.clone();
         let answer = async move {
             let chat = dialect::decode_chat(&call.request)?;
-            span::capture_input(&call.span, &call.request, &chat);
+            span::capture_input(&call.span, &chat);
             let events = self.0.answer(&call.model, chat, &call.span).await?;
             Ok(Answer { headers: HeaderMap::new(), events, retries: 0 })
         };

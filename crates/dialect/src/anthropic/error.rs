@@ -1,11 +1,10 @@
-//! Errors as Anthropic writes them, and what its error answers mean.
+//! Errors as Anthropic writes them.
 
 use bytes::Bytes;
 use mlx_manager_llm::{Dialect, Error, ErrorKind};
-use serde::Deserialize;
 use serde_json::json;
 
-use super::super::upstream_error::{self, Refusal};
+use super::super::upstream_error;
 
 /// The body of an error; a provider's own answer as it came when it is written in this dialect.
 pub(in super::super) fn encode(error: &Error, request_id: &str) -> Bytes {
@@ -32,19 +31,4 @@ fn name(kind: ErrorKind) -> &'static str {
         ErrorKind::TimeoutFirstToken | ErrorKind::TimeoutIdle | ErrorKind::TimeoutTotal => "timeout_error",
         ErrorKind::Upstream | ErrorKind::Engine | ErrorKind::Internal => "api_error",
     }
-}
-
-/// What a provider's error body says.
-pub(in super::super) fn read(body: &[u8]) -> Option<Refusal> {
-    #[derive(Deserialize)]
-    struct Body {
-        error: Inner,
-    }
-    #[derive(Deserialize)]
-    struct Inner {
-        r#type: Option<String>,
-        message: Option<String>,
-    }
-    let Body { error } = serde_json::from_slice(body).ok()?;
-    Some(Refusal { message: error.message, status: None, name: error.r#type })
 }

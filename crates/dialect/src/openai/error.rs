@@ -1,11 +1,10 @@
-//! Errors as OpenAI writes them, and what its error answers mean.
+//! Errors as OpenAI writes them.
 
 use bytes::Bytes;
 use mlx_manager_llm::{Dialect, Error, ErrorKind};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::super::upstream_error::{self, Refusal};
+use super::super::upstream_error;
 
 /// The body of an error; a provider's own answer as it came when it is written in this dialect.
 pub(in super::super) fn encode(error: &Error) -> Bytes {
@@ -36,24 +35,4 @@ fn names(kind: ErrorKind) -> (&'static str, Option<&'static str>) {
         | ErrorKind::TimeoutTotal
         | ErrorKind::Internal => ("server_error", Some(kind.as_str())),
     }
-}
-
-/// What a provider's error body says.
-pub(in super::super) fn read(body: &[u8]) -> Option<Refusal> {
-    /// Some servers write the code as a number, or the whole error as a string.
-    #[derive(Deserialize)]
-    struct Body {
-        error: Value,
-    }
-    let Body { error } = serde_json::from_slice(body).ok()?;
-    if error.is_null() {
-        return None;
-    }
-    let text = |name: &str| error.get(name).and_then(Value::as_str).map(str::to_owned);
-    let code = error.get("code");
-    Some(Refusal {
-        message: text("message").or_else(|| error.as_str().map(str::to_owned)),
-        status: code.and_then(Value::as_u64).and_then(|code| u16::try_from(code).ok()),
-        name: text("code").or_else(|| text("type")),
-    })
 }

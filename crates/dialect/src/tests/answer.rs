@@ -4,7 +4,7 @@ use mlx_manager_llm::{Api, Dialect, Error, ErrorKind, Event, FinishReason, ToolC
 use serde_json::{Value, json};
 
 use super::{golden, identity, request};
-use crate::{BodyBuilder, ModelEntry, StreamEncoder, encode_error, encode_model, encode_models, prepare, sse};
+use crate::{BodyBuilder, ModelEntry, StreamEncoder, encode_error, encode_model, encode_models, prepare};
 
 const APIS: [Api; 2] = [Api::ChatCompletions, Api::Messages];
 
@@ -184,16 +184,6 @@ fn models_are_listed_in_either_dialect() {
     assert_eq!((&list["data"][0], &list["has_more"]), (&one, &json!(false)));
     assert_eq!((&list["first_id"], &list["last_id"]), (&json!("a"), &json!("b")));
     assert_eq!(read(&encode_models(Dialect::Anthropic, &[]))["first_id"], Value::Null);
-}
-
-#[test]
-fn pings_are_frames_without_meaning() {
-    for api in APIS {
-        let ping = StreamEncoder::new(&request(api, ""), identity()).ping();
-        let mut parser = sse::Parser::new(100);
-        parser.push(&ping);
-        assert_eq!(parser.next_frame().unwrap().unwrap().raw, ping);
-    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Tests of the facade against fixtures in `tests/goldens/dialect`, which are plain files of either wire.
 
 mod answer;
+mod capture;
 mod request;
 mod upstream;
 
@@ -44,6 +45,7 @@ fn frames(stream: &str, size: usize) -> Vec<sse::Frame> {
             frames.push(frame);
         }
     }
-    assert_eq!(parser.finish(), Ok(None));
+    let read: Vec<u8> = frames.iter().flat_map(|frame| frame.raw.to_vec()).collect();
+    assert_eq!(read, stream.as_bytes());
     frames
 }

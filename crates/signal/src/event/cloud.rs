@@ -2,6 +2,8 @@
 
 use std::{error::Error, time::Duration};
 
+use strum::IntoStaticStr;
+
 use super::milliseconds;
 use crate::{
     metric::{
@@ -139,7 +141,8 @@ impl TargetFailedOver<'_> {
 }
 
 /// States of a circuit breaker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum BreakerState {
     /// Calls pass (0).
     Closed,
@@ -152,11 +155,7 @@ pub enum BreakerState {
 impl BreakerState {
     /// The name in log lines.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::HalfOpen => "half_open",
-            Self::Open => "open",
-        }
+        self.into()
     }
 
     /// The value of the gauge.

@@ -3,6 +3,7 @@
 use std::{error::Error, time::Duration};
 
 use mlx_manager_llm::{Inference, Outcome, Record};
+use strum::{IntoStaticStr, VariantNames};
 use tracing::Level;
 
 use super::milliseconds;
@@ -13,14 +14,16 @@ use crate::{
         name::{Counter, Histogram, Label, Sum},
         observe,
     },
-    provider, redact, target,
+    provider,
+    redact::ModelLabel,
+    target,
 };
 
 /// A request was understood, as far as routing needs.
 #[derive(Debug)]
 pub struct RequestDecoded<'a> {
     /// The model asked for.
-    pub model: &'a str,
+    pub model: &'a ModelLabel,
     /// Whether the answer is to be streamed.
     pub stream: bool,
     /// The size of its body.
@@ -32,7 +35,7 @@ impl RequestDecoded<'_> {
     pub fn emit(self) {
         tracing::debug!(
             target: target::SERVER_API,
-            model = &*redact::name(self.model), stream = self.stream, body_bytes = self.bytes, "request decoded"
+            model = self.model.as_str(), stream = self.stream, body_bytes = self.bytes, "request decoded"
         );
     }
 }
@@ -57,7 +60,7 @@ pub struct TargetCalled<'a> {
     /// The provider, as the route names it.
     pub provider: &'a str,
     /// The model's name there.
-    pub model: &'a str,
+    pub model: &'a ModelLabel,
 }
 
 impl TargetCalled<'_> {
@@ -65,7 +68,7 @@ impl TargetCalled<'_> {
     pub fn emit(self) {
         tracing::debug!(
             target: target::SERVER_DISPATCH,
-            provider = self.provider, model = &*redact::name(self.model), "calling target"
+            provider = self.provider, model = self.model.as_str(), "calling target"
         );
     }
 }
@@ -97,7 +100,7 @@ pub struct RouteDecided<'a> {
     /// The pattern that matched, or `local` / `none`.
     pub rule: &'a str,
     /// The model asked for.
-    pub model: &'a str,
+    pub model: &'a ModelLabel,
     /// The first target.
     pub target: Option<&'a str>,
 }
@@ -107,7 +110,7 @@ impl RouteDecided<'_> {
     pub fn emit(self) {
         tracing::debug!(
             target: target::SERVER_DISPATCH,
-            rule = self.rule, model = &*redact::name(self.model), target_name = self.target, "routed"
+            rule = self.rule, model = self.model.as_str(), target_name = self.target, "routed"
         );
         add(Counter::RouteDecisions, Labels::none().with_text(Label::Rule, self.rule), 1);
     }
@@ -115,7 +118,8 @@ impl RouteDecided<'_> {
 
 /// A part of a request's way through the daemon that is the daemon's own doing: no waiting for a caller, the engine or a
 /// provider is in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Phase {
     /// From a body that is there to a head that is understood.
     Decode,
@@ -123,6 +127,16 @@ pub enum Phase {
     Route,
     /// Span attributes, log line, metrics and audit row of a finished request.
     Record,
+}
+
+impl Phase {
+    /// The names of all phases.
+    pub const NAMES: &'static [&'static str] = <Self as VariantNames>::VARIANTS;
+
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
 }
 
 /// The daemon's own share of a request was measured. Three in a request are too many for log lines.
@@ -137,12 +151,8 @@ pub struct OverheadMeasured {
 impl OverheadMeasured {
     /// States the fact.
     pub fn emit(self) {
-        let phase = match self.phase {
-            Phase::Decode => "decode",
-            Phase::Route => "route",
-            Phase::Record => "record",
-        };
-        observe(Histogram::Overhead, Labels::none().with(Label::Phase, phase), self.duration.as_secs_f64());
+        let labels = Labels::none().with(Label::Phase, self.phase.as_str());
+        observe(Histogram::Overhead, labels, self.duration.as_secs_f64());
     }
 }
 

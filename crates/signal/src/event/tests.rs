@@ -69,7 +69,7 @@ fn a_requests_line_says_everything_the_record_knows() {
 
 #[test]
 fn the_level_says_whose_fault_it_is() {
-    for outcome in Outcome::ALL {
+    for &outcome in Outcome::ALL {
         let record = record(outcome);
         let lines = lines_of(|| RequestFinished { record: &record, error: None }.emit());
         let expected = match outcome {

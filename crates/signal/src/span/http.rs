@@ -6,7 +6,7 @@ use opentelemetry::{KeyValue, Value, trace::TraceContextExt};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::{LEVEL_WARN, clipped, conventions, end, finish, recording};
+use super::{LEVEL_WARN, conventions, end, finish, recording};
 use crate::{redact, target};
 
 /// The server span of an inference request (`inference`, target `mlx_manager::server::http`) or of any other traced
@@ -47,14 +47,14 @@ pub fn http_server(
 }
 
 /// Adds to a server span what its constructor doesn't know: the address asked for and the kind of client. May come before
-/// [`super::extract`].
+/// [`propagate::extract`](crate::propagate::extract).
 pub fn http_server_request<B>(span: &Span, route: Option<&'static str>, request: &http::Request<B>) {
     if conventions(span).is_none() {
         return;
     }
     let uri = request.uri();
     if path(route).is_none() {
-        span.set_attribute("url.path", redact::text(clipped(uri.path())).into_owned());
+        span.set_attribute("url.path", redact::text(redact::clipped(uri.path())).into_owned());
     }
     let version = match request.version() {
         http::Version::HTTP_2 => "2",
@@ -73,7 +73,7 @@ pub fn http_server_request<B>(span: &Span, route: Option<&'static str>, request:
     }
     let agent = request.headers().get(http::header::USER_AGENT).and_then(|agent| agent.to_str().ok());
     if let Some(agent) = agent {
-        span.set_attribute("user_agent.original", redact::text(clipped(agent)).into_owned());
+        span.set_attribute("user_agent.original", redact::text(redact::clipped(agent)).into_owned());
     }
 }
 

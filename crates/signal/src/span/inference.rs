@@ -2,24 +2,26 @@
 
 use std::error::Error as StdError;
 
-use mlx_manager_config::ProviderKind;
-use mlx_manager_llm::{Api, Chat, Error, Outcome, Record, Request};
+use mlx_manager_config::{ProviderKind, SemanticConventions};
+use mlx_manager_llm::{Api, Capture, Chat, Error, Outcome, Record, Request};
 use opentelemetry::{
     KeyValue,
     trace::{SpanKind, TraceContextExt},
 };
 use tracing::Span;
 
-use super::{Failure, end, finish, key_values, recording, shown, start, texts};
+use super::{Failure, end, finish, key_values, recording, start, texts};
 use crate::{
     genai,
     hook::{Conventions, Follower, StartedInference},
-    provider, target,
+    provider,
+    redact::{ModelLabel, clipped},
+    target,
 };
 
 /// The routing of a request; a child of `parent`.
-pub fn route(parent: &Span, model: &str) -> Span {
-    let model = &*shown(model);
+pub fn route(parent: &Span, model: &ModelLabel) -> Span {
+    let model = model.in_span();
     let name = format!("route {model}");
     let span = tracing::info_span!(target: target::SERVER_DISPATCH, parent: parent, "route", otel.name = name);
     start(&span, "route {gen_ai.request.model}", name, |_| {
@@ -72,9 +74,23 @@ impl<'a> Destination<'a> {
     }
 }
 
-/// One call to one target: the only span with usage and cost. `model` is the name at the target. A fallback is a sibling.
-pub fn inference(parent: &Span, request: &Request, model: &str, destination: Destination<'_>) -> Span {
-    let model = &*shown(model);
+/// What is asked of a target.
+#[derive(Debug)]
+pub struct InferenceStart<'a> {
+    /// The caller's request.
+    pub request: &'a Request,
+    /// The model's name at the target.
+    pub model: &'a ModelLabel,
+    /// The target.
+    pub destination: Destination<'a>,
+    /// How to read the request; done only if `traces.capture_content` is on.
+    pub capture: Capture,
+}
+
+/// One call to one target: the only span with usage and cost. A fallback is a sibling.
+pub fn inference(parent: &Span, asked: &InferenceStart<'_>) -> Span {
+    let InferenceStart { request, model, destination, capture } = *asked;
+    let model = model.in_span();
     let operation = request.api.operation().as_str();
     let kind = match destination {
         Destination::Local => "internal",
@@ -100,11 +116,12 @@ pub fn inference(parent: &Span, request: &Request, model: &str, destination: Des
                 KeyValue::new("server.port", i64::from(port)),
             ]);
         }
-        let data = genai::request_data(request, model, conventions.capture_content, conventions.version);
+        let whole = conventions.capture_content && conventions.version != SemanticConventions::Latest;
+        let data = genai::request_data(model, whole.then(|| (capture.body)(request)));
         attributes.extend(key_values(vec![("request_data", data)]));
         attributes.push(KeyValue::new("logfire.json_schema", genai::JSON_SCHEMA));
         if conventions.capture_content && matches!(destination, Destination::Cloud { .. }) {
-            attributes.extend(key_values(genai::input(request, None)));
+            attributes.extend(key_values(genai::input((capture.conversation)(request))));
         }
         Follower::tell(&span, || {
             let mut attributes = attributes.clone();
@@ -123,11 +140,11 @@ pub fn inference(parent: &Span, request: &Request, model: &str, destination: Des
 
 /// Puts the prompts as the local engine understands them into its inference span, where those for a provider are from the
 /// start; does nothing unless `traces.capture_content` is on.
-pub fn capture_input(span: &Span, request: &Request, chat: &Chat) {
+pub fn capture_input(span: &Span, chat: &Chat) {
     if let Some((conventions, context)) = recording(span)
         && conventions.capture_content
     {
-        context.span().set_attributes(key_values(genai::input(request, Some(chat))));
+        context.span().set_attributes(key_values(genai::understood_input(chat)));
     }
 }
 
@@ -194,10 +211,10 @@ fn fingerprint(kind: &str, provider: &str) -> String {
 }
 
 /// Ends an inference span whose target failed while another is tried. `model` is the one asked of it.
-pub fn inference_failed_over(span: &Span, model: &str, error: &Error) {
+pub fn inference_failed_over(span: &Span, model: &ModelLabel, error: &Error) {
     let Some((_, context)) = recording(span) else { return end(span) };
     let kind = error.kind.as_str();
     let failure = Failure::new(kind, &error.message, error.source());
-    let attributes = vec![KeyValue::new("gen_ai.response.model", shown(model).into_owned())];
+    let attributes = vec![KeyValue::new("gen_ai.response.model", clipped(model.as_str()).to_owned())];
     finish(&context.span(), attributes, Some((kind.into(), Some(failure))));
 }

@@ -11,7 +11,7 @@ mod http;
 mod inference;
 mod pull;
 
-use std::{borrow::Cow, error::Error as StdError};
+use std::error::Error as StdError;
 
 use opentelemetry::{
     Array, KeyValue, StringValue, Value,
@@ -27,8 +27,8 @@ pub use database::{Server, Statement, database, database_finished};
 pub use engine::{decode, decode_finished, prefill, queue};
 pub use http::{http_server, http_server_finished, http_server_request};
 pub use inference::{
-    Destination, InferenceEnd, capture_input, captures_content, inference, inference_failed_over, inference_finished,
-    route, route_finished,
+    Destination, InferenceEnd, InferenceStart, capture_input, captures_content, inference, inference_failed_over,
+    inference_finished, route, route_finished,
 };
 pub use pull::{download, download_finished, pull, pull_finished, pull_resolved};
 
@@ -118,16 +118,6 @@ fn finish(span: &SpanRef<'_>, mut attributes: Vec<KeyValue>, failed: Option<(Val
     }
     span.set_attributes(attributes);
     span.end();
-}
-
-/// What a client chose, cut to a length that a name may have.
-fn clipped(text: &str) -> &str {
-    &text[..text.floor_char_boundary(256)]
-}
-
-/// A model's name as it may be shown.
-fn shown(model: &str) -> Cow<'_, str> {
-    redact::name(clipped(model))
 }
 
 /// A count as the integer it is.

@@ -57,14 +57,14 @@ impl<'a> Known<'a> {
 
 /// Opens every series whose labels are known.
 pub(super) fn open_series(known: &Known<'_>) {
-    for api in Api::ALL {
+    for &api in Api::ALL {
         for outcome in OUTCOMES_WITHOUT_TARGET {
             open_requests(api, NO_PROVIDER, OTHER_MODEL, &[outcome]);
         }
     }
     // A body that is wrong further on has named its model, and was not yet understood to ask for a stream.
     for model in known.local_models().chain(known.routes.iter().filter_map(Route::named_model)) {
-        for api in Api::ALL {
+        for &api in Api::ALL {
             open_request(api, NO_PROVIDER, model, "false", Outcome::InvalidRequest);
         }
     }
@@ -77,7 +77,7 @@ pub(super) fn open_series(known: &Known<'_>) {
     for phase in values(Label::Phase) {
         open(Histogram::Overhead, Labels::none().with(Label::Phase, phase));
     }
-    for api in Api::ALL {
+    for &api in Api::ALL {
         let labels = Labels::none().with(Label::Method, "POST").with(Label::Route, api.path());
         shift(Gauge::HttpServerActiveRequests, labels, 0.0);
     }
@@ -119,8 +119,8 @@ fn open_local_model(model: &str) {
 }
 
 fn open_local_requests(model: &str) {
-    for api in Api::ALL {
-        open_requests(api, MLX, model, &Outcome::ALL);
+    for &api in Api::ALL {
+        open_requests(api, MLX, model, Outcome::ALL);
     }
     open_tokens(MLX, model);
 }
@@ -149,10 +149,10 @@ fn open_cloud(known: &Known<'_>) {
     for provider in known.providers {
         let name = provider.name.as_str();
         for (model, asked) in routed(known.routes, name).chain([(OTHER_MODEL, OTHER_MODEL)]) {
-            for api in Api::ALL {
+            for &api in Api::ALL {
                 // A provider of the other dialect refuses all.
                 let outcomes: &[_] = if provider::dialect(provider.kind) == api.dialect() {
-                    &Outcome::ALL
+                    Outcome::ALL
                 } else {
                     &[Outcome::InvalidRequest]
                 };

@@ -15,7 +15,7 @@ use mlx_manager_config::{
     Timezone,
 };
 use mlx_manager_llm::{Api, Context, FinishReason, Inference, Outcome, Record, Usage, UsageSource};
-use mlx_manager_signal::{event, metric::name, testing::lines_of};
+use mlx_manager_signal::{event, metric::name, redact::ModelLabel, testing::lines_of};
 use tracing::Span;
 
 use super::{Known, Metrics, Settings, limit::Limits};
@@ -423,7 +423,8 @@ fn emit_everything() {
     finish(&record(None, "?", Outcome::Unauthorized));
     event::InferenceFailedOver { record: &record(Some("openai"), "gpt-4", Outcome::ClientAbort), kind: "rate_limited" }
         .emit();
-    event::RouteDecided { rule: "local", model: "demo", target: Some("local") }.emit();
+    let demo = ModelLabel::new("demo");
+    event::RouteDecided { rule: "local", model: &demo, target: Some("local") }.emit();
     event::AttemptFinished {
         provider: "openai",
         address: "host",
@@ -526,6 +527,6 @@ fn names_are_distinct_in_both_worlds() {
 #[test]
 fn closed_sets_of_values_are_those_of_the_code() {
     let values = |label: name::Label| label.values().unwrap().to_vec();
-    assert_eq!(values(name::Label::Outcome), Outcome::ALL.map(Outcome::as_str));
-    assert_eq!(values(name::Label::Api), Api::ALL.map(Api::as_str));
+    assert_eq!(values(name::Label::Outcome), Outcome::ALL.iter().map(|outcome| outcome.as_str()).collect::<Vec<_>>());
+    assert_eq!(values(name::Label::Api), Api::ALL.iter().map(|api| api.as_str()).collect::<Vec<_>>());
 }

@@ -1,5 +1,7 @@
 //! What only grows: whole numbers in [`Counter`], fractions in [`Sum`].
 
+use strum::VariantArray;
+
 use super::{Definition, Label};
 
 /// The GenAI conventions' labels of token counters.
@@ -12,7 +14,7 @@ const GENAI_USAGE: [Label; 5] = [
 ];
 
 /// A counter of whole numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, VariantArray)]
 pub enum Counter {
     /// Inference requests that ended, by how they ended.
     Requests,
@@ -64,31 +66,7 @@ pub enum Counter {
 
 impl Counter {
     /// All of them.
-    pub const ALL: [Self; 23] = [
-        Self::Requests,
-        Self::Tokens,
-        Self::GenAiClientUsageInputTokens,
-        Self::GenAiClientUsageOutputTokens,
-        Self::GenAiClientUsageCacheReadInputTokens,
-        Self::GenAiClientUsageCacheWriteInputTokens,
-        Self::GenAiClientUsageReasoningOutputTokens,
-        Self::RouteDecisions,
-        Self::Retries,
-        Self::Fallbacks,
-        Self::PrefixCacheLookups,
-        Self::PrefixCacheHits,
-        Self::Evictions,
-        Self::LogRecordsWritten,
-        Self::LogRecordsDropped,
-        Self::LogIoErrors,
-        Self::TelemetryExported,
-        Self::TelemetryDropped,
-        Self::TelemetryFailed,
-        Self::AuditRowsWritten,
-        Self::AuditRowsDropped,
-        Self::AuditWriteErrors,
-        Self::SeriesDropped,
-    ];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// What it is.
     pub fn definition(self) -> &'static Definition {
@@ -282,7 +260,7 @@ impl Counter {
 }
 
 /// A counter of fractions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, VariantArray)]
 pub enum Sum {
     /// Price of calls in US dollars, as far as the model's price is known.
     CostUsd,
@@ -292,7 +270,7 @@ pub enum Sum {
 
 impl Sum {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::CostUsd, Self::ProcessCpuSeconds];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// What it is.
     pub fn definition(self) -> &'static Definition {

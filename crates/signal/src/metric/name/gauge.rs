@@ -1,9 +1,11 @@
 //! What goes up and down.
 
+use strum::VariantArray;
+
 use super::{Definition, Label};
 
 /// A gauge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, VariantArray)]
 pub enum Gauge {
     /// HTTP requests in progress.
     HttpServerActiveRequests,
@@ -41,24 +43,7 @@ pub enum Gauge {
 
 impl Gauge {
     /// All of them.
-    pub const ALL: [Self; 16] = [
-        Self::HttpServerActiveRequests,
-        Self::QueueDepth,
-        Self::ModelLoaded,
-        Self::ModelMemoryBytes,
-        Self::KvCacheBytes,
-        Self::BreakerState,
-        Self::RatelimitRemaining,
-        Self::SpoolBytes,
-        Self::AuditQueueDepth,
-        Self::BuildInfo,
-        Self::ProcessOpenFds,
-        Self::ProcessMaxFds,
-        Self::ProcessVirtualMemoryBytes,
-        Self::ProcessResidentMemoryBytes,
-        Self::ProcessStartTimeSeconds,
-        Self::ProcessThreads,
-    ];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// What it is.
     pub fn definition(self) -> &'static Definition {

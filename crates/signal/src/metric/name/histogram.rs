@@ -1,5 +1,7 @@
 //! What is counted by size, with explicit bucket bounds.
 
+use strum::VariantArray;
+
 use super::{Definition, Label};
 
 /// The HTTP conventions' bounds, and three more: answers of models take minutes.
@@ -53,7 +55,7 @@ const GENAI_TOKENS: [Label; 5] = [
 ];
 
 /// A histogram.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, VariantArray)]
 pub enum Histogram {
     /// From a request's first byte in to its last byte out.
     HttpServerRequestDuration,
@@ -97,27 +99,7 @@ pub enum Histogram {
 
 impl Histogram {
     /// All of them.
-    pub const ALL: [Self; 19] = [
-        Self::HttpServerRequestDuration,
-        Self::HttpClientRequestDuration,
-        Self::DbClientOperationDuration,
-        Self::GenAiClientOperationDuration,
-        Self::GenAiClientTimeToFirstChunk,
-        Self::GenAiClientTimePerOutputChunk,
-        Self::GenAiClientTokenUsage,
-        Self::GenAiClientInferenceDuration,
-        Self::GenAiClientInferenceTimeToFirstChunk,
-        Self::GenAiClientInferenceTimePerOutputChunk,
-        Self::GenAiClientInferenceInputTokens,
-        Self::GenAiClientInferenceOutputTokens,
-        Self::GenAiServerRequestDuration,
-        Self::GenAiServerTimeToFirstToken,
-        Self::GenAiServerTimePerOutputToken,
-        Self::Overhead,
-        Self::QueueWait,
-        Self::Prefill,
-        Self::DecodeTokensPerSecond,
-    ];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// What it is.
     pub fn definition(self) -> &'static Definition {

@@ -1,8 +1,15 @@
 //! The labels of all metrics.
 
+use mlx_manager_config::{ProviderKind, Signal};
+use mlx_manager_llm::{Api, Operation, Outcome};
+use strum::{IntoStaticStr, VariantArray};
+
+use crate::{event::Phase, provider};
+
 /// A label. Its values are closed sets or come from the configuration; a model name is admitted by
 /// the recorder's limits. No key, user or request id is ever a label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Label {
     /// The endpoint of an inference request.
     Api,
@@ -57,104 +64,41 @@ pub enum Label {
     /// Part of a request's way through the daemon.
     Phase,
     /// Database.
+    #[strum(serialize = "db_system_name")]
     DbSystem,
     /// Database statement.
+    #[strum(serialize = "db_operation_name")]
     DbOperation,
     /// Database table.
+    #[strum(serialize = "db_collection_name")]
     DbCollection,
     /// GenAI operation.
+    #[strum(serialize = "gen_ai_operation_name")]
     GenAiOperation,
     /// GenAI provider.
+    #[strum(serialize = "gen_ai_provider_name")]
     GenAiProvider,
     /// The `[[providers]]` name, or `mlx`.
+    #[strum(serialize = "mlx_manager_provider")]
     ManagerProvider,
     /// Model asked of the target, or `_other`.
+    #[strum(serialize = "gen_ai_request_model")]
     GenAiRequestModel,
     /// input or output.
+    #[strum(serialize = "gen_ai_token_type")]
     GenAiTokenType,
     /// What tokens stand for.
+    #[strum(serialize = "gen_ai_token_modality")]
     GenAiTokenModality,
 }
 
 impl Label {
     /// Every label.
-    pub const ALL: [Self; 35] = [
-        Self::Api,
-        Self::Provider,
-        Self::Model,
-        Self::Type,
-        Self::Stream,
-        Self::Outcome,
-        Self::Rule,
-        Self::Reason,
-        Self::From,
-        Self::To,
-        Self::Resource,
-        Self::Sink,
-        Self::Level,
-        Self::Signal,
-        Self::Destination,
-        Self::Version,
-        Self::Commit,
-        Self::Engine,
-        Self::Metric,
-        Self::Method,
-        Self::Route,
-        Self::StatusCode,
-        Self::ErrorType,
-        Self::ServerAddress,
-        Self::ServerPort,
-        Self::Phase,
-        Self::DbSystem,
-        Self::DbOperation,
-        Self::DbCollection,
-        Self::GenAiOperation,
-        Self::GenAiProvider,
-        Self::ManagerProvider,
-        Self::GenAiRequestModel,
-        Self::GenAiTokenType,
-        Self::GenAiTokenModality,
-    ];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// The name on the Prometheus page.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Api => "api",
-            Self::Provider => "provider",
-            Self::Model => "model",
-            Self::Type => "type",
-            Self::Stream => "stream",
-            Self::Outcome => "outcome",
-            Self::Rule => "rule",
-            Self::Reason => "reason",
-            Self::From => "from",
-            Self::To => "to",
-            Self::Resource => "resource",
-            Self::Sink => "sink",
-            Self::Level => "level",
-            Self::Signal => "signal",
-            Self::Destination => "destination",
-            Self::Version => "version",
-            Self::Commit => "commit",
-            Self::Engine => "engine",
-            Self::Metric => "metric",
-            Self::Method => "method",
-            Self::Route => "route",
-            Self::StatusCode => "status_code",
-            Self::ErrorType => "error_type",
-            Self::ServerAddress => "server_address",
-            Self::ServerPort => "server_port",
-            Self::Phase => "phase",
-            Self::DbSystem => "db_system_name",
-            Self::DbOperation => "db_operation_name",
-            Self::DbCollection => "db_collection_name",
-            Self::GenAiOperation => "gen_ai_operation_name",
-            Self::GenAiProvider => "gen_ai_provider_name",
-            Self::ManagerProvider => "mlx_manager_provider",
-            Self::GenAiRequestModel => "gen_ai_request_model",
-            Self::GenAiTokenType => "gen_ai_token_type",
-            Self::GenAiTokenModality => "gen_ai_token_modality",
-        }
+        self.into()
     }
 
     /// The attribute in OTLP: the semantic conventions' name where there is one.
@@ -234,24 +178,10 @@ impl Label {
     /// the protocol or by the recorder's limits.
     pub fn values(self) -> Option<&'static [&'static str]> {
         Some(match self {
-            Self::Api => &["chat_completions", "messages"],
+            Self::Api => Api::NAMES,
             Self::Type => &["input", "output", "cache_read", "cache_write", "reasoning"],
             Self::Stream => &["true", "false"],
-            Self::Outcome => &[
-                "ok",
-                "client_abort",
-                "timeout_first_token",
-                "timeout_idle",
-                "timeout_total",
-                "rate_limited",
-                "shed",
-                "upstream_error",
-                "engine_error",
-                "invalid_request",
-                "unauthorized",
-                "not_found",
-                "unavailable",
-            ],
+            Self::Outcome => Outcome::NAMES,
             Self::Reason => &[
                 "connect",
                 "timeout",
@@ -265,15 +195,17 @@ impl Label {
             ],
             Self::Resource => &["requests", "tokens"],
             Self::Level => &["error", "warn", "info", "debug", "trace"],
-            Self::Signal => &["traces", "metrics", "logs"],
+            Self::Signal => Signal::NAMES,
             Self::Engine => &["mlx", "none"],
             Self::Method => &["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "_OTHER"],
-            Self::Phase => &["decode", "route", "record"],
+            Self::Phase => Phase::NAMES,
             Self::DbSystem => &["sqlite", "postgresql"],
             Self::DbOperation => &["INSERT", "DELETE"],
             Self::DbCollection => &["requests"],
-            Self::GenAiOperation => &["chat"],
-            Self::GenAiProvider => &["openai", "anthropic", "mlx"],
+            Self::GenAiOperation => Operation::NAMES,
+            Self::GenAiProvider => {
+                const { &[ProviderKind::OpenAi.as_str(), ProviderKind::Anthropic.as_str(), provider::MLX] }
+            }
             Self::GenAiTokenType => &["input", "output"],
             Self::GenAiTokenModality => &["unknown"],
             _ => return None,

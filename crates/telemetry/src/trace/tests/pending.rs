@@ -1,10 +1,11 @@
 //! What Logfire is told of requests that are not over yet.
 
+use mlx_manager_signal::redact::ModelLabel;
 use opentelemetry_proto::tonic::trace::v1::{Span as WireSpan, span::SpanKind};
 
 use super::{
     collector::{eventually, strings},
-    spans::{cloud, ended, record, request},
+    spans::{cloud, ended, record, start_inference},
     *,
 };
 
@@ -26,8 +27,8 @@ fn a_long_request_and_its_inference_are_announced_and_then_end_as_usual() {
         headers
             .insert("traceparent", HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
         extract(&server, &headers);
-        span::route_finished(&span::route(&server, "gpt-4o"), "gpt-*", &[]);
-        let inference = span::inference(&server, &request(), "gpt-4o", cloud("openai"));
+        span::route_finished(&span::route(&server, &ModelLabel::new("gpt-4o")), "gpt-*", &[]);
+        let inference = start_inference(&server, "gpt-4o", cloud("openai"));
         let attempt = span::attempt(&inference, &"http://127.0.0.1/".parse().unwrap(), 0);
         eventually("both announcements", || announced(&collector).len() >= 2);
         span::attempt_finished(&attempt, Some(200), None);
@@ -71,14 +72,14 @@ fn a_trace_that_may_be_dropped_is_not_announced() {
     let (dispatch, handle, _) = subscriber(&config, &[logfire(&collector)]);
     within(&dispatch, || {
         let undecided = server_span();
-        let inference = span::inference(&undecided, &request(), "undecided", cloud("openai"));
+        let inference = start_inference(&undecided, "undecided", cloud("openai"));
         // Started later, so that it is announced after the others would have been.
         let sampled = server_span();
         let mut headers = HeaderMap::new();
         headers
             .insert("traceparent", HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
         extract(&sampled, &headers);
-        let known = span::inference(&sampled, &request(), "known", cloud("openai"));
+        let known = start_inference(&sampled, "known", cloud("openai"));
         eventually("the announcements of the sampled one", || announced(&collector).len() >= 2);
         for (server, inference) in [(undecided, inference), (sampled, known)] {
             span::inference_finished(&inference, &ended(&record()));

@@ -2,18 +2,20 @@
 
 use mlx_manager_config::ProviderKind;
 use mlx_manager_llm::{
-    Context, Error, ErrorKind, FinishReason, Inference, Outcome, Record, Request, Sampling, ToolCall, Usage,
+    Capture, CapturedMessage, Context, Conversation, Error, ErrorKind, FinishReason, Inference, Outcome, Part, Record,
+    Request, Sampling, ToolCall, Usage,
 };
 use mlx_manager_signal::{
     genai,
-    span::{Destination, InferenceEnd, Server, Statement},
+    redact::ModelLabel,
+    span::{Destination, InferenceEnd, InferenceStart, Server, Statement},
 };
 use opentelemetry::TraceId;
 use opentelemetry_proto::tonic::trace::v1::{span::SpanKind, status::StatusCode};
 
 use super::{collector::strings, *};
 
-pub(super) fn request() -> Request {
+fn request() -> Request {
     Request {
         api: Api::ChatCompletions,
         model: "gpt-4o".to_owned(),
@@ -30,6 +32,27 @@ pub(super) fn request() -> Request {
         )
         .unwrap(),
     }
+}
+
+/// What a dialect would read of [`request`].
+const CAPTURE: Capture = Capture {
+    body: |request| {
+        let fields = request.body.iter();
+        fields.map(|(name, raw)| (name.to_owned(), serde_json::from_str(raw.get()).unwrap())).collect()
+    },
+    conversation: |_| {
+        let said = |text: &str| CapturedMessage { role: "user".into(), parts: vec![Part::Text(text.into())] };
+        let messages = vec![said("hello"), said("the password is hunter2")];
+        Conversation { messages, ..Conversation::default() }
+    },
+};
+
+/// The span of an inference that was asked for by [`request`].
+pub(super) fn start_inference(parent: &Span, model: &str, destination: Destination<'_>) -> Span {
+    span::inference(
+        parent,
+        &InferenceStart { request: &request(), model: &ModelLabel::new(model), destination, capture: CAPTURE },
+    )
 }
 
 pub(super) fn record() -> Record {
@@ -90,13 +113,13 @@ fn one_chat_completion_is_the_tree_that_the_conventions_want() {
             .unwrap();
         span::http_server_request(&server, Some("/v1/chat/completions"), &incoming);
         extract(&server, incoming.headers());
-        let route = span::route(&server, "gpt-4o");
+        let route = span::route(&server, &ModelLabel::new("gpt-4o"));
         span::route_finished(&route, "gpt-*", &["openai".to_owned(), "backup".to_owned()]);
-        let failing = span::inference(&server, &request(), "gpt-4o", cloud("openai"));
+        let failing = start_inference(&server, "gpt-4o", cloud("openai"));
         let error = Error::new(ErrorKind::RateLimited, "try later")
             .with_source(std::io::Error::other("Authorization: Bearer sk-1234"));
-        span::inference_failed_over(&failing, "gpt-4o", &error);
-        let inference = span::inference(&server, &request(), "gpt-4o", cloud("backup"));
+        span::inference_failed_over(&failing, &ModelLabel::new("gpt-4o"), &error);
+        let inference = start_inference(&server, "gpt-4o", cloud("backup"));
         assert!(!span::captures_content());
         let url = "https://user:hunter2@api.openai.com/v1/chat/completions?key=hunter2".parse().unwrap();
         span::attempt_finished(&span::attempt(&inference, &url, 0), Some(503), None);
@@ -243,7 +266,7 @@ fn a_status_is_an_error_only_when_it_is_ours() {
             span::http_server_finished(&server, status, error);
         }
         let server = server_span();
-        let aborted = span::inference(&server, &request(), "aborted", Destination::Local);
+        let aborted = start_inference(&server, "aborted", Destination::Local);
         span::inference_finished(&aborted, &ended(&Record { outcome: Outcome::ClientAbort, ..record() }));
     });
     assert!(handle.flush(LONG));
@@ -269,7 +292,7 @@ fn content_is_captured_on_request_only_and_redacted() {
     let (dispatch, handle, _) = subscriber(&config, &[logfire(&collector)]);
     within(&dispatch, || {
         assert!(span::captures_content());
-        let inference = span::inference(&server_span(), &request(), "m", cloud("openai"));
+        let inference = start_inference(&server_span(), "m", cloud("openai"));
         let call = ToolCall { id: "call_1".to_owned(), name: "f".to_owned(), arguments: r#"{"a":1}"#.to_owned() };
         let content = genai::Answer { text: "hi there", reasoning: "", tool_calls: &[call] };
         span::inference_finished(&inference, &InferenceEnd { content: Some(content), ..ended(&record()) });
@@ -320,7 +343,7 @@ fn without_a_destination_there_are_ids_and_nothing_else() {
     assert!(logs.is_none());
     within(&dispatch, || {
         let server = server_span();
-        let route = span::route(&server, "m");
+        let route = span::route(&server, &ModelLabel::new("m"));
         let id = trace_id(&server).unwrap();
         assert_eq!(id.len(), 32);
         assert_eq!(trace_id(&route), Some(id.clone()));
@@ -404,7 +427,9 @@ fn a_statement_for_several_requests_is_linked_to_each() {
 fn a_model_name_of_any_length_makes_a_short_span_name() {
     let collector = Collector::start();
     let (dispatch, handle, _) = subscriber(&traces(), &[logfire(&collector)]);
-    within(&dispatch, || span::route_finished(&span::route(&server_span(), &"é".repeat(100_000)), "none", &[]));
+    within(&dispatch, || {
+        span::route_finished(&span::route(&server_span(), &ModelLabel::new(&"é".repeat(100_000))), "none", &[])
+    });
     assert!(handle.flush(LONG));
     assert!(collector.spans().iter().all(|(_, span)| span.name.len() < 300));
 }
@@ -417,7 +442,7 @@ fn with_a_sample_ratio_errors_slow_traces_and_the_callers_choice_are_kept() {
     within(&dispatch, || {
         let run = |route: &'static str, status: u16, before_the_end: fn()| {
             let server = span::http_server(true, "GET", Some(route), None, "r");
-            span::route_finished(&span::route(&server, route), "rule", &[]);
+            span::route_finished(&span::route(&server, &ModelLabel::new(route)), "rule", &[]);
             before_the_end();
             span::http_server_finished(&server, Some(status), None);
             written(&server)
