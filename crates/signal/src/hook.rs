@@ -7,7 +7,7 @@ use std::fmt;
 
 use mlx_manager_config::SemanticConventions;
 use opentelemetry::{KeyValue, propagation::TextMapPropagator, trace::SpanKind};
-use tracing::{Dispatch, Span, Subscriber, span::Id};
+use tracing::{Dispatch, Span, Subscriber, dispatcher, span::Id, subscriber::NoSubscriber};
 use tracing_subscriber::Layer;
 
 /// How span constructors speak.
@@ -44,7 +44,7 @@ impl Conventions {
 
     /// Those of the subscriber in effect here.
     pub(crate) fn here() -> Option<Self> {
-        tracing::dispatcher::get_default(|dispatch| dispatch.downcast_ref::<Self>().copied())
+        dispatcher::get_default(|dispatch| dispatch.downcast_ref::<Self>().copied())
     }
 }
 
@@ -103,4 +103,9 @@ pub fn tell_story() {
     if let Some(omitted @ 1..) = omitted.flatten() {
         tracing::debug!(target: crate::target::SERVER_HTTP, omitted, "older records of this request were not kept");
     }
+}
+
+/// Whether nobody listens to events here: the logs are not set up yet, or this thread is in the middle of one.
+pub fn is_deaf() -> bool {
+    dispatcher::get_default(|dispatch| dispatch.is::<NoSubscriber>())
 }

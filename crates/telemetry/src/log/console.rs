@@ -19,12 +19,22 @@ use tracing::Level;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
 use super::{
-    Terminal,
     clock::Clock,
     counter::SinkCounters,
     format::{Rendered, Style},
     loss::Loss,
 };
+
+/// What standard error is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terminal {
+    /// A terminal.
+    pub is_terminal: bool,
+    /// NO_COLOR is set, or TERM is dumb.
+    pub no_color: bool,
+    /// systemd's journal.
+    pub journald: bool,
+}
 
 /// The most records that wait for the terminal.
 pub const QUEUE_RECORDS: usize = 8_192;

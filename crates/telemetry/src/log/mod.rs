@@ -20,6 +20,7 @@ use std::{
 use arc_swap::ArcSwap;
 use jiff::{Timestamp, tz::TimeZone};
 use mlx_manager_config::{LogConfig, Sink, SinkKind};
+use mlx_manager_signal::{event::SinkTrouble, hook};
 use thiserror::Error;
 
 mod archive;
@@ -45,7 +46,7 @@ mod sink;
 mod story;
 pub mod verify;
 
-pub use console::is_journal;
+pub use console::{Terminal, is_journal};
 pub use counter::{LEVELS, SinkCounters};
 pub use library::hear_libraries;
 pub use panic::panic_hook;
@@ -57,7 +58,6 @@ use clock::Clock;
 use console::ConsoleSink;
 use filter::Callsite;
 use format::{Rendered, Style};
-use mlx_manager_signal::event::SinkTrouble;
 use plan::{FileOutput, InEffect, Output, Plan, Route};
 use rolling::{RollingFile, RollingPlan};
 use sink::{Bounds, Change, FileSink, Worker};
@@ -65,17 +65,6 @@ use story::Memory;
 
 /// How long the sinks get to write what is left when the last handle and the layer are gone.
 const DROP_DEADLINE: Duration = Duration::from_secs(2);
-
-/// What standard error is.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Terminal {
-    /// A terminal.
-    pub is_terminal: bool,
-    /// NO_COLOR is set, or TERM is dumb.
-    pub no_color: bool,
-    /// systemd's journal.
-    pub journald: bool,
-}
 
 /// Why logging could not start.
 #[derive(Debug, Error)]
@@ -378,7 +367,7 @@ impl Complaints {
     #[expect(clippy::print_stderr, reason = "the log itself is what failed")]
     fn utter(&self, message: &str) {
         SinkTrouble(message).emit();
-        if super::is_deaf() || !self.console.load(Ordering::Relaxed) {
+        if hook::is_deaf() || !self.console.load(Ordering::Relaxed) {
             eprintln!("mlx-manager: {message}");
         }
     }

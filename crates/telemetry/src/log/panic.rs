@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mlx_manager_signal::{event::Panicked, target};
+use mlx_manager_signal::{event::Panicked, hook, target};
 use tracing::Level;
 
 use super::{
@@ -44,7 +44,7 @@ pub fn panic_hook(handle: LogHandle) -> impl Fn(&PanicHookInfo<'_>) + Send + Syn
             format!("left out: this place had {BACKTRACES} within {} s", BACKTRACE_WINDOW.as_secs())
         };
         // While a thread is inside a subscriber its events reach nobody, and its panics may be about just that.
-        let deaf = crate::is_deaf();
+        let deaf = hook::is_deaf();
         if deaf {
             let mut fields = Fields::default();
             for (key, value) in [("thread", thread), ("location", location.as_str()), (BACKTRACE, backtrace.as_str())] {

@@ -18,7 +18,7 @@ use super::{
     process,
     recorder::Recorder,
 };
-use crate::Build;
+use crate::build::Build;
 
 /// What metrics are made from.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ use mlx_manager_llm::{Api, FinishReason, Inference, Outcome, Record, Usage, Usag
 use mlx_manager_signal::{event, metric::name, testing::lines_of};
 
 use super::{Known, Metrics, Settings, limit::Limits};
-use crate::{Build, TEST_BUILD};
+use crate::build::{Build, TEST_BUILD};
 
 fn metrics_with(limits: Limits, meter_provider: Option<opentelemetry_sdk::metrics::SdkMeterProvider>) -> Metrics {
     let target = |provider: &str| Target { provider: provider.into(), model: None };

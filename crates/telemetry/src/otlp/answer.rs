@@ -2,13 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use mlx_manager_signal::redact;
 
-use super::{spool::Batch, transport::Destination};
-
 /// Of an endpoint's own words so much is looked at, and so many characters of it are repeated.
-const WORDS_BYTES: usize = 4096;
+pub(super) const WORDS_BYTES: usize = 4096;
 const WORDS_CHARS: usize = 200;
 
 /// What an endpoint said.
@@ -41,57 +39,32 @@ impl Answer {
         Self::Away { reason, retry_after: None }
     }
 
-    /// A success with this body. All three signals answer alike: field 1 holds the partial success, whose field 1 is the
+    /// A success with this body; `headers` were sent, and must not be repeated. All three signals answer alike: field 1 holds the partial success, whose field 1 is the
     /// count of rejected items and whose field 2 says why. A body that is no such message rejects nothing.
     pub(super) fn taken(body: &[u8], headers: &HeaderMap) -> Self {
         let (rejected, message) = partial_success(body).unwrap_or_default();
         Self::Taken { rejected, message: words(message, headers) }
     }
-}
 
-/// Posts a batch once.
-pub(super) async fn post(destination: &Destination, batch: &Batch) -> Answer {
-    let mut request = destination
-        .client
-        .post(format!("{}/v1/{}", destination.endpoint, batch.signal.as_str()))
-        .timeout(destination.timeout)
-        .headers(destination.headers.clone())
-        .header(header::CONTENT_TYPE, "application/x-protobuf")
-        .body(batch.body.clone());
-    if batch.gzip {
-        request = request.header(header::CONTENT_ENCODING, "gzip");
-    }
-    let away = |error: reqwest::Error| Answer::unreachable(&error.without_url());
-    let mut response = match request.send().await {
-        Ok(response) => response,
-        Err(error) => return away(error),
-    };
-    let status = response.status();
-    if status.is_success() {
-        return match response.bytes().await {
-            Ok(body) => Answer::taken(&body, &destination.headers),
-            Err(error) => away(error),
-        };
-    }
-    let retry_after = response.headers().get(header::RETRY_AFTER).and_then(retry_after);
-    let mut body = Vec::new();
-    // An explanation that breaks off, or goes on and on, explains as much as is there.
-    while body.len() < WORDS_BYTES
-        && let Ok(Some(piece)) = response.chunk().await
-    {
-        body.extend_from_slice(&piece);
-    }
-    let mut reason = format!("status {status}");
-    let words = words(&body, &destination.headers);
-    if !words.is_empty() {
-        reason.push_str(": ");
-        reason.push_str(&words);
-    }
-    match status {
-        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Answer::Away { reason, retry_after },
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => Answer::Denied(reason),
-        status if status.is_server_error() => Answer::Away { reason, retry_after },
-        _ => Answer::Refused(reason),
+    /// Any other status, with what the endpoint said and when it wants to be asked again.
+    pub(super) fn of_failure(
+        status: StatusCode,
+        body: &[u8],
+        retry_after: Option<Duration>,
+        headers: &HeaderMap,
+    ) -> Self {
+        let mut reason = format!("status {status}");
+        let words = words(body, headers);
+        if !words.is_empty() {
+            reason.push_str(": ");
+            reason.push_str(&words);
+        }
+        match status {
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Self::Away { reason, retry_after },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => Self::Denied(reason),
+            status if status.is_server_error() => Self::Away { reason, retry_after },
+            _ => Self::Refused(reason),
+        }
     }
 }
 
@@ -111,7 +84,7 @@ fn words(words: &[u8], headers: &HeaderMap) -> String {
 }
 
 /// Seconds, or an HTTP date.
-fn retry_after(value: &HeaderValue) -> Option<Duration> {
+pub(super) fn retry_after(value: &HeaderValue) -> Option<Duration> {
     let value = value.to_str().ok()?.trim();
     match value.parse() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
@@ -162,6 +135,8 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use http::header;
+
     use super::*;
 
     #[test]

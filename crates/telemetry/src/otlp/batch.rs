@@ -20,7 +20,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{counters::Counter, report::Cause};
+use super::{cause::Cause, counters::Counter};
 
 /// Items waiting at most. At 2 kB per span that is 32 MB when the endpoint is away, and 16 s of 1,000 spans per second.
 pub(super) const QUEUE_ITEMS: usize = 16_384;

@@ -5,7 +5,9 @@
 
 mod answer;
 mod batch;
+mod cause;
 mod counters;
+mod endpoint;
 mod grpc;
 mod report;
 mod resource;
@@ -15,9 +17,8 @@ mod tests;
 mod transport;
 mod weight;
 
-use batch::Queue;
 pub use counters::{Counter, CounterReading, SpoolReading, TelemetryCounters};
-pub(crate) use resource::{Resources, Service};
+pub(crate) use resource::{Resources, Service, scope};
 
 use std::{
     path::PathBuf,
@@ -29,7 +30,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::Build;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use mlx_manager_config::{OtlpConfig, OtlpKind, Protocol, Secret, Signal, TelemetryConfig};
 use opentelemetry::InstrumentationScope;
@@ -46,7 +46,9 @@ use opentelemetry_sdk::{
 use tokio::sync::{Notify, mpsc::UnboundedSender, watch};
 use tokio_util::task::TaskTracker;
 
-use batch::{FlushRequest, Load};
+use crate::build::Build;
+use batch::{FlushRequest, Load, Queue};
+use endpoint::Endpoint;
 use spool::Spool;
 use transport::{Client, Destination, Lane};
 
@@ -398,8 +400,8 @@ impl Configured {
         let builder = builder
             .with_http_client(Client { destination: Arc::clone(&self.destination), signal })
             // The client has the real address; naming one here keeps OTEL_* variables from supplying another.
-            .with_endpoint(format!("{}/v1/{}", self.destination.endpoint, signal.as_str()))
-            .with_timeout(self.destination.timeout)
+            .with_endpoint(format!("{}/v1/{}", self.destination.endpoint.url, signal.as_str()))
+            .with_timeout(self.destination.endpoint.timeout)
             .with_retry_policy(RetryPolicy::disabled());
         match self.config.kind {
             OtlpKind::Logfire => builder.with_compression(Compression::Gzip),
@@ -419,16 +421,6 @@ fn destination(
     closing: watch::Receiver<bool>,
 ) -> Result<Destination, TraceError> {
     let name: Arc<str> = config.name.as_str().into();
-    // Without a process-wide provider reqwest panics; if the daemon has installed one already, that one is as good.
-    rustls::crypto::ring::default_provider().install_default().unwrap_or_default();
-    let client = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .user_agent(concat!("mlx-manager/", env!("CARGO_PKG_VERSION")));
-    let client = match config.protocol {
-        Protocol::HttpProtobuf => client,
-        Protocol::Grpc => grpc::prepare(client, config),
-    };
-    let client = client.build().map_err(|source| TraceError::Client { destination: config.name.clone(), source })?;
     let spool = match &config.spool {
         Some(spool) => {
             let dir = spool.dir.join(spool_folder(&config.name));
@@ -441,15 +433,31 @@ fn destination(
         None => None,
     };
     Ok(Destination {
-        endpoint: config.endpoint.trim_end_matches('/').to_owned(),
-        protocol: config.protocol,
-        headers: headers(config)?,
-        client,
-        timeout: config.timeout,
+        endpoint: endpoint(config)?,
         spool,
         lanes: Signal::ALL.map(|signal| Lane::new(Counter::new(Arc::clone(&name), signal))),
         runtime,
         closing,
+    })
+}
+
+fn endpoint(config: &OtlpConfig) -> Result<Endpoint, TraceError> {
+    // Without a process-wide provider reqwest panics; if the daemon has installed one already, that one is as good.
+    rustls::crypto::ring::default_provider().install_default().unwrap_or_default();
+    let client = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("mlx-manager/", env!("CARGO_PKG_VERSION")));
+    let client = match config.protocol {
+        Protocol::HttpProtobuf => client,
+        Protocol::Grpc => grpc::prepare(client, config),
+    };
+    let client = client.build().map_err(|source| TraceError::Client { destination: config.name.clone(), source })?;
+    Ok(Endpoint {
+        url: config.endpoint.trim_end_matches('/').to_owned(),
+        protocol: config.protocol,
+        headers: headers(config)?,
+        client,
+        timeout: config.timeout,
     })
 }
 

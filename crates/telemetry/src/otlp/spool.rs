@@ -23,7 +23,7 @@ use flate2::{Compression, write::GzEncoder};
 use mlx_manager_config::Signal;
 use rustix::io::Errno;
 
-use super::report::Cause;
+use super::cause::Cause;
 
 /// Logfire drops what is older than this, and a collector has little use for it.
 const MAX_AGE: Duration = Duration::from_hours(24);

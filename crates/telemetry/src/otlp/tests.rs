@@ -133,7 +133,7 @@ fn exporters(endpoint: &Endpoint, dir: &Path) -> Exporters {
     };
     let telemetry =
         TelemetryConfig { environment: "test".to_owned(), service_prefix: String::new(), service_name: None };
-    Exporters::start(&telemetry, &[config], crate::TEST_BUILD).unwrap()
+    Exporters::start(&telemetry, &[config], crate::build::TEST_BUILD).unwrap()
 }
 
 fn reading(exporters: &Exporters) -> (u64, u64, u64) {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, header};
+use http::header;
 use mlx_manager_config::{Protocol, Signal};
 use opentelemetry_http::{HttpClient, HttpError};
 use tokio::{
@@ -22,10 +22,11 @@ use tokio::{
 };
 
 use super::{
-    answer::{self, Answer},
+    answer::Answer,
+    cause::Cause,
     counters::Counter,
+    endpoint::Endpoint,
     grpc,
-    report::Cause,
     spool::{self, Batch, Entry, Lost, Spool},
 };
 
@@ -70,15 +71,10 @@ struct Unsent {
     retry_after: Option<Duration>,
 }
 
-/// One endpoint.
+/// One endpoint and the ways to it.
 #[derive(Debug)]
 pub(super) struct Destination {
-    /// Base URL without a trailing slash.
-    pub endpoint: String,
-    pub protocol: Protocol,
-    pub headers: HeaderMap,
-    pub client: reqwest::Client,
-    pub timeout: Duration,
+    pub endpoint: Endpoint,
     pub spool: Option<Spool>,
     /// By signal. An earlier run may have spooled one that is no longer configured.
     pub lanes: [Lane; 3],
@@ -271,9 +267,9 @@ impl Destination {
     }
 
     async fn post(&self, batch: &Batch) -> Answer {
-        let answer = match self.protocol {
-            Protocol::HttpProtobuf => answer::post(self, batch).await,
-            Protocol::Grpc => grpc::call(self, batch).await,
+        let answer = match self.endpoint.protocol {
+            Protocol::HttpProtobuf => self.endpoint.post(batch).await,
+            Protocol::Grpc => grpc::call(&self.endpoint, batch).await,
         };
         match answer {
             // The spool has bounds of its own, and an expired token must not cost all that is in it.

@@ -13,7 +13,7 @@ use opentelemetry_sdk::{
 };
 use tracing::Level;
 
-use crate::otlp::{LogQueue, Service};
+use crate::otlp::{self, LogQueue, Service};
 
 /// Sends log records to every destination that wants them. Cheap to clone; never blocks.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ impl OtlpLogs {
             .with_resource(Resource::builder_empty().build())
             .with_log_processor(Router { queues })
             .build();
-        Some(Self { logger: Arc::new(provider.logger_with_scope(super::scope())) })
+        Some(Self { logger: Arc::new(provider.logger_with_scope(otlp::scope())) })
     }
 
     /// Queues a record. `trace` are the ids of the span it was written in. What the export thread says itself is left out.

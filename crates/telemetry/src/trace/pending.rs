@@ -24,8 +24,7 @@ use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SpanData, SpanEve
 use tokio::time::Instant;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::processor::service;
-use crate::otlp::SpanQueue;
+use crate::otlp::{self, Service, SpanQueue};
 
 /// How long a span runs before it is announced.
 pub(super) const AFTER: Duration = Duration::from_secs(1);
@@ -85,7 +84,7 @@ impl Pending {
             events: SpanEvents::default(),
             links: SpanLinks::default(),
             status: Status::Unset,
-            instrumentation_scope: super::scope(),
+            instrumentation_scope: otlp::scope(),
         });
     }
 
@@ -116,7 +115,7 @@ impl Pending {
             state.due.pop_front();
             if let Some(span) = state.open.remove(&id) {
                 let span = pending(*span);
-                let service = service(&span);
+                let service = Service::of_span(&span);
                 self.queues.iter().for_each(|queue| queue.push((span.clone(), service)));
             }
         }

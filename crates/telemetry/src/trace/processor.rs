@@ -7,7 +7,7 @@ use std::{
 
 use mlx_manager_config::TracesConfig;
 use opentelemetry::{
-    Context, Value,
+    Context,
     trace::{Span as _, TraceContextExt},
 };
 use opentelemetry_sdk::{
@@ -27,15 +27,6 @@ pub(super) struct Router {
     pending: Option<Arc<Pending>>,
 }
 
-/// The service that a span's target belongs to.
-pub(super) fn service(span: &SpanData) -> Service {
-    let target = span.attributes.iter().find(|attribute| attribute.key.as_str() == "target");
-    match target.map(|target| &target.value) {
-        Some(Value::String(target)) => Service::of(target.as_str()),
-        _ => Service::Manager,
-    }
-}
-
 impl Router {
     pub(super) fn new(queues: Vec<SpanQueue>, traces: &TracesConfig, pending: Option<Arc<Pending>>) -> Self {
         let tail = (traces.sample_ratio < 1.0).then(|| Mutex::new(Tail::new(traces.keep_slower_than)));
@@ -43,7 +34,7 @@ impl Router {
     }
 
     fn export(&self, span: SpanData) {
-        let service = service(&span);
+        let service = Service::of_span(&span);
         let Some((last, others)) = self.queues.split_last() else { return };
         for queue in others {
             queue.push((span.clone(), service));
