@@ -407,8 +407,8 @@ fn totals_counted_elsewhere_are_not_added_up() {
     metrics.add_poller(|| {
         event::LogSinkTotals {
             sink: "console",
-            written: &[(Level::Info, 5)],
-            dropped: &[(Level::Info, 2)],
+            written: &[(tracing::Level::INFO, 5)],
+            dropped: &[(tracing::Level::INFO, 2)],
             io_errors: 1,
         }
         .emit();
@@ -478,7 +478,7 @@ fn emit_everything() {
     event::AuditRowsDropped { rows: 4, reason: "queue_full" }.emit();
     event::AuditWriteError { error: &error, again: false }.emit();
     event::AuditQueueDepth(6).emit();
-    event::LogSinkTotals { sink: "console", written: &[(Level::Warn, 1)], dropped: &[], io_errors: 0 }.emit();
+    event::LogSinkTotals { sink: "console", written: &[(tracing::Level::WARN, 1)], dropped: &[], io_errors: 0 }.emit();
     event::ExportTotals { destination: "collector", signal: Signal::Logs, exported: 1, dropped: 0, failed: 0 }.emit();
     event::SpoolSize { destination: "collector", bytes: 77 }.emit();
 }
