@@ -9,7 +9,7 @@ use std::{
     fmt, io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -21,6 +21,7 @@ use arc_swap::ArcSwap;
 use jiff::{Timestamp, tz::TimeZone};
 use mlx_manager_config::{LogConfig, Sink, SinkKind};
 use mlx_manager_signal::{event::SinkTrouble, hook};
+use parking_lot::Mutex;
 use thiserror::Error;
 
 mod archive;
@@ -154,7 +155,7 @@ impl LogHandle {
 
     /// What became of the records of every sink that there was, by its name.
     pub fn counters(&self) -> Vec<(String, Arc<SinkCounters>)> {
-        self.core.counters.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.core.counters.lock().clone()
     }
 
     /// Hands a record to its sinks without going through tracing, which is deaf while it handles another event.
@@ -218,7 +219,7 @@ impl Core {
 
     /// The counters of a sink, which go on where those of an earlier one of that name ended.
     fn counters_of(&self, name: &str) -> Arc<SinkCounters> {
-        let mut all = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.counters.lock();
         if let Some((_, counters)) = all.iter().find(|(known, _)| known == name) {
             return Arc::clone(counters);
         }
@@ -328,7 +329,7 @@ impl<'a> Opening<'a> {
         let shown = path.display().to_string();
         let failed_before = Mutex::new(false);
         move |result: Result<(), &io::Error>| {
-            let mut failed_before = failed_before.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut failed_before = failed_before.lock();
             match result {
                 // The keeper may be gone at the very end; the next start tidies up.
                 Ok(()) => drop(rotated.send(())),

@@ -4,12 +4,12 @@ use std::{
     backtrace::Backtrace,
     collections::HashMap,
     panic::PanicHookInfo,
-    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use mlx_manager_signal::{event::Panicked, hook, target};
+use parking_lot::Mutex;
 use tracing::Level;
 
 use super::{
@@ -76,7 +76,7 @@ struct BacktraceLimit(Mutex<HashMap<String, (Instant, u32)>>);
 
 impl BacktraceLimit {
     fn allows(&self, place: &str, now: Instant) -> bool {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.0.lock();
         let (since, count) = places.entry(place.to_owned()).or_insert((now, 0));
         if now.duration_since(*since) >= BACKTRACE_WINDOW {
             (*since, *count) = (now, 0);

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue, StatusCode};
 use mlx_manager_signal::redact;
+use prost::Message;
 
 /// Of an endpoint's own words so much is looked at, and so many characters of it are repeated.
 pub(super) const WORDS_BYTES: usize = 4096;
@@ -43,7 +44,7 @@ impl Answer {
     /// count of rejected items and whose field 2 says why. A body that is no such message rejects nothing.
     pub(super) fn taken(body: &[u8], headers: &HeaderMap) -> Self {
         let (rejected, message) = partial_success(body).unwrap_or_default();
-        Self::Taken { rejected, message: words(message, headers) }
+        Self::Taken { rejected, message: words(&message, headers) }
     }
 
     /// Any other status, with what the endpoint said and when it wants to be asked again.
@@ -95,42 +96,27 @@ pub(super) fn retry_after(value: &HeaderValue) -> Option<Duration> {
     }
 }
 
+/// `Export{Trace,Metrics,Logs}ServiceResponse`, which differ in names only.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Response {
+    #[prost(message, optional, tag = "1")]
+    partial_success: Option<PartialSuccess>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PartialSuccess {
+    /// Signed on paper. Read like this, a negative count is a large one, and means all that was sent.
+    #[prost(uint64, tag = "1")]
+    rejected: u64,
+    /// Text on paper. Words that are not UTF-8 must not cost the count.
+    #[prost(bytes = "vec", tag = "2")]
+    message: Vec<u8>,
+}
+
 /// The count of rejected items, and why they are.
-fn partial_success(mut message: &[u8]) -> Option<(u64, &[u8])> {
-    // 0x0a: field 1, length-delimited. 0x08: field 1, varint. 0x12: field 2, length-delimited.
-    let mut partial = match varint(&mut message)? {
-        0x0a => delimited(&mut message)?,
-        _ => return None,
-    };
-    let (mut rejected, mut why) = (0, &[][..]);
-    while let Some(key) = varint(&mut partial) {
-        match key {
-            0x08 => rejected = varint(&mut partial)?,
-            0x12 => why = delimited(&mut partial)?,
-            _ => break,
-        }
-    }
-    Some((rejected, why))
-}
-
-fn delimited<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let length = usize::try_from(varint(bytes)?).ok()?;
-    let (head, rest) = bytes.split_at_checked(length)?;
-    *bytes = rest;
-    Some(head)
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
+fn partial_success(body: &[u8]) -> Option<(u64, Vec<u8>)> {
+    let PartialSuccess { rejected, message } = Response::decode(body).ok()?.partial_success?;
+    Some((rejected, message))
 }
 
 #[cfg(test)]
@@ -145,13 +131,17 @@ mod tests {
         assert_eq!(partial_success(b"{}"), None);
         // partial_success { rejected_spans: 300, error_message: "no" }
         let body = [0x0a, 0x07, 0x08, 0xac, 0x02, 0x12, 0x02, b'n', b'o'];
-        assert_eq!(partial_success(&body), Some((300, &b"no"[..])));
+        assert_eq!(partial_success(&body), Some((300, b"no".to_vec())));
         let answer = Answer::taken(&body, &HeaderMap::new());
         assert_eq!(answer, Answer::Taken { rejected: 300, message: "no".to_owned() });
         // partial_success { error_message: "a warning" }
-        assert_eq!(partial_success(&[0x0a, 0x02, 0x12, 0x00]), Some((0, &b""[..])));
+        assert_eq!(partial_success(&[0x0a, 0x02, 0x12, 0x00]), Some((0, Vec::new())));
         assert_eq!(partial_success(&[0x0a, 0x7f, 0x08]), None, "cut off");
         assert_eq!(partial_success(&[0x0a, 0x03, 0x08, 0x01, 0x12]), None, "cut off within");
+        // rejected_spans: -1, then a field of a later version, then words that are no text.
+        let odd =
+            [0x0a, 0x11, 0x08, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1, 0x1a, 0x00, 0x12, 0x02, 0xff, b'a'];
+        assert_eq!(partial_success(&odd), Some((u64::MAX, b"\xffa".to_vec())));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub(crate) use resource::{Resources, Service, scope};
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         mpsc::{self, RecvTimeoutError},
     },
     thread,
@@ -43,6 +43,7 @@ use opentelemetry_sdk::{
     metrics::Temporality,
     trace::{SpanData, SpanExporter as _},
 };
+use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc::UnboundedSender, watch};
 use tokio_util::task::TaskTracker;
 
@@ -280,8 +281,8 @@ impl Exporters {
             let runtime = &configured.destination.runtime;
             let (queue, load, flush) =
                 batch::spawn(runtime, batch::QUEUE_ITEMS, Arc::clone(counter), weigh, Box::new(task));
-            self.flushes.lock().unwrap_or_else(PoisonError::into_inner).push(flush);
-            self.loads.lock().unwrap_or_else(PoisonError::into_inner).push(load);
+            self.flushes.lock().push(flush);
+            self.loads.lock().push(load);
             queues.push(queue);
         }
         Ok(queues)
@@ -293,7 +294,7 @@ impl Exporters {
         let until = Instant::now() + deadline;
         let (done, answers) = mpsc::channel();
         let asked = {
-            let flushes = self.flushes.lock().unwrap_or_else(PoisonError::into_inner);
+            let flushes = self.flushes.lock();
             flushes.iter().filter(|flush| flush.send(done.clone()).is_ok()).count()
         };
         drop(done);
@@ -334,7 +335,7 @@ impl Exporters {
     }
 
     fn join(&self, until: Instant) -> bool {
-        let Some((thread, ended)) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        let Some((thread, ended)) = self.thread.lock().take() else {
             return true;
         };
         // The thread drops its end of the channel as its last act; a hanging one is left behind rather than waited for.
@@ -346,11 +347,7 @@ impl Exporters {
 
     /// Counts what nobody is left to send. `true`: there is none.
     fn abandon(&self) -> bool {
-        self.loads
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .fold(true, |none, load| none & (load.abandon() == 0))
+        self.loads.lock().iter().fold(true, |none, load| none & (load.abandon() == 0))
     }
 
     /// The export runtime, for a test of what may not happen on its thread.

@@ -5,7 +5,7 @@
 
 use std::{
     mem,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,6 +14,7 @@ use mlx_manager_signal::{
     event::{EndpointChanged, TelemetryLost},
     hook,
 };
+use parking_lot::{Mutex, MutexGuard};
 
 use super::cause::Cause;
 
@@ -133,8 +134,8 @@ impl Report {
         EndpointChanged { destination: &self.destination, signal: self.signal, away: away.as_deref() }.emit();
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
     }
 }
 

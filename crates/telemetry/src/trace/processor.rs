@@ -1,9 +1,6 @@
 //! Sends each ended span on its way: to every destination that wants spans, under the service that its target belongs to.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use mlx_manager_config::TracesConfig;
 use opentelemetry::{
@@ -14,6 +11,7 @@ use opentelemetry_sdk::{
     error::OTelSdkResult,
     trace::{Span, SpanData, SpanProcessor},
 };
+use parking_lot::Mutex;
 
 use super::{pending::Pending, tail::Tail};
 use crate::otlp::{Service, SpanQueue};
@@ -63,7 +61,7 @@ impl SpanProcessor for Router {
         }
         let undecided = if span.span_context.is_sampled() { None } else { self.tail.as_ref() };
         let Some(tail) = undecided else { return self.export(span) };
-        let verdict = tail.lock().unwrap_or_else(PoisonError::into_inner).end(span);
+        let verdict = tail.lock().end(span);
         if verdict.dropped > 0 {
             self.queues.iter().for_each(|queue| queue.count_dropped(verdict.dropped));
         }

@@ -1,7 +1,4 @@
-use std::sync::{
-    Mutex,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use mlx_manager_config::{Level as Limit, LogConfig, Timezone};
 use mlx_manager_signal::target::LOG;
@@ -10,6 +7,7 @@ use opentelemetry_sdk::{
     error::OTelSdkResult,
     trace::{SdkTracerProvider, SpanData, SpanExporter},
 };
+use parking_lot::Mutex;
 use tracing::{Level, info_span, subscriber::with_default};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::layer::SubscriberExt;
@@ -45,7 +43,7 @@ struct Observer(Mutex<Vec<Seen>>);
 
 impl RecordObserver for Observer {
     fn observe(&self, record: &LogRecord<'_>) {
-        self.0.lock().unwrap().push(Seen {
+        self.0.lock().push(Seen {
             level: record.level,
             message: record.message.to_owned(),
             fields: record.fields.clone(),
@@ -63,7 +61,7 @@ struct Kept(Arc<Mutex<Vec<SpanData>>>);
 
 impl SpanExporter for Kept {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        self.0.lock().unwrap().extend(batch);
+        self.0.lock().extend(batch);
         Ok(())
     }
 }
@@ -75,14 +73,14 @@ fn traced(level: Limit, observer: Option<Arc<dyn RecordObserver>>, run: impl FnO
     let layer: BoxedLayer = Box::new(tracing_opentelemetry::layer().with_tracer(provider.tracer("test")));
     let (router, _handle) = build(&config(level), Terminal::default(), Some(layer), observer).unwrap();
     with_default(Registry::default().with(router), run);
-    exporter.0.lock().unwrap().clone()
+    exporter.0.lock().clone()
 }
 
 fn observed(level: Limit, run: impl FnOnce()) -> Vec<Seen> {
     let observer = Arc::new(Observer::default());
     let (router, _handle) = build(&config(level), Terminal::default(), None, Some(observer.clone())).unwrap();
     with_default(Registry::default().with(router), run);
-    observer.0.lock().unwrap().clone()
+    observer.0.lock().clone()
 }
 
 fn fields(list: &[(&'static str, Value<'_>)]) -> Fields {
@@ -134,7 +132,7 @@ fn records_carry_the_ids_of_their_trace() {
         });
         tracing::info!("outside");
     });
-    let seen = observer.0.lock().unwrap().clone();
+    let seen = observer.0.lock().clone();
     let expected = TraceIds::of(&spans[0].span_context);
     assert!(expected.is_some());
     let found: Vec<_> =
