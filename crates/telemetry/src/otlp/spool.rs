@@ -1,9 +1,19 @@
 //! A folder of encoded batches that wait for their endpoint: for each signal first in, first out, all of them bounded by
-//! bytes and by age.
+//! bytes and by age. It knows nothing of HTTP. The folder is a format that the next version reads, too:
 //!
-//! One file per batch; all that is needed to send it again is in its name, so nothing secret is ever written. A file
-//! appears by rename, after its bytes are on the disk: it is complete or absent, also after a power cut, which can cost
-//! the newest batches and no more. It knows nothing of HTTP.
+//! - A file per batch, `CREATED.SIGNAL.ITEMS.ENCODING`: 20 digits of microseconds since the epoch; `traces`, `metrics` or
+//!   `logs`; how many items; `gz` or `pb` (plain). All that is needed to send it again is in its name, so nothing secret is
+//!   ever written; the content is the request's body, and its length is not noted anywhere else. Other names are left alone.
+//! - Order: by CREATED, which grows within a signal, also when the clock steps back. Signals may have the same one.
+//! - A file appears by rename from `CREATED.SIGNAL.ITEMS.partial`, after its bytes are on the disk (`fdatasync`): it is
+//!   complete or absent. The folder itself is not synced, so a power cut can cost the newest batches and no more, or bring
+//!   back some that were removed, which are then sent twice.
+//! - A crash leaves at most partial files, which the next start removes: their batches were never taken over.
+//! - `.lock` is held (`flock`) as long as the folder is in use: a second process would send every batch again. A folder
+//!   that is gone is made again, and held again.
+//! - The oldest of all signals make room before a batch is written, so that the bytes of all files stay within the limit
+//!   (those that an earlier run left may exceed it until then); on a full disk too. What is older than [`MAX_AGE`] goes. Whatever is let go is told to the caller as [`Lost`], once.
+//! - The folder is read at the start only. A file that somebody took or cut later is found out when its turn comes.
 
 use std::{
     collections::VecDeque,
@@ -312,6 +322,9 @@ fn remove_file(path: &Path) -> io::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod model;
 
 #[cfg(test)]
 mod tests {
