@@ -3,6 +3,8 @@
 //! Only the daemon's process knows this crate. It starts it all with [`Telemetry::start`] and ends it with
 //! [`Telemetry::stop`]; what is told in between, others tell by `mlx-manager-signal`.
 
+#![cfg_attr(test, expect(clippy::disallowed_macros, reason = "tests of the logs speak as anybody might"))]
+
 mod build;
 mod gather;
 pub mod log;
