@@ -13,7 +13,7 @@ use std::{
 };
 
 use mlx_manager_signal::{
-    hook::{Follower, StartedInference},
+    hook::{Follow, Follower, StartedInference},
     target,
 };
 use opentelemetry::{
@@ -48,9 +48,7 @@ struct State {
 
 /// The hook by which span constructors tell of new inference spans.
 pub(super) fn follower(pending: Option<Arc<Pending>>) -> Follower {
-    Follower(pending.map(|pending| -> Box<dyn Fn(StartedInference<'_>) + Send + Sync> {
-        Box::new(move |started| pending.inference_started(started))
-    }))
+    Follower(pending.map(|pending| -> Box<Follow> { Box::new(move |started| pending.inference_started(started)) }))
 }
 
 impl Pending {

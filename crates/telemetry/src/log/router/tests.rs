@@ -1,10 +1,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mlx_manager_config::{Level as Limit, LogConfig, Timezone};
-use mlx_manager_signal::target::LOG;
+use mlx_manager_config::{Level as Limit, LogConfig, SemanticConventions, Timezone};
+use mlx_manager_signal::{
+    hook::{Conventions, Follower},
+    target::LOG,
+};
 use opentelemetry::trace::{SpanContext as OtelSpanContext, SpanId, TraceFlags, TraceId, TraceState, TracerProvider};
 use opentelemetry_sdk::{
     error::OTelSdkResult,
+    propagation::TraceContextPropagator,
     trace::{SdkTracerProvider, SpanData, SpanExporter},
 };
 use parking_lot::Mutex;
@@ -215,4 +219,23 @@ fn callsite_that_nobody_takes_is_off() {
         tracing::error!(lazy = evaluated.fetch_add(1, Ordering::Relaxed), "seen");
     });
     assert_eq!((seen.len(), evaluated.into_inner()), (1, 1));
+}
+
+#[test]
+fn the_hooks_are_found_through_the_router() {
+    let conventions = Conventions {
+        recording: true,
+        version: SemanticConventions::Both,
+        capture_content: false,
+        propagator: Box::leak(Box::new(TraceContextPropagator::new())),
+    };
+    let layer: BoxedLayer = Box::new(tracing_opentelemetry::layer().and_then(conventions).and_then(Follower(None)));
+    let (router, _handle) = build(&config(Limit::Info), Terminal::default(), Some(layer), None).unwrap();
+    let dispatch = Dispatch::new(Registry::default().with(router));
+    assert!(dispatch.downcast_ref::<Conventions>().is_some_and(|conventions| conventions.recording));
+    assert!(dispatch.is::<Follower>() && dispatch.is::<Storyteller>());
+
+    let (router, _handle) = build(&config(Limit::Info), Terminal::default(), None, None).unwrap();
+    let dispatch = Dispatch::new(Registry::default().with(router));
+    assert!(dispatch.is::<Storyteller>() && !dispatch.is::<Conventions>() && !dispatch.is::<Follower>());
 }
