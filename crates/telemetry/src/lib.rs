@@ -10,7 +10,7 @@ mod gather;
 pub mod log;
 pub mod metric;
 mod otlp;
-pub mod trace;
+mod trace;
 
 use std::{
     sync::{Arc, mpsc},

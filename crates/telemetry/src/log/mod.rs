@@ -49,10 +49,12 @@ pub mod verify;
 
 pub use console::{Terminal, is_journal};
 pub use counter::{LEVELS, SinkCounters};
-pub use library::hear_libraries;
-pub use panic::panic_hook;
-pub use record::{Fields, LogRecord, TraceIds, Value};
-pub use router::{BoxedLayer, RecordObserver, Router};
+pub use router::Router;
+
+pub(crate) use library::hear_libraries;
+pub(crate) use panic::panic_hook;
+pub(crate) use record::{LogRecord, Value};
+pub(crate) use router::{BoxedLayer, RecordObserver};
 
 use archive::Shelf;
 use clock::Clock;
@@ -104,9 +106,10 @@ pub enum LogError {
     },
 }
 
+#[cfg(test)]
 impl LogError {
     /// The kind, one of a closed set.
-    pub fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::InUse { .. } => "in_use",
             Self::Open { .. } => "open",

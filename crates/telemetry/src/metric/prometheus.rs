@@ -127,7 +127,7 @@ impl Metrics {
     ///
     /// # Errors
     /// When a destination did not take it.
-    pub fn flush(&self) -> Result<(), Error> {
+    pub(crate) fn flush(&self) -> Result<(), Error> {
         self.poll();
         self.meter_provider.as_ref().map_or(Ok(()), SdkMeterProvider::force_flush).map_err(Error::Flush)
     }

@@ -17,7 +17,8 @@ mod tests;
 mod transport;
 mod weight;
 
-pub use counters::{Counter, CounterReading, SpoolReading, TelemetryCounters};
+pub use counters::TelemetryCounters;
+
 pub(crate) use resource::{Resources, Service, scope};
 
 use std::{
@@ -49,6 +50,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::build::Build;
 use batch::{FlushRequest, Load, Queue};
+use counters::Counter;
 use endpoint::Endpoint;
 use spool::Spool;
 use transport::{Client, Destination, Lane};
@@ -104,6 +106,7 @@ pub(crate) type LogQueue = Queue<((SdkLogRecord, InstrumentationScope), Service)
 #[derive(Debug)]
 pub struct MetricDestination {
     /// The `[[otlp]]` name.
+    #[cfg(test)]
     pub name: String,
     /// Sends through the shared transport, spool and counters. Delta temporality for Logfire.
     pub exporter: MetricExporter,
@@ -194,6 +197,7 @@ impl Exporters {
                 let builder = MetricExporter::builder().with_http().with_temporality(temporality);
                 let exporter = configured.prepare(builder, Signal::Metrics).build();
                 Ok(MetricDestination {
+                    #[cfg(test)]
                     name: configured.config.name.clone(),
                     exporter: configured.built(exporter)?,
                     resource: self.resources.get(Service::Manager).clone(),

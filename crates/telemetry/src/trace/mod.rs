@@ -23,10 +23,9 @@ use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
 use tracing_subscriber::{Layer, Registry};
 
-pub use super::otlp::{CounterReading, MetricDestination, SpoolReading, TelemetryCounters, TraceError};
 use crate::{
     build::Build,
-    otlp::{self, Exporters},
+    otlp::{self, Exporters, MetricDestination, TelemetryCounters, TraceError},
 };
 pub use logs::OtlpLogs;
 use pending::Pending;
@@ -116,7 +115,8 @@ pub struct TraceHandle {
 impl TraceHandle {
     /// Waits until everything that ended before the call was delivered, put on disk, refused or given up. From a plain
     /// thread or a blocking task. `false`: the deadline came first.
-    pub fn flush(&self, deadline: Duration) -> bool {
+    #[cfg(test)]
+    fn flush(&self, deadline: Duration) -> bool {
         self.exporters.flush(deadline)
     }
 
