@@ -1,7 +1,7 @@
 //! Proves from log files that no record is missing, or says which are.
 //!
 //! It reads what is there and knows nothing of a running daemon. The files of one sink are a [`Family`]: the active one
-//! and its archives, in any order. Enter at [`verify`].
+//! and its archives, in any order. Enter at [`verify_live`].
 
 use std::{
     collections::BTreeMap,
