@@ -16,7 +16,7 @@ use mlx_manager_telemetry::log::{
     explain::{InRequest, Reason, explain, in_request},
     verify::{Family, Fault, Gap, Spot, verify_live},
 };
-use tracing::Level;
+use tracing::{Level, level_filters::LevelFilter};
 
 use super::Failure;
 
@@ -48,15 +48,11 @@ fn target(text: &str) -> Result<String, String> {
 
 /// An event's level, in any of the words that the configuration takes.
 fn level(text: &str) -> Result<Level, String> {
-    match config::Level::from_name(text) {
-        Some(config::Level::Error) => Ok(Level::ERROR),
-        Some(config::Level::Warn) => Ok(Level::WARN),
-        Some(config::Level::Info) => Ok(Level::INFO),
-        Some(config::Level::Debug) => Ok(Level::DEBUG),
-        Some(config::Level::Trace) => Ok(Level::TRACE),
-        Some(config::Level::Off) => Err("no event has it; allowed: error, warn, info, debug, trace".to_owned()),
-        None => Err("it is no level; allowed: error, warn, info, debug, trace".to_owned()),
-    }
+    let level = config::Level::from_name(text)
+        .ok_or_else(|| "it is no level; allowed: error, warn, info, debug, trace".to_owned())?;
+    LevelFilter::from(level)
+        .into_level()
+        .ok_or_else(|| "no event has it; allowed: error, warn, info, debug, trace".to_owned())
 }
 
 /// Says which sinks take an event and why.

@@ -1,7 +1,7 @@
 //! All integration tests, in one binary.
 // Clippy lets tests unwrap, and knows a module of tests by this.
 #![cfg(test)]
-#![expect(clippy::disallowed_macros, reason = "a test may say what it likes")]
+#![expect(clippy::disallowed_macros, reason = "tests of the logs speak as anybody might")]
 
 mod agree;
 mod config;

@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use tracing::level_filters::LevelFilter;
+
 use super::{
     decode::Decoder,
     log_file::decode_file,
@@ -275,10 +277,52 @@ const LEVELS: [(&str, Level); 10] = [
 ];
 
 impl Level {
+    /// The level's name, in the file, in labels and in words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+
+    /// Whether an event of this level passes.
+    pub fn allows(self, event: tracing::Level) -> bool {
+        self >= Self::from(event)
+    }
+
     /// Reads a level's name in any case; `WARNING`, `CRITICAL` and `FATAL` are taken as other loggers mean them.
     pub fn from_name(name: &str) -> Option<Self> {
         let name = name.trim();
         LEVELS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, level)| *level)
+    }
+}
+
+impl From<tracing::Level> for Level {
+    fn from(level: tracing::Level) -> Self {
+        match level {
+            tracing::Level::ERROR => Self::Error,
+            tracing::Level::WARN => Self::Warn,
+            tracing::Level::INFO => Self::Info,
+            tracing::Level::DEBUG => Self::Debug,
+            tracing::Level::TRACE => Self::Trace,
+        }
+    }
+}
+
+impl From<Level> for LevelFilter {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Off => Self::OFF,
+            Level::Error => Self::ERROR,
+            Level::Warn => Self::WARN,
+            Level::Info => Self::INFO,
+            Level::Debug => Self::DEBUG,
+            Level::Trace => Self::TRACE,
+        }
     }
 }
 

@@ -513,3 +513,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn levels_have_one_name_and_the_order_of_tracing() {
+    use tracing::{Level as Event, level_filters::LevelFilter};
+    let events = [Event::ERROR, Event::WARN, Event::INFO, Event::DEBUG, Event::TRACE];
+    for level in [Level::Off, Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace] {
+        assert_eq!(Level::from_name(level.as_str()), Some(level));
+        for event in events {
+            assert_eq!(level.allows(event), LevelFilter::from(level) >= event, "{level:?} {event}");
+        }
+    }
+    for event in events {
+        let level = Level::from(event);
+        assert_eq!(LevelFilter::from(level).into_level(), Some(event));
+        assert_eq!(level.as_str(), event.as_str().to_lowercase());
+    }
+}

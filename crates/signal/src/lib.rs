@@ -5,6 +5,8 @@
 //! and the crate `mlx-manager-telemetry` is what the daemon puts there. What a constructor must know of that crate's
 //! settings, it finds through the subscriber ([`hook`]).
 
+#![expect(clippy::disallowed_macros, reason = "here events and spans are typed, for all others")]
+
 pub mod event;
 pub mod genai;
 pub mod hook;

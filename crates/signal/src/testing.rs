@@ -27,8 +27,15 @@ pub struct Line {
     pub context: BTreeMap<&'static str, String>,
 }
 
+/// A layer that keeps what is said.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<Line>>>);
+pub(crate) struct Lines(Arc<Mutex<Vec<Line>>>);
+
+impl Lines {
+    pub(crate) fn take(&self) -> Vec<Line> {
+        mem::take(&mut self.0.lock())
+    }
+}
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
@@ -73,5 +80,5 @@ impl Visit for Fields {
 pub fn lines_of(emit: impl FnOnce()) -> Vec<Line> {
     let lines = Lines::default();
     tracing::subscriber::with_default(tracing_subscriber::registry().with(lines.clone()), emit);
-    mem::take(&mut lines.0.lock())
+    lines.take()
 }

@@ -3,12 +3,12 @@
 
 use std::time::SystemTime;
 
-use mlx_manager_config::Level;
 use mlx_manager_signal::{
     event::{ExportTotals, LogSinkTotals, SpoolSize},
     redact,
 };
 use opentelemetry::logs::AnyValue;
+use tracing::Level;
 
 use super::{
     log::{LEVELS, LogHandle, LogRecord, RecordObserver, Value},
@@ -22,7 +22,7 @@ pub(super) fn sinks(log: &LogHandle) -> impl Fn() + Send + Sync + 'static {
     move || {
         // Asked every time, because a reload may bring new ones.
         for (sink, counters) in &log.counters() {
-            let totals = |read: &dyn Fn(tracing::Level) -> u64| LEVELS.map(|level| (config_level(level), read(level)));
+            let totals = |read: &dyn Fn(Level) -> u64| LEVELS.map(|level| (level, read(level)));
             LogSinkTotals {
                 sink,
                 written: &totals(&|level| counters.written(level)),
@@ -31,16 +31,6 @@ pub(super) fn sinks(log: &LogHandle) -> impl Fn() + Send + Sync + 'static {
             }
             .emit();
         }
-    }
-}
-
-fn config_level(level: tracing::Level) -> Level {
-    match level {
-        tracing::Level::ERROR => Level::Error,
-        tracing::Level::WARN => Level::Warn,
-        tracing::Level::INFO => Level::Info,
-        tracing::Level::DEBUG => Level::Debug,
-        tracing::Level::TRACE => Level::Trace,
     }
 }
 

@@ -3,11 +3,14 @@
 //! Only the daemon's process knows this crate. It starts it all with [`Telemetry::start`] and ends it with
 //! [`Telemetry::stop`]; what is told in between, others tell by `mlx-manager-signal`.
 
+#![cfg_attr(test, expect(clippy::disallowed_macros, reason = "tests of the logs speak as anybody might"))]
+
+mod build;
 mod gather;
 pub mod log;
 pub mod metric;
 mod otlp;
-pub mod trace;
+mod trace;
 
 use std::{
     sync::{Arc, mpsc},
@@ -18,8 +21,9 @@ use std::{
 use mlx_manager_config::Config;
 use mlx_manager_signal::price;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
-use tracing::subscriber::NoSubscriber;
 use tracing_subscriber::{Registry, layer::SubscriberExt};
+
+pub use build::Build;
 
 use self::{
     log::{LogError, LogHandle, RecordObserver, Terminal},
@@ -30,31 +34,6 @@ use self::{
 
 /// How often metrics go out by OTLP.
 const METRICS_INTERVAL: Duration = Duration::from_secs(60);
-
-/// Which build of the daemon this is.
-#[derive(Debug, Clone, Copy)]
-pub struct Build {
-    /// Its version.
-    pub version: &'static str,
-    /// The commit it was built from; empty if unknown.
-    pub commit: &'static str,
-    /// The local engine built in: `mlx` or `none`.
-    pub engine: &'static str,
-    /// What the compiler says of itself, `rustc 1.95.0 (59807616e 2026-04-14)`.
-    pub compiler: &'static str,
-    /// Its version, `1.95.0`.
-    pub compiler_version: &'static str,
-}
-
-/// The build that tests speak of.
-#[cfg(test)]
-const TEST_BUILD: Build = Build {
-    version: "1.2.3",
-    commit: "abcdef012345",
-    engine: "mlx",
-    compiler: "rustc 1.95.0 (59807616e 2026-04-14)",
-    compiler_version: "1.95.0",
-};
 
 /// Logs, traces and metrics of this process.
 pub struct Telemetry {
@@ -151,11 +130,6 @@ impl Telemetry {
         });
         done.recv_timeout(deadline).unwrap_or(false)
     }
-}
-
-/// Whether nobody listens to events here: the logs are not set up yet, or this thread is in the middle of one.
-fn is_deaf() -> bool {
-    tracing::dispatcher::get_default(|dispatch| dispatch.is::<NoSubscriber>())
 }
 
 /// One provider with a reader for each destination that wants metrics.

@@ -33,7 +33,7 @@ pub fn routes(dispatch: &Arc<Dispatch>) -> Vec<Route> {
 /// The dialect that a caller reads. An endpoint's path says it, and so does a path below one; where both APIs meet
 /// (`/v1/models`) or neither has anything, Anthropic's SDKs are known by the version that they always send.
 pub fn caller_dialect(uri: &Uri, headers: &HeaderMap) -> Dialect {
-    match Api::ALL.into_iter().find(|api| uri.path().starts_with(api.path())) {
+    match Api::ALL.iter().find(|api| uri.path().starts_with(api.path())) {
         Some(api) => api.dialect(),
         None if headers.contains_key("anthropic-version") => Dialect::Anthropic,
         None => Dialect::OpenAi,

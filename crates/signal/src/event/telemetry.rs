@@ -19,9 +19,9 @@ pub struct LogSinkTotals<'a> {
     /// The `[[log.sinks]]` name.
     pub sink: &'a str,
     /// Records written, by level.
-    pub written: &'a [(Level, u64)],
+    pub written: &'a [(tracing::Level, u64)],
     /// Records lost, by level.
-    pub dropped: &'a [(Level, u64)],
+    pub dropped: &'a [(tracing::Level, u64)],
     /// Failed writes.
     pub io_errors: u64,
 }
@@ -34,9 +34,7 @@ impl LogSinkTotals<'_> {
             [(Counter::LogRecordsWritten, self.written), (Counter::LogRecordsDropped, self.dropped)]
         {
             for (level, total) in totals {
-                if let Some(level) = level_label(*level) {
-                    advance(counter, sink.clone().with(Label::Level, level), *total);
-                }
+                advance(counter, sink.clone().with(Label::Level, Level::from(*level).as_str()), *total);
             }
         }
         advance(Counter::LogIoErrors, sink, self.io_errors);
@@ -189,17 +187,5 @@ impl Panicked<'_> {
     pub fn emit(self) {
         let Self { thread, location, backtrace, reason } = self;
         tracing::error!(target: target::PANIC, thread, location, backtrace, "panicked: {reason}");
-    }
-}
-
-/// No record has the level `off`.
-fn level_label(level: Level) -> Option<&'static str> {
-    match level {
-        Level::Off => None,
-        Level::Error => Some("error"),
-        Level::Warn => Some("warn"),
-        Level::Info => Some("info"),
-        Level::Debug => Some("debug"),
-        Level::Trace => Some("trace"),
     }
 }

@@ -47,7 +47,7 @@ pub fn http_server(
 }
 
 /// Adds to a server span what its constructor doesn't know: the address asked for and the kind of client. May come before
-/// [`propagate::extract`](crate::propagate::extract).
+/// [`crate::propagate::extract`].
 pub fn http_server_request<B>(span: &Span, route: Option<&'static str>, request: &http::Request<B>) {
     if conventions(span).is_none() {
         return;

@@ -7,7 +7,7 @@ use std::{
     io::{self, Write},
     os::{fd::AsFd, unix::fs::MetadataExt},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
@@ -15,16 +15,27 @@ use std::{
 
 use jiff::Timestamp;
 use mlx_manager_config::Color;
+use parking_lot::{Condvar, Mutex};
 use tracing::Level;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
 use super::{
-    Terminal,
     clock::Clock,
     counter::SinkCounters,
     format::{Rendered, Style},
     loss::Loss,
 };
+
+/// What standard error is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terminal {
+    /// A terminal.
+    pub is_terminal: bool,
+    /// NO_COLOR is set, or TERM is dumb.
+    pub no_color: bool,
+    /// systemd's journal.
+    pub journald: bool,
+}
 
 /// The most records that wait for the terminal.
 pub const QUEUE_RECORDS: usize = 8_192;
@@ -105,7 +116,7 @@ impl ConsoleSink {
 
     /// Hands a record to the writer, or counts it as lost. Never waits for the terminal.
     pub fn push(&self, rendered: &Rendered, level: Level, timestamp: Timestamp) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if let Some(report) = state.report()
             && state.submit(&report)
         {
@@ -124,28 +135,24 @@ impl ConsoleSink {
 
     /// Writes about its own losses like this from now on.
     pub fn restyle(&self, style: Style) {
-        lock(&self.state).style = style;
+        self.state.lock().style = style;
     }
 
     /// Waits until everything that was pushed before is written, the record about losses too, or until the deadline.
     pub fn flush(&self, deadline: Instant) -> bool {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let wanted = state.submitted + u64::from(!state.loss.is_empty());
         drop(state);
-        let mut guard = lock(&self.progress.lock);
+        let mut guard = self.progress.lock.lock();
         while self.progress.written.load(Ordering::Acquire) < wanted {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            guard = self.progress.advanced.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.progress.advanced.wait_for(&mut guard, left);
         }
         true
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl State {
@@ -183,7 +190,7 @@ impl<W: Write> Counted<W> {
     /// Tells of losses when the queue is empty, since nothing else may come for a long time.
     fn tell_losses(&mut self) {
         let Some(shared) = self.state.upgrade() else { return };
-        let mut state = lock(&shared);
+        let mut state = shared.lock();
         // What came in meanwhile has a lower number than the report would get, and brings us here again.
         if self.progress.written.load(Ordering::Acquire) != state.submitted {
             return;
@@ -208,7 +215,7 @@ impl<W: Write> Counted<W> {
 
     fn count_io_error(&self) {
         if let Some(state) = self.state.upgrade() {
-            lock(&state).counters.count_io_error();
+            state.lock().counters.count_io_error();
         }
     }
 }
@@ -224,7 +231,7 @@ impl<W: Write> Write for Counted<W> {
         if self.output.flush().is_err() {
             self.count_io_error();
         }
-        drop(lock(&self.progress.lock));
+        drop(self.progress.lock.lock());
         self.progress.advanced.notify_all();
         Ok(())
     }
@@ -250,7 +257,7 @@ mod tests {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             // Without a sender the gate is open.
             self.permits.recv().ok();
-            self.text.lock().unwrap().extend_from_slice(bytes);
+            self.text.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -300,7 +307,7 @@ mod tests {
         drop(gate);
         assert!(sink.flush(Instant::now() + Duration::from_secs(20)));
         // Nobody needs to say anything for that.
-        let so_far = String::from_utf8(text.lock().unwrap().clone()).unwrap();
+        let so_far = String::from_utf8(text.lock().clone()).unwrap();
         assert!(so_far.lines().next_back().unwrap().contains(" lost between "));
         for _ in 0..2 {
             sink.push(&line, Level::INFO, Timestamp::now());
@@ -309,7 +316,7 @@ mod tests {
         let dropped = counters.dropped(Level::INFO);
         assert!((99..=pushed).contains(&dropped), "{dropped}");
         assert_eq!(counters.written(Level::INFO), pushed + 2 - dropped);
-        let text = String::from_utf8(text.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(text.lock().clone()).unwrap();
         // The writer may take a line, and so a report its place, while others are still being lost.
         let reports: Vec<&str> = text.lines().filter(|line| line.contains(" lost between ")).collect();
         assert_eq!(text.lines().count() as u64, pushed + 2 - dropped + reports.len() as u64);

@@ -6,7 +6,7 @@ use mlx_manager_config::{Directive, Level, LogConfig, Sink};
 use mlx_manager_signal::target::SERVER_HTTP;
 use tracing::Level as TracingLevel;
 
-use super::filter::{Callsite, Filter, Mask, allows, is_below, most_specific};
+use super::filter::{Callsite, Filter, Mask, is_below, most_specific};
 
 /// What one sink does with an event.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ fn names(config: &LogConfig, mask: Mask) -> Vec<&str> {
 /// What `log.level` and the caps say, for all sinks alike.
 fn level_reasons(config: &LogConfig, target: &str, level: TracingLevel) -> Vec<Reason> {
     let reason = |key: &str, limit: Level, by: String| {
-        let passes = allows(limit, level);
+        let passes = limit.allows(level);
         let verb = if passes { "lets" } else { "stops" };
         let effect = format!("{by}{verb} {level}{}", if passes { " pass" } else { "" });
         Reason { key: key.to_owned(), passes, effect }
@@ -76,7 +76,7 @@ fn level_reasons(config: &LogConfig, target: &str, level: TracingLevel) -> Vec<R
     let directive = most_specific(&config.directives, target);
     let mut reasons = vec![match directive {
         Some(Directive { target, level: limit }) => {
-            reason("log.level", *limit, format!("with its directive {target}={} ", name(*limit)))
+            reason("log.level", *limit, format!("with its directive {target}={} ", limit.as_str()))
         }
         None => reason("log.level", config.level, String::new()),
     }];
@@ -93,7 +93,7 @@ fn level_reasons(config: &LogConfig, target: &str, level: TracingLevel) -> Vec<R
 }
 
 fn sink_reasons(key: &str, sink: &Sink, target: &str, level: TracingLevel) -> Vec<Reason> {
-    let passes = allows(sink.level, level);
+    let passes = sink.level.allows(level);
     let effect = if passes { format!("lets {level} pass") } else { format!("stops {level}") };
     let mut reasons = vec![Reason { key: format!("{key}.level"), passes, effect }];
     let mut list = |name: &str, prefixes: &[String], wanted: bool| {
@@ -107,17 +107,6 @@ fn sink_reasons(key: &str, sink: &Sink, target: &str, level: TracingLevel) -> Ve
     list("include", &sink.include, true);
     list("exclude", &sink.exclude, false);
     reasons
-}
-
-fn name(level: Level) -> &'static str {
-    match level {
-        Level::Off => "off",
-        Level::Error => "error",
-        Level::Warn => "warn",
-        Level::Info => "info",
-        Level::Debug => "debug",
-        Level::Trace => "trace",
-    }
 }
 
 #[cfg(test)]

@@ -109,11 +109,11 @@ impl Filter {
             let own = is_own(target) && level <= TracingLevel::INFO;
             return Taken { mask: if own { SPAN } else { 0 }, ..Taken::default() };
         }
-        let story = !allows(self.level_of(target, Level::Off), level);
-        if story && !(self.failure_story && allows(self.level_of(target, STORY), level)) {
+        let story = !self.level_of(target, Level::Off).allows(level);
+        if story && !(self.failure_story && self.level_of(target, STORY).allows(level)) {
             return Taken::default();
         }
-        let follows = !is_own(target) && self.sinks.iter().any(|sink| allows(sink.level, level) && sink.names_own());
+        let follows = !is_own(target) && self.sinks.iter().any(|sink| sink.level.allows(level) && sink.names_own());
         Taken { mask: self.select(target, level, &[]), story, follows }
     }
 
@@ -124,7 +124,7 @@ impl Filter {
             mask |= OBSERVED;
         }
         for (index, sink) in self.sinks.iter().enumerate() {
-            if allows(sink.level, level) && sink.selects(target, spans) {
+            if sink.level.allows(level) && sink.selects(target, spans) {
                 mask |= 1 << index;
             }
         }
@@ -135,11 +135,7 @@ impl Filter {
     pub fn max_level(&self) -> LevelFilter {
         let levels = self.directives.iter().map(|directive| directive.level);
         let story = self.failure_story.then_some(STORY);
-        match levels.chain(story).fold(self.level, Level::max) {
-            Level::Trace => LevelFilter::TRACE,
-            Level::Debug => LevelFilter::DEBUG,
-            Level::Off | Level::Error | Level::Warn | Level::Info => LevelFilter::INFO,
-        }
+        LevelFilter::from(levels.chain(story).fold(self.level, Level::max)).max(LevelFilter::INFO)
     }
 
     /// The level of a target: the most specific directive, else the global level; under the most specific cap, unless
@@ -195,17 +191,6 @@ fn is_own(target: &str) -> bool {
 fn is_export_path(target: &str) -> bool {
     // The SDK's crates share the stem (`opentelemetry_sdk`, `opentelemetry-otlp`).
     target.starts_with("opentelemetry") || EXPORT_PATH.iter().any(|prefix| is_below(target, prefix))
-}
-
-pub(super) fn allows(limit: Level, level: TracingLevel) -> bool {
-    let needed = match level {
-        TracingLevel::ERROR => Level::Error,
-        TracingLevel::WARN => Level::Warn,
-        TracingLevel::INFO => Level::Info,
-        TracingLevel::DEBUG => Level::Debug,
-        TracingLevel::TRACE => Level::Trace,
-    };
-    limit >= needed
 }
 
 #[cfg(test)]

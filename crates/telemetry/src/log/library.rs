@@ -7,12 +7,13 @@
 use std::{
     collections::HashMap,
     sync::{
-        OnceLock, PoisonError, RwLock,
+        OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use ::log::{Log, Record, SetLoggerError};
+use parking_lot::RwLock;
 use tracing::{
     Event, Level, Metadata,
     callsite::{self, Callsite, Identifier},
@@ -51,10 +52,10 @@ impl Libraries {
             Some(module) => (module, record.line(), record.level()),
             None => (NAMELESS, None, record.level()),
         };
-        if let Some(site) = self.sites.read().unwrap_or_else(PoisonError::into_inner).get(&place) {
+        if let Some(site) = self.sites.read().get(&place) {
             return site;
         }
-        let mut sites = self.sites.write().unwrap_or_else(PoisonError::into_inner);
+        let mut sites = self.sites.write();
         let mut new = false;
         let site = *sites.entry(place).or_insert_with(|| {
             new = true;
@@ -184,6 +185,6 @@ mod tests {
         let twice = [r"WARN     | tokenizers::models:7 - by itself\nforged", "INFO     | log - from nowhere"];
         assert_eq!(lines("rest"), [twice, twice].concat());
         assert_eq!(lines("server"), ["WARN     | tokenizers::models:7 - for a request request_id=r-1"]);
-        assert_eq!(libraries.sites.read().unwrap().len(), 3, "one for each place, and none below the level");
+        assert_eq!(libraries.sites.read().len(), 3, "one for each place, and none below the level");
     }
 }

@@ -9,7 +9,7 @@ use std::{
     fmt, io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -20,6 +20,8 @@ use std::{
 use arc_swap::ArcSwap;
 use jiff::{Timestamp, tz::TimeZone};
 use mlx_manager_config::{LogConfig, Sink, SinkKind};
+use mlx_manager_signal::{event::SinkTrouble, hook};
+use parking_lot::Mutex;
 use thiserror::Error;
 
 mod archive;
@@ -45,19 +47,20 @@ mod sink;
 mod story;
 pub mod verify;
 
-pub use console::is_journal;
+pub use console::{Terminal, is_journal};
 pub use counter::{LEVELS, SinkCounters};
-pub use library::hear_libraries;
-pub use panic::panic_hook;
-pub use record::{Fields, LogRecord, TraceIds, Value};
-pub use router::{BoxedLayer, RecordObserver, Router};
+pub use router::Router;
+
+pub(crate) use library::hear_libraries;
+pub(crate) use panic::panic_hook;
+pub(crate) use record::{LogRecord, Value};
+pub(crate) use router::{BoxedLayer, RecordObserver};
 
 use archive::Shelf;
 use clock::Clock;
 use console::ConsoleSink;
 use filter::Callsite;
 use format::{Rendered, Style};
-use mlx_manager_signal::event::SinkTrouble;
 use plan::{FileOutput, InEffect, Output, Plan, Route};
 use rolling::{RollingFile, RollingPlan};
 use sink::{Bounds, Change, FileSink, Worker};
@@ -65,17 +68,6 @@ use story::Memory;
 
 /// How long the sinks get to write what is left when the last handle and the layer are gone.
 const DROP_DEADLINE: Duration = Duration::from_secs(2);
-
-/// What standard error is.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Terminal {
-    /// A terminal.
-    pub is_terminal: bool,
-    /// NO_COLOR is set, or TERM is dumb.
-    pub no_color: bool,
-    /// systemd's journal.
-    pub journald: bool,
-}
 
 /// Why logging could not start.
 #[derive(Debug, Error)]
@@ -114,9 +106,10 @@ pub enum LogError {
     },
 }
 
+#[cfg(test)]
 impl LogError {
     /// The kind, one of a closed set.
-    pub fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::InUse { .. } => "in_use",
             Self::Open { .. } => "open",
@@ -165,7 +158,7 @@ impl LogHandle {
 
     /// What became of the records of every sink that there was, by its name.
     pub fn counters(&self) -> Vec<(String, Arc<SinkCounters>)> {
-        self.core.counters.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.core.counters.lock().clone()
     }
 
     /// Hands a record to its sinks without going through tracing, which is deaf while it handles another event.
@@ -229,7 +222,7 @@ impl Core {
 
     /// The counters of a sink, which go on where those of an earlier one of that name ended.
     fn counters_of(&self, name: &str) -> Arc<SinkCounters> {
-        let mut all = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.counters.lock();
         if let Some((_, counters)) = all.iter().find(|(known, _)| known == name) {
             return Arc::clone(counters);
         }
@@ -339,7 +332,7 @@ impl<'a> Opening<'a> {
         let shown = path.display().to_string();
         let failed_before = Mutex::new(false);
         move |result: Result<(), &io::Error>| {
-            let mut failed_before = failed_before.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut failed_before = failed_before.lock();
             match result {
                 // The keeper may be gone at the very end; the next start tidies up.
                 Ok(()) => drop(rotated.send(())),
@@ -378,7 +371,7 @@ impl Complaints {
     #[expect(clippy::print_stderr, reason = "the log itself is what failed")]
     fn utter(&self, message: &str) {
         SinkTrouble(message).emit();
-        if super::is_deaf() || !self.console.load(Ordering::Relaxed) {
+        if hook::is_deaf() || !self.console.load(Ordering::Relaxed) {
             eprintln!("mlx-manager: {message}");
         }
     }

@@ -4,12 +4,12 @@ use std::{
     backtrace::Backtrace,
     collections::HashMap,
     panic::PanicHookInfo,
-    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use mlx_manager_signal::{event::Panicked, target};
+use mlx_manager_signal::{event::Panicked, hook, target};
+use parking_lot::Mutex;
 use tracing::Level;
 
 use super::{
@@ -44,7 +44,7 @@ pub fn panic_hook(handle: LogHandle) -> impl Fn(&PanicHookInfo<'_>) + Send + Syn
             format!("left out: this place had {BACKTRACES} within {} s", BACKTRACE_WINDOW.as_secs())
         };
         // While a thread is inside a subscriber its events reach nobody, and its panics may be about just that.
-        let deaf = crate::is_deaf();
+        let deaf = hook::is_deaf();
         if deaf {
             let mut fields = Fields::default();
             for (key, value) in [("thread", thread), ("location", location.as_str()), (BACKTRACE, backtrace.as_str())] {
@@ -76,7 +76,7 @@ struct BacktraceLimit(Mutex<HashMap<String, (Instant, u32)>>);
 
 impl BacktraceLimit {
     fn allows(&self, place: &str, now: Instant) -> bool {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.0.lock();
         let (since, count) = places.entry(place.to_owned()).or_insert((now, 0));
         if now.duration_since(*since) >= BACKTRACE_WINDOW {
             (*since, *count) = (now, 0);

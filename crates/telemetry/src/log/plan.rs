@@ -5,12 +5,13 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 
 use tracing::{Metadata, callsite::Identifier};
 
@@ -105,7 +106,7 @@ impl FileOutput {
     pub fn end(files: &[Arc<Self>], deadline: Instant) -> bool {
         files.iter().for_each(|file| file.sink.stop());
         files.iter().fold(true, |ended, file| {
-            let thread = file.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let thread = file.thread.lock().take();
             ended
                 & thread.is_none_or(|thread| {
                     // One that panicked has said so through the hook.

@@ -5,7 +5,7 @@
 //! Enter at [`LogHandle::reload`].
 
 use std::{
-    sync::{Arc, PoisonError, atomic::Ordering, mpsc},
+    sync::{Arc, atomic::Ordering, mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -40,7 +40,7 @@ impl LogHandle {
 
 impl Core {
     pub(super) fn put_in_effect(&self, config: &LogConfig) -> Result<(), LogError> {
-        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keeper = self.keeper.lock();
         let count = config.sinks.len();
         if count > filter::MAX_SINKS {
             return Err(LogError::TooManySinks { count });
@@ -59,7 +59,7 @@ impl Core {
         let Opening { shelves, workers, changes, .. } = opening;
         for (output, worker) in workers {
             let thread = spawn("log-file", move || worker.run())?;
-            output.thread.lock().unwrap_or_else(PoisonError::into_inner).replace(thread);
+            output.thread.lock().replace(thread);
         }
         if !shelves.is_empty() {
             let clock = self.clock.clone();

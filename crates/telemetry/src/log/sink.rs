@@ -7,12 +7,13 @@
 use std::{
     collections::VecDeque,
     io, mem,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tracing::Level;
 
 use super::{
@@ -207,7 +208,7 @@ impl FileSink {
             if left.is_zero() {
                 return false;
             }
-            queue = self.flushed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.flushed.wait_for(&mut queue, left);
         }
         true
     }
@@ -238,7 +239,7 @@ impl FileSink {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     /// Waits until there is something to do and takes it.
@@ -254,7 +255,7 @@ impl FileSink {
             }
             if failing {
                 // Nothing is urgent enough to try a broken disk without a pause.
-                queue = self.wait(queue, until - now);
+                self.work.wait_for(&mut queue, until - now);
                 continue;
             }
             if queue.urgent || queue.flushes_wanted > queue.flushes_done || queue.bytes.len() >= WRITE_BYTES {
@@ -262,13 +263,13 @@ impl FileSink {
             }
             if queue.entries.is_empty() {
                 queue.idle = true;
-                queue = self.wait(queue, until - now);
+                self.work.wait_for(&mut queue, until - now);
                 queue.idle = false;
                 continue;
             }
             let first_seen = *first_seen.get_or_insert(now);
             let before = queue.entries.len();
-            queue = self.wait(queue, IDLE_AFTER);
+            self.work.wait_for(&mut queue, IDLE_AFTER);
             if queue.entries.len() == before || first_seen.elapsed() >= FLUSH_AFTER {
                 break;
             }
@@ -282,10 +283,6 @@ impl FileSink {
             stop: queue.stop,
             flush: queue.flushes_wanted,
         }
-    }
-
-    fn wait<'a>(&self, queue: MutexGuard<'a, Queue>, wait: Duration) -> MutexGuard<'a, Queue> {
-        self.work.wait_timeout(queue, wait).unwrap_or_else(PoisonError::into_inner).0
     }
 }
 

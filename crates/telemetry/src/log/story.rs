@@ -6,12 +6,13 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tracing::Metadata;
 
 use super::record::{Fields, LogRecord, TraceIds, Value};
@@ -135,7 +136,7 @@ impl Story {
 
     /// Keeps a record, or writes it if the story is told already.
     pub fn add(&self, record: KeptRecord, write: impl FnOnce(&KeptRecord)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         if state.told {
             write(&record);
             return;
@@ -163,7 +164,7 @@ impl Story {
     /// Writes what there is, in the order of its timestamps, and from now on whatever follows. Returns how many records
     /// are missing; the second time there is nothing to tell.
     pub fn tell(&self, write: impl FnMut(&KeptRecord)) -> u64 {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         state.told = true;
         self.memory.give_back(std::mem::take(&mut state.bytes));
         let mut records: Vec<_> = state.records.drain(..).map(|(record, _)| record).collect();
@@ -184,7 +185,7 @@ impl Story {
 
 impl Drop for Story {
     fn drop(&mut self) {
-        self.memory.give_back(self.state.get_mut().unwrap_or_else(PoisonError::into_inner).bytes);
+        self.memory.give_back(self.state.get_mut().bytes);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Proves from log files that no record is missing, or says which are.
 //!
 //! It reads what is there and knows nothing of a running daemon. The files of one sink are a [`Family`]: the active one
-//! and its archives, in any order. Enter at [`verify`].
+//! and its archives, in any order. Enter at [`verify_live`].
 
 use std::{
     collections::BTreeMap,
@@ -141,12 +141,13 @@ struct Reading {
     losses: Vec<(Lost, u64, Spot)>,
 }
 
-/// Reads files, each once, and judges each family.
-pub fn verify(paths: &[PathBuf]) -> Vec<Family> {
+/// Judges files that nobody writes.
+#[cfg(test)]
+pub(crate) fn verify(paths: &[PathBuf]) -> Vec<Family> {
     verify_live(paths.to_vec(), || None)
 }
 
-/// Does so while a daemon may be writing them. Active files are opened first, so that one which becomes an archive is read
+/// Reads files, each once, and judges each family, while a daemon may be writing them. Active files are opened first, so that one which becomes an archive is read
 /// to its end, and anew until nothing was archived between listing and opening them. `list` lists them again, if it can.
 pub fn verify_live(mut paths: Vec<PathBuf>, list: impl Fn() -> Option<Vec<PathBuf>>) -> Vec<Family> {
     let mut active = open_active(&paths);

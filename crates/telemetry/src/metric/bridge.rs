@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -22,6 +22,7 @@ use opentelemetry_sdk::{
     Resource,
     metrics::{PeriodicReader, SdkMeterProvider, exporter::PushMetricExporter},
 };
+use parking_lot::Mutex;
 
 use mlx_manager_signal::metric::name::{self, Definition, Label};
 
@@ -59,12 +60,12 @@ impl Cells {
     fn add(&self, key: &Key) -> Arc<AtomicU64> {
         let value = Arc::new(AtomicU64::new(0));
         let cell = Cell { value: Arc::clone(&value), attributes: attributes(key) };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(cell);
+        self.0.lock().push(cell);
         value
     }
 
     fn observe<T>(&self, observer: &dyn AsyncInstrument<T>, read: impl Fn(u64) -> T) {
-        for cell in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for cell in self.0.lock().iter() {
             observer.observe(read(cell.value.load(Ordering::Acquire)), &cell.attributes);
         }
     }

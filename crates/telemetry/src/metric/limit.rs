@@ -4,12 +4,10 @@
 //! a label only if it is known (configured or in the catalogue), or if it answered: such names are taken in up to
 //! [`Limits::learned_models`]. All others are `_other`.
 
-use std::{
-    collections::HashSet,
-    sync::{PoisonError, RwLock},
-};
+use std::collections::HashSet;
 
 use mlx_manager_signal::redact;
+use parking_lot::RwLock;
 
 /// Bounds on series.
 #[derive(Debug, Clone, Copy)]
@@ -48,13 +46,13 @@ impl ModelNames {
     }
 
     pub fn is_known(&self, name: &str) -> bool {
-        self.names.read().unwrap_or_else(PoisonError::into_inner).all.contains(name)
+        self.names.read().all.contains(name)
     }
 
     /// Takes in a name from the configuration or the catalogue.
     pub fn add(&self, name: &str) {
         if !self.is_known(name) {
-            self.names.write().unwrap_or_else(PoisonError::into_inner).all.insert(name.to_owned());
+            self.names.write().all.insert(name.to_owned());
         }
     }
 
@@ -64,7 +62,7 @@ impl ModelNames {
         if self.is_known(name) || !is_ordinary(name) {
             return;
         }
-        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        let mut names = self.names.write();
         if names.learned < self.most_learned && names.all.insert(name.to_owned()) {
             names.learned += 1;
         }

@@ -11,6 +11,8 @@ mod recorder;
 #[cfg(test)]
 mod tests;
 
-pub use bridge::meter_provider;
-pub use known::Known;
-pub use prometheus::{Error, Metrics, Settings, install};
+pub use prometheus::{Error, Metrics};
+
+pub(crate) use bridge::meter_provider;
+pub(crate) use known::Known;
+pub(crate) use prometheus::{Settings, install};

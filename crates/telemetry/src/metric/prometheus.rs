@@ -1,6 +1,6 @@
 //! Installs the recorder and renders the Prometheus page.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use metrics::Recorder as _;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
@@ -10,6 +10,7 @@ use mlx_manager_signal::metric::{
     set,
 };
 use opentelemetry_sdk::{error::OTelSdkError, metrics::SdkMeterProvider};
+use parking_lot::Mutex;
 
 use super::{
     bridge::Bridge,
@@ -18,7 +19,7 @@ use super::{
     process,
     recorder::Recorder,
 };
-use crate::Build;
+use crate::build::Build;
 
 /// What metrics are made from.
 #[derive(Debug)]
@@ -94,7 +95,7 @@ impl Metrics {
     /// Adds a function that brings numbers counted elsewhere up to date. It states events, and runs before each page and
     /// at each upkeep, so it must be quick and must not wait.
     pub fn add_poller(&self, poller: impl Fn() + Send + Sync + 'static) {
-        self.pollers.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(poller));
+        self.pollers.lock().push(Box::new(poller));
     }
 
     /// Lets the name of a local model in the catalogue be a label. Its series come with its first request: a cache of
@@ -126,7 +127,7 @@ impl Metrics {
     ///
     /// # Errors
     /// When a destination did not take it.
-    pub fn flush(&self) -> Result<(), Error> {
+    pub(crate) fn flush(&self) -> Result<(), Error> {
         self.poll();
         self.meter_provider.as_ref().map_or(Ok(()), SdkMeterProvider::force_flush).map_err(Error::Flush)
     }
@@ -137,7 +138,7 @@ impl Metrics {
     }
 
     fn poll(&self) {
-        let pollers = self.pollers.lock().unwrap_or_else(PoisonError::into_inner);
+        let pollers = self.pollers.lock();
         self.within(|| pollers.iter().for_each(|poller| poller()));
     }
 }

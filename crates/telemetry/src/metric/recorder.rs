@@ -6,7 +6,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -21,6 +21,7 @@ use mlx_manager_signal::{
         name::{self, Label},
     },
 };
+use parking_lot::{Mutex, RwLock};
 
 use super::{
     bridge::Bridge,
@@ -85,14 +86,14 @@ impl Recorder {
     /// The handle of a series, made if there is none and room for one. The answer is `None` beyond the cap.
     fn handle<H: Clone>(&self, family: &RwLock<Family<H>>, key: &Key, make: impl FnOnce(&Key) -> H) -> Option<H> {
         self.learn_model(key);
-        if let Some(handle) = family.read().unwrap_or_else(PoisonError::into_inner).handles.get(key) {
+        if let Some(handle) = family.read().handles.get(key) {
             return Some(handle.clone());
         }
         let key = self.with_admitted_models(key);
-        if let Some(handle) = family.read().unwrap_or_else(PoisonError::into_inner).handles.get(&key) {
+        if let Some(handle) = family.read().handles.get(&key) {
             return Some(handle.clone());
         }
-        let mut family = family.write().unwrap_or_else(PoisonError::into_inner);
+        let mut family = family.write();
         if let Some(handle) = family.handles.get(&key) {
             return Some(handle.clone());
         }
@@ -154,7 +155,7 @@ impl Recorder {
             let labels = vec![metrics::Label::new(Label::Metric.as_str(), key.name().to_owned())];
             metrics::Recorder::register_counter(self, &Key::from_parts(overflow, labels), &METADATA).increment(1);
         }
-        if self.full.lock().unwrap_or_else(PoisonError::into_inner).insert(key.name().to_owned()) {
+        if self.full.lock().insert(key.name().to_owned()) {
             SeriesCapReached { metric: key.name(), series: self.series_per_metric }.emit();
         }
     }

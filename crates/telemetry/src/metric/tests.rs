@@ -19,7 +19,7 @@ use mlx_manager_signal::{event, metric::name, redact::ModelLabel, testing::lines
 use tracing::Span;
 
 use super::{Known, Metrics, Settings, limit::Limits};
-use crate::{Build, TEST_BUILD};
+use crate::build::{Build, TEST_BUILD};
 
 fn metrics_with(limits: Limits, meter_provider: Option<opentelemetry_sdk::metrics::SdkMeterProvider>) -> Metrics {
     let target = |provider: &str| Target { provider: provider.into(), model: None };
@@ -397,8 +397,8 @@ fn totals_counted_elsewhere_are_not_added_up() {
     metrics.add_poller(|| {
         event::LogSinkTotals {
             sink: "console",
-            written: &[(Level::Info, 5)],
-            dropped: &[(Level::Info, 2)],
+            written: &[(tracing::Level::INFO, 5)],
+            dropped: &[(tracing::Level::INFO, 2)],
             io_errors: 1,
         }
         .emit();
@@ -469,7 +469,7 @@ fn emit_everything() {
     event::AuditRowsDropped { rows: 4, reason: "queue_full" }.emit();
     event::AuditWriteError { error: &error, again: false }.emit();
     event::AuditQueueDepth(6).emit();
-    event::LogSinkTotals { sink: "console", written: &[(Level::Warn, 1)], dropped: &[], io_errors: 0 }.emit();
+    event::LogSinkTotals { sink: "console", written: &[(tracing::Level::WARN, 1)], dropped: &[], io_errors: 0 }.emit();
     event::ExportTotals { destination: "collector", signal: Signal::Logs, exported: 1, dropped: 0, failed: 0 }.emit();
     event::SpoolSize { destination: "collector", bytes: 77 }.emit();
 }

@@ -2,15 +2,12 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode, header};
-use jiff::Timestamp;
-use mlx_manager_llm as llm;
+use http::{HeaderMap, StatusCode};
 use mlx_manager_signal::redact;
-
-use super::{spool::Batch, transport::Destination};
+use prost::Message;
 
 /// Of an endpoint's own words so much is looked at, and so many characters of it are repeated.
-const WORDS_BYTES: usize = 4096;
+pub(super) const WORDS_BYTES: usize = 4096;
 const WORDS_CHARS: usize = 200;
 
 /// What an endpoint said.
@@ -43,57 +40,32 @@ impl Answer {
         Self::Away { reason, retry_after: None }
     }
 
-    /// A success with this body. All three signals answer alike: field 1 holds the partial success, whose field 1 is the
+    /// A success with this body; `headers` were sent, and must not be repeated. All three signals answer alike: field 1 holds the partial success, whose field 1 is the
     /// count of rejected items and whose field 2 says why. A body that is no such message rejects nothing.
     pub(super) fn taken(body: &[u8], headers: &HeaderMap) -> Self {
         let (rejected, message) = partial_success(body).unwrap_or_default();
-        Self::Taken { rejected, message: words(message, headers) }
+        Self::Taken { rejected, message: words(&message, headers) }
     }
-}
 
-/// Posts a batch once.
-pub(super) async fn post(destination: &Destination, batch: &Batch) -> Answer {
-    let mut request = destination
-        .client
-        .post(format!("{}/v1/{}", destination.endpoint, batch.signal.as_str()))
-        .timeout(destination.timeout)
-        .headers(destination.headers.clone())
-        .header(header::CONTENT_TYPE, "application/x-protobuf")
-        .body(batch.body.clone());
-    if batch.gzip {
-        request = request.header(header::CONTENT_ENCODING, "gzip");
-    }
-    let away = |error: reqwest::Error| Answer::unreachable(&error.without_url());
-    let mut response = match request.send().await {
-        Ok(response) => response,
-        Err(error) => return away(error),
-    };
-    let status = response.status();
-    if status.is_success() {
-        return match response.bytes().await {
-            Ok(body) => Answer::taken(&body, &destination.headers),
-            Err(error) => away(error),
-        };
-    }
-    let retry_after = llm::retry_after(response.headers(), Timestamp::now());
-    let mut body = Vec::new();
-    // An explanation that breaks off, or goes on and on, explains as much as is there.
-    while body.len() < WORDS_BYTES
-        && let Ok(Some(piece)) = response.chunk().await
-    {
-        body.extend_from_slice(&piece);
-    }
-    let mut reason = format!("status {status}");
-    let words = words(&body, &destination.headers);
-    if !words.is_empty() {
-        reason.push_str(": ");
-        reason.push_str(&words);
-    }
-    match status {
-        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Answer::Away { reason, retry_after },
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => Answer::Denied(reason),
-        status if status.is_server_error() => Answer::Away { reason, retry_after },
-        _ => Answer::Refused(reason),
+    /// Any other status, with what the endpoint said and when it wants to be asked again.
+    pub(super) fn of_failure(
+        status: StatusCode,
+        body: &[u8],
+        retry_after: Option<Duration>,
+        headers: &HeaderMap,
+    ) -> Self {
+        let mut reason = format!("status {status}");
+        let words = words(body, headers);
+        if !words.is_empty() {
+            reason.push_str(": ");
+            reason.push_str(&words);
+        }
+        match status {
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Self::Away { reason, retry_after },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => Self::Denied(reason),
+            status if status.is_server_error() => Self::Away { reason, retry_after },
+            _ => Self::Refused(reason),
+        }
     }
 }
 
@@ -112,47 +84,32 @@ fn words(words: &[u8], headers: &HeaderMap) -> String {
     }
 }
 
+/// `Export{Trace,Metrics,Logs}ServiceResponse`, which differ in names only.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Response {
+    #[prost(message, optional, tag = "1")]
+    partial_success: Option<PartialSuccess>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PartialSuccess {
+    /// Signed on paper. Read like this, a negative count is a large one, and means all that was sent.
+    #[prost(uint64, tag = "1")]
+    rejected: u64,
+    /// Text on paper. Words that are not UTF-8 must not cost the count.
+    #[prost(bytes = "vec", tag = "2")]
+    message: Vec<u8>,
+}
+
 /// The count of rejected items, and why they are.
-fn partial_success(mut message: &[u8]) -> Option<(u64, &[u8])> {
-    // 0x0a: field 1, length-delimited. 0x08: field 1, varint. 0x12: field 2, length-delimited.
-    let mut partial = match varint(&mut message)? {
-        0x0a => delimited(&mut message)?,
-        _ => return None,
-    };
-    let (mut rejected, mut why) = (0, &[][..]);
-    while let Some(key) = varint(&mut partial) {
-        match key {
-            0x08 => rejected = varint(&mut partial)?,
-            0x12 => why = delimited(&mut partial)?,
-            _ => break,
-        }
-    }
-    Some((rejected, why))
-}
-
-fn delimited<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let length = usize::try_from(varint(bytes)?).ok()?;
-    let (head, rest) = bytes.split_at_checked(length)?;
-    *bytes = rest;
-    Some(head)
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
+fn partial_success(body: &[u8]) -> Option<(u64, Vec<u8>)> {
+    let PartialSuccess { rejected, message } = Response::decode(body).ok()?.partial_success?;
+    Some((rejected, message))
 }
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
+    use http::{HeaderValue, header};
 
     use super::*;
 
@@ -162,13 +119,17 @@ mod tests {
         assert_eq!(partial_success(b"{}"), None);
         // partial_success { rejected_spans: 300, error_message: "no" }
         let body = [0x0a, 0x07, 0x08, 0xac, 0x02, 0x12, 0x02, b'n', b'o'];
-        assert_eq!(partial_success(&body), Some((300, &b"no"[..])));
+        assert_eq!(partial_success(&body), Some((300, b"no".to_vec())));
         let answer = Answer::taken(&body, &HeaderMap::new());
         assert_eq!(answer, Answer::Taken { rejected: 300, message: "no".to_owned() });
         // partial_success { error_message: "a warning" }
-        assert_eq!(partial_success(&[0x0a, 0x02, 0x12, 0x00]), Some((0, &b""[..])));
+        assert_eq!(partial_success(&[0x0a, 0x02, 0x12, 0x00]), Some((0, Vec::new())));
         assert_eq!(partial_success(&[0x0a, 0x7f, 0x08]), None, "cut off");
         assert_eq!(partial_success(&[0x0a, 0x03, 0x08, 0x01, 0x12]), None, "cut off within");
+        // rejected_spans: -1, then a field of a later version, then words that are no text.
+        let odd =
+            [0x0a, 0x11, 0x08, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1, 0x1a, 0x00, 0x12, 0x02, 0xff, b'a'];
+        assert_eq!(partial_success(&odd), Some((u64::MAX, b"\xffa".to_vec())));
     }
 
     #[test]

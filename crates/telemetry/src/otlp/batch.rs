@@ -20,7 +20,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{counters::Counter, report::Cause};
+use super::{cause::Cause, counters::Counter};
 
 /// Items waiting at most. At 2 kB per span that is 32 MB when the endpoint is away, and 16 s of 1,000 spans per second.
 pub(super) const QUEUE_ITEMS: usize = 16_384;
@@ -221,9 +221,9 @@ async fn wait(due: Instant, full: &Notify) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use mlx_manager_config::Signal;
+
+    use parking_lot::Mutex;
 
     use super::*;
 
@@ -234,13 +234,13 @@ mod tests {
         let way_in = Arc::new(Mutex::new(None::<UnboundedSender<FlushRequest>>));
         let (asker, asked) = (Arc::clone(&way_in), Mutex::new(Some(done)));
         let export = move |_: Vec<u8>| -> BoxFuture<'static, ()> {
-            let flush = asker.lock().unwrap().take().unwrap();
-            flush.send(asked.lock().unwrap().take().unwrap()).unwrap();
+            let flush = asker.lock().take().unwrap();
+            flush.send(asked.lock().take().unwrap()).unwrap();
             Box::pin(std::future::ready(()))
         };
         let counter = Arc::new(Counter::new("collector".into(), Signal::Traces));
         let (queue, _, flush) = spawn(runtime.handle(), 1, counter, |_| 1, Box::new(export));
-        *way_in.lock().unwrap() = Some(flush);
+        *way_in.lock() = Some(flush);
         queue.push(1);
         drop(queue);
         let answered = runtime.spawn_blocking(move || answer.recv_timeout(Duration::from_secs(20)));
@@ -275,7 +275,7 @@ mod tests {
         let batches = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&batches);
         let export = move |batch: Vec<u64>| -> BoxFuture<'static, ()> {
-            seen.lock().unwrap().push(batch);
+            seen.lock().push(batch);
             Box::pin(std::future::ready(()))
         };
         let weigh = |item: &u64| *item;
@@ -290,7 +290,7 @@ mod tests {
         flush.send(done).unwrap();
         let answered = runtime.spawn_blocking(move || answer.recv_timeout(Duration::from_secs(20)));
         assert_eq!(runtime.block_on(answered).unwrap(), Ok(()));
-        assert_eq!(*batches.lock().unwrap(), [vec![large], vec![small, small], vec![1]]);
+        assert_eq!(*batches.lock(), [vec![large], vec![small, small], vec![1]]);
         queue.push(large);
         queue.push(small);
         assert_eq!(load.abandon(), 2, "what was sent made room");

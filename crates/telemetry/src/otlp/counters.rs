@@ -10,7 +10,7 @@ use std::{
 
 use mlx_manager_config::Signal;
 
-use super::report::{Cause, Report};
+use super::{cause::Cause, report::Report};
 
 /// Counts the items (spans, log records, metric batches) of one signal for one destination.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use tonic::{
 };
 use tonic_types::StatusExt;
 
-use super::{answer::Answer, spool::Batch, transport::Destination};
+use super::{answer::Answer, endpoint::Endpoint, spool::Batch};
 
 /// Makes a client fit to carry gRPC: HTTP/2 from the first byte.
 pub(super) fn prepare(client: reqwest::ClientBuilder, config: &OtlpConfig) -> reqwest::ClientBuilder {
@@ -31,16 +31,16 @@ pub(super) fn prepare(client: reqwest::ClientBuilder, config: &OtlpConfig) -> re
 }
 
 /// Sends a batch once.
-pub(super) async fn call(destination: &Destination, batch: &Batch) -> Answer {
-    let (Ok(body), Ok(origin)) = (plain(batch), destination.endpoint.parse::<Uri>()) else {
+pub(super) async fn call(endpoint: &Endpoint, batch: &Batch) -> Answer {
+    let (Ok(body), Ok(origin)) = (plain(batch), endpoint.url.parse::<Uri>()) else {
         return Answer::Refused("the batch can't be sent: it is damaged".to_owned());
     };
-    let carrier = tower::service_fn(|request| carry(destination.client.clone(), destination.timeout, request));
+    let carrier = tower::service_fn(|request| carry(endpoint.client.clone(), endpoint.timeout, request));
     let mut request = Request::new(body);
-    *request.metadata_mut() = MetadataMap::from_headers(destination.headers.clone());
-    request.set_timeout(destination.timeout);
+    *request.metadata_mut() = MetadataMap::from_headers(endpoint.headers.clone());
+    request.set_timeout(endpoint.timeout);
     match Grpc::with_origin(carrier, origin).unary(request, method(batch.signal), Encoded).await {
-        Ok(response) => Answer::taken(response.get_ref(), &destination.headers),
+        Ok(response) => Answer::taken(response.get_ref(), &endpoint.headers),
         Err(status) => judge(&status),
     }
 }
@@ -141,10 +141,10 @@ impl Decoder for Encoded {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashSet, io::Write, sync::Arc};
+    use std::{collections::HashSet, io::Write};
 
     use mlx_manager_config::{OtlpKind, Protocol, Secret, Send};
-    use tokio::{io::AsyncReadExt, net::TcpListener, sync::watch};
+    use tokio::{io::AsyncReadExt, net::TcpListener};
     use tonic_types::ErrorDetails;
 
     use super::*;
@@ -218,9 +218,7 @@ mod tests {
             timeout: Duration::from_millis(200),
             spool: None,
         };
-        let (_closing, closed) = watch::channel(false);
-        let runtime = tokio::runtime::Handle::current();
-        let destination = Arc::new(super::super::destination(&config, runtime, closed).unwrap());
+        let endpoint = super::super::endpoint(&config).unwrap();
         // What the other end reads is acknowledged by its system, and never answered.
         let silent = async {
             let mut streams = Vec::new();
@@ -234,7 +232,7 @@ mod tests {
         };
         let calls = async {
             loop {
-                let answer = call(&destination, &batch(b"spans", false)).await;
+                let answer = call(&endpoint, &batch(b"spans", false)).await;
                 assert!(matches!(answer, Answer::Away { .. }), "{answer:?}");
             }
         };

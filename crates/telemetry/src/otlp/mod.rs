@@ -5,7 +5,9 @@
 
 mod answer;
 mod batch;
+mod cause;
 mod counters;
+mod endpoint;
 mod grpc;
 mod report;
 mod resource;
@@ -15,21 +17,20 @@ mod tests;
 mod transport;
 mod weight;
 
-use batch::Queue;
-pub use counters::{Counter, CounterReading, SpoolReading, TelemetryCounters};
-pub(crate) use resource::{Resources, Service};
+pub use counters::TelemetryCounters;
+
+pub(crate) use resource::{Resources, Service, scope};
 
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         mpsc::{self, RecvTimeoutError},
     },
     thread,
     time::{Duration, Instant},
 };
 
-use crate::Build;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use mlx_manager_config::{OtlpConfig, OtlpKind, Protocol, Secret, Signal, TelemetryConfig};
 use opentelemetry::InstrumentationScope;
@@ -43,10 +44,14 @@ use opentelemetry_sdk::{
     metrics::Temporality,
     trace::{SpanData, SpanExporter as _},
 };
+use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc::UnboundedSender, watch};
 use tokio_util::task::TaskTracker;
 
-use batch::{FlushRequest, Load};
+use crate::build::Build;
+use batch::{FlushRequest, Load, Queue};
+use counters::Counter;
+use endpoint::Endpoint;
 use spool::Spool;
 use transport::{Client, Destination, Lane};
 
@@ -101,6 +106,7 @@ pub(crate) type LogQueue = Queue<((SdkLogRecord, InstrumentationScope), Service)
 #[derive(Debug)]
 pub struct MetricDestination {
     /// The `[[otlp]]` name.
+    #[cfg(test)]
     pub name: String,
     /// Sends through the shared transport, spool and counters. Delta temporality for Logfire.
     pub exporter: MetricExporter,
@@ -191,6 +197,7 @@ impl Exporters {
                 let builder = MetricExporter::builder().with_http().with_temporality(temporality);
                 let exporter = configured.prepare(builder, Signal::Metrics).build();
                 Ok(MetricDestination {
+                    #[cfg(test)]
                     name: configured.config.name.clone(),
                     exporter: configured.built(exporter)?,
                     resource: self.resources.get(Service::Manager).clone(),
@@ -278,8 +285,8 @@ impl Exporters {
             let runtime = &configured.destination.runtime;
             let (queue, load, flush) =
                 batch::spawn(runtime, batch::QUEUE_ITEMS, Arc::clone(counter), weigh, Box::new(task));
-            self.flushes.lock().unwrap_or_else(PoisonError::into_inner).push(flush);
-            self.loads.lock().unwrap_or_else(PoisonError::into_inner).push(load);
+            self.flushes.lock().push(flush);
+            self.loads.lock().push(load);
             queues.push(queue);
         }
         Ok(queues)
@@ -291,7 +298,7 @@ impl Exporters {
         let until = Instant::now() + deadline;
         let (done, answers) = mpsc::channel();
         let asked = {
-            let flushes = self.flushes.lock().unwrap_or_else(PoisonError::into_inner);
+            let flushes = self.flushes.lock();
             flushes.iter().filter(|flush| flush.send(done.clone()).is_ok()).count()
         };
         drop(done);
@@ -332,7 +339,7 @@ impl Exporters {
     }
 
     fn join(&self, until: Instant) -> bool {
-        let Some((thread, ended)) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        let Some((thread, ended)) = self.thread.lock().take() else {
             return true;
         };
         // The thread drops its end of the channel as its last act; a hanging one is left behind rather than waited for.
@@ -344,11 +351,7 @@ impl Exporters {
 
     /// Counts what nobody is left to send. `true`: there is none.
     fn abandon(&self) -> bool {
-        self.loads
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .fold(true, |none, load| none & (load.abandon() == 0))
+        self.loads.lock().iter().fold(true, |none, load| none & (load.abandon() == 0))
     }
 
     /// The export runtime, for a test of what may not happen on its thread.
@@ -398,8 +401,8 @@ impl Configured {
         let builder = builder
             .with_http_client(Client { destination: Arc::clone(&self.destination), signal })
             // The client has the real address; naming one here keeps OTEL_* variables from supplying another.
-            .with_endpoint(format!("{}/v1/{}", self.destination.endpoint, signal.as_str()))
-            .with_timeout(self.destination.timeout)
+            .with_endpoint(format!("{}/v1/{}", self.destination.endpoint.url, signal.as_str()))
+            .with_timeout(self.destination.endpoint.timeout)
             .with_retry_policy(RetryPolicy::disabled());
         match self.config.kind {
             OtlpKind::Logfire => builder.with_compression(Compression::Gzip),
@@ -419,16 +422,6 @@ fn destination(
     closing: watch::Receiver<bool>,
 ) -> Result<Destination, TraceError> {
     let name: Arc<str> = config.name.as_str().into();
-    // Without a process-wide provider reqwest panics; if the daemon has installed one already, that one is as good.
-    rustls::crypto::ring::default_provider().install_default().unwrap_or_default();
-    let client = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .user_agent(concat!("mlx-manager/", env!("CARGO_PKG_VERSION")));
-    let client = match config.protocol {
-        Protocol::HttpProtobuf => client,
-        Protocol::Grpc => grpc::prepare(client, config),
-    };
-    let client = client.build().map_err(|source| TraceError::Client { destination: config.name.clone(), source })?;
     let spool = match &config.spool {
         Some(spool) => {
             let dir = spool.dir.join(spool_folder(&config.name));
@@ -441,15 +434,31 @@ fn destination(
         None => None,
     };
     Ok(Destination {
-        endpoint: config.endpoint.trim_end_matches('/').to_owned(),
-        protocol: config.protocol,
-        headers: headers(config)?,
-        client,
-        timeout: config.timeout,
+        endpoint: endpoint(config)?,
         spool,
         lanes: Signal::ALL.map(|signal| Lane::new(Counter::new(Arc::clone(&name), signal))),
         runtime,
         closing,
+    })
+}
+
+fn endpoint(config: &OtlpConfig) -> Result<Endpoint, TraceError> {
+    // Without a process-wide provider reqwest panics; if the daemon has installed one already, that one is as good.
+    rustls::crypto::ring::default_provider().install_default().unwrap_or_default();
+    let client = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("mlx-manager/", env!("CARGO_PKG_VERSION")));
+    let client = match config.protocol {
+        Protocol::HttpProtobuf => client,
+        Protocol::Grpc => grpc::prepare(client, config),
+    };
+    let client = client.build().map_err(|source| TraceError::Client { destination: config.name.clone(), source })?;
+    Ok(Endpoint {
+        url: config.endpoint.trim_end_matches('/').to_owned(),
+        protocol: config.protocol,
+        headers: headers(config)?,
+        client,
+        timeout: config.timeout,
     })
 }
 

@@ -5,59 +5,24 @@
 
 use std::{
     mem,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use mlx_manager_config::Signal;
+use mlx_manager_signal::{
+    event::{EndpointChanged, TelemetryLost},
+    hook,
+};
+use parking_lot::{Mutex, MutexGuard};
 
-use mlx_manager_signal::event::{EndpointChanged, TelemetryLost};
+use super::cause::Cause;
 
 /// How often the export thread says what is new; an endpoint that comes and goes is not mentioned more often either.
 pub(super) const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a trouble that was mentioned goes without saying, at first and at most. The time doubles while it lasts.
 const FIRST_PAUSE: Duration = Duration::from_mins(1);
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
-
-/// Why telemetry was lost, or may be soon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cause {
-    QueueFull,
-    SpoolFull,
-    DiskFull,
-    TooOld,
-    Damaged,
-    Exit,
-    Unencodable,
-    Refused,
-    Rejected,
-    Away,
-    /// Nothing is lost yet: what can't be written waits in memory.
-    SpoolBroken,
-}
-
-impl Cause {
-    fn words(self) -> &'static str {
-        match self {
-            Self::QueueFull => "the queue in memory is full",
-            Self::SpoolFull => "the spool is full",
-            Self::DiskFull => "the disk of the spool is full",
-            Self::TooOld => "it waited in the spool for a day",
-            Self::Damaged => "its file in the spool is gone or damaged",
-            Self::Exit => "the daemon exits",
-            Self::Unencodable => "it can't be encoded",
-            Self::Refused => "the endpoint refused it",
-            Self::Rejected => "the endpoint rejected a part of it",
-            Self::Away => "the endpoint was away for too long",
-            Self::SpoolBroken => "the spool can't be written or read",
-        }
-    }
-
-    /// Whether the other side has a part in it.
-    pub(super) fn is_failure(self) -> bool {
-        matches!(self, Self::Unencodable | Self::Refused | Self::Rejected | Self::Away)
-    }
-}
 
 /// The report on one signal for one destination.
 #[derive(Debug)]
@@ -135,7 +100,7 @@ impl Report {
 
     /// Says what is new and due; with `all` what is not yet due as well.
     pub(super) fn say(&self, now: Instant, all: bool) {
-        if crate::is_deaf() {
+        if hook::is_deaf() {
             return;
         }
         self.say_change(now);
@@ -154,7 +119,7 @@ impl Report {
     }
 
     fn say_change(&self, now: Instant) {
-        if crate::is_deaf() {
+        if hook::is_deaf() {
             return;
         }
         let away = {
@@ -169,8 +134,8 @@ impl Report {
         EndpointChanged { destination: &self.destination, signal: self.signal, away: away.as_deref() }.emit();
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
     }
 }
 

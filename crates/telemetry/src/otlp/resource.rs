@@ -1,11 +1,11 @@
 //! Who speaks: the two services of this one process.
 
 use mlx_manager_config::TelemetryConfig;
-
-use crate::Build;
-use opentelemetry::KeyValue;
-use opentelemetry_sdk::{Resource, resource::TelemetryResourceDetector};
+use opentelemetry::{InstrumentationScope, KeyValue, Value};
+use opentelemetry_sdk::{Resource, resource::TelemetryResourceDetector, trace::SpanData};
 use uuid::Uuid;
+
+use crate::build::Build;
 
 /// A component, as its users know it from its log file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,15 @@ impl Service {
     pub(crate) fn of(target: &str) -> Self {
         match target.strip_prefix("mlx_manager::server") {
             Some(rest) if rest.is_empty() || rest.starts_with("::") => Self::Server,
+            _ => Self::Manager,
+        }
+    }
+
+    /// Whose a span is, by the target that it has as an attribute.
+    pub(crate) fn of_span(span: &SpanData) -> Self {
+        let target = span.attributes.iter().find(|attribute| attribute.key.as_str() == "target");
+        match target.map(|target| &target.value) {
+            Some(Value::String(target)) => Self::of(target.as_str()),
             _ => Self::Manager,
         }
     }
@@ -67,6 +76,11 @@ impl Resources {
             Service::Manager => &self.manager,
         }
     }
+}
+
+/// Who made it, as every span and log record says.
+pub(crate) fn scope() -> InstrumentationScope {
+    InstrumentationScope::builder("mlx-manager").with_version(env!("CARGO_PKG_VERSION")).build()
 }
 
 /// The machine and its system, as the conventions name them.

@@ -1,9 +1,19 @@
 //! A folder of encoded batches that wait for their endpoint: for each signal first in, first out, all of them bounded by
-//! bytes and by age.
+//! bytes and by age. It knows nothing of HTTP. The folder is a format that the next version reads, too:
 //!
-//! One file per batch; all that is needed to send it again is in its name, so nothing secret is ever written. A file
-//! appears by rename, after its bytes are on the disk: it is complete or absent, also after a power cut, which can cost
-//! the newest batches and no more. It knows nothing of HTTP.
+//! - A file per batch, `CREATED.SIGNAL.ITEMS.ENCODING`: 20 digits of microseconds since the epoch; `traces`, `metrics` or
+//!   `logs`; how many items; `gz` or `pb` (plain). All that is needed to send it again is in its name, so nothing secret is
+//!   ever written; the content is the request's body, and its length is not noted anywhere else. Other names are left alone.
+//! - Order: by CREATED, which grows within a signal, also when the clock steps back. Signals may have the same one.
+//! - A file appears by rename from `CREATED.SIGNAL.ITEMS.partial`, after its bytes are on the disk (`fdatasync`): it is
+//!   complete or absent. The folder itself is not synced, so a power cut can cost the newest batches and no more, or bring
+//!   back some that were removed, which are then sent twice.
+//! - A crash leaves at most partial files, which the next start removes: their batches were never taken over.
+//! - `.lock` is held (`flock`) as long as the folder is in use: a second process would send every batch again. A folder
+//!   that is gone is made again, and held again.
+//! - The oldest of all signals make room before a batch is written, so that the bytes of all files stay within the limit
+//!   (those that an earlier run left may exceed it until then); on a full disk too. What is older than [`MAX_AGE`] goes. Whatever is let go is told to the caller as [`Lost`], once.
+//! - The folder is read at the start only. A file that somebody took or cut later is found out when its turn comes.
 
 use std::{
     collections::VecDeque,
@@ -12,7 +22,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -21,9 +31,10 @@ use std::{
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use mlx_manager_config::Signal;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
 
-use super::report::Cause;
+use super::cause::Cause;
 
 /// Logfire drops what is older than this, and a collector has little use for it.
 const MAX_AGE: Duration = Duration::from_hours(24);
@@ -275,8 +286,8 @@ impl Spool {
         self.dir.join(entry.file_name())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
     }
 }
 
@@ -311,6 +322,9 @@ fn remove_file(path: &Path) -> io::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod model;
 
 #[cfg(test)]
 mod tests {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use mlx_manager_config::{Send, Spool as SpoolConfig};
+use parking_lot::Mutex;
 use tracing::{
     Event, Metadata, Subscriber,
     field::{Field, Visit},
@@ -79,7 +80,7 @@ pub(super) struct Heard(Arc<Mutex<Vec<String>>>);
 
 impl Heard {
     pub(super) fn lines(&self) -> Vec<String> {
-        self.0.lock().unwrap().clone()
+        self.0.lock().clone()
     }
 }
 
@@ -99,7 +100,7 @@ impl Subscriber for Heard {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line(event.metadata().level().to_string());
         event.record(&mut line);
-        self.0.lock().unwrap().push(line.0);
+        self.0.lock().push(line.0);
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
@@ -133,7 +134,7 @@ fn exporters(endpoint: &Endpoint, dir: &Path) -> Exporters {
     };
     let telemetry =
         TelemetryConfig { environment: "test".to_owned(), service_prefix: String::new(), service_name: None };
-    Exporters::start(&telemetry, &[config], crate::TEST_BUILD).unwrap()
+    Exporters::start(&telemetry, &[config], crate::build::TEST_BUILD).unwrap()
 }
 
 fn reading(exporters: &Exporters) -> (u64, u64, u64) {

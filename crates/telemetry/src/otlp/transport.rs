@@ -7,14 +7,16 @@
 use std::{
     cell::Cell,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
-use http::{HeaderMap, header};
+use http::header;
 use mlx_manager_config::{Protocol, Signal};
 use opentelemetry_http::{HttpClient, HttpError};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
@@ -22,10 +24,11 @@ use tokio::{
 };
 
 use super::{
-    answer::{self, Answer},
+    answer::Answer,
+    cause::Cause,
     counters::Counter,
+    endpoint::Endpoint,
     grpc,
-    report::Cause,
     spool::{self, Batch, Entry, Lost, Spool},
 };
 
@@ -70,15 +73,10 @@ struct Unsent {
     retry_after: Option<Duration>,
 }
 
-/// One endpoint.
+/// One endpoint and the ways to it.
 #[derive(Debug)]
 pub(super) struct Destination {
-    /// Base URL without a trailing slash.
-    pub endpoint: String,
-    pub protocol: Protocol,
-    pub headers: HeaderMap,
-    pub client: reqwest::Client,
-    pub timeout: Duration,
+    pub endpoint: Endpoint,
     pub spool: Option<Spool>,
     /// By signal. An earlier run may have spooled one that is no longer configured.
     pub lanes: [Lane; 3],
@@ -101,8 +99,8 @@ impl Lane {
         Self { counter: Arc::new(counter), spooled: Notify::new(), under_way: Mutex::default() }
     }
 
-    fn under_way(&self) -> std::sync::MutexGuard<'_, Option<(Entry, JoinHandle<Answer>)>> {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    fn under_way(&self) -> MutexGuard<'_, Option<(Entry, JoinHandle<Answer>)>> {
+        self.under_way.lock()
     }
 }
 
@@ -271,9 +269,9 @@ impl Destination {
     }
 
     async fn post(&self, batch: &Batch) -> Answer {
-        let answer = match self.protocol {
-            Protocol::HttpProtobuf => answer::post(self, batch).await,
-            Protocol::Grpc => grpc::call(self, batch).await,
+        let answer = match self.endpoint.protocol {
+            Protocol::HttpProtobuf => self.endpoint.post(batch).await,
+            Protocol::Grpc => grpc::call(&self.endpoint, batch).await,
         };
         match answer {
             // The spool has bounds of its own, and an expired token must not cost all that is in it.
@@ -303,18 +301,18 @@ enum Sent {
 }
 
 /// Waits that double.
-struct Delays(Duration);
+struct Delays(ExponentialBackoff);
 
 impl Default for Delays {
     fn default() -> Self {
-        Self(FIRST_DELAY)
+        let delays = ExponentialBuilder::new().with_min_delay(FIRST_DELAY).with_max_delay(LONGEST_DELAY);
+        Self(delays.without_max_times().build())
     }
 }
 
 impl Delays {
     fn next(&mut self, retry_after: Option<Duration>) -> Duration {
-        let delay = self.0;
-        self.0 = (delay * 2).min(LONGEST_DELAY);
+        let delay = self.0.next().unwrap_or(LONGEST_DELAY);
         // An endpoint that says 0 again and again must not be called in a tight loop.
         retry_after.map_or(delay, |retry_after| retry_after.clamp(delay, LONGEST_RETRY_AFTER))
     }
@@ -363,5 +361,8 @@ mod tests {
         assert_eq!(delays.next(None), FIRST_DELAY);
         assert_eq!(delays.next(Some(Duration::from_hours(2))), LONGEST_RETRY_AFTER);
         assert_eq!(delays.next(None), FIRST_DELAY * 4);
+        let rest: Vec<_> = (0..100).map(|_| delays.next(None).as_millis()).collect();
+        assert_eq!(rest[..5], [2_000, 4_000, 8_000, 16_000, 30_000]);
+        assert!(rest[5..].iter().all(|delay| *delay == 30_000), "for ever");
     }
 }

@@ -13,7 +13,7 @@ use opentelemetry_sdk::{
 };
 use tracing::Level;
 
-use crate::otlp::{LogQueue, Service};
+use crate::otlp::{self, LogQueue, Service};
 
 /// Sends log records to every destination that wants them. Cheap to clone; never blocks.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ impl OtlpLogs {
             .with_resource(Resource::builder_empty().build())
             .with_log_processor(Router { queues })
             .build();
-        Some(Self { logger: Arc::new(provider.logger_with_scope(super::scope())) })
+        Some(Self { logger: Arc::new(provider.logger_with_scope(otlp::scope())) })
     }
 
     /// Queues a record. `trace` are the ids of the span it was written in. What the export thread says itself is left out.
@@ -43,12 +43,12 @@ impl OtlpLogs {
         attributes: impl Iterator<Item = (&'static str, AnyValue)>,
         trace: Option<(TraceId, SpanId)>,
     ) {
-        let (number, text) = match level {
-            Level::TRACE => (Severity::Trace, "TRACE"),
-            Level::DEBUG => (Severity::Debug, "DEBUG"),
-            Level::INFO => (Severity::Info, "INFO"),
-            Level::WARN => (Severity::Warn, "WARN"),
-            Level::ERROR => (Severity::Error, "ERROR"),
+        let number = match level {
+            Level::TRACE => Severity::Trace,
+            Level::DEBUG => Severity::Debug,
+            Level::INFO => Severity::Info,
+            Level::WARN => Severity::Warn,
+            Level::ERROR => Severity::Error,
         };
         if !self.logger.event_enabled(number, target, None) {
             return;
@@ -56,7 +56,7 @@ impl OtlpLogs {
         let mut record = self.logger.create_log_record();
         record.set_timestamp(timestamp);
         record.set_severity_number(number);
-        record.set_severity_text(text);
+        record.set_severity_text(level.as_str());
         record.set_target(target.to_owned());
         record.set_body(AnyValue::String(body.to_owned().into()));
         record.add_attributes(attributes);

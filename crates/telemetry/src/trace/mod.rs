@@ -19,13 +19,14 @@ use std::{
 
 use mlx_manager_config::{OtlpConfig, OtlpKind, TelemetryConfig, TracesConfig};
 use mlx_manager_signal::hook::Conventions;
-use opentelemetry::{InstrumentationScope, trace::TracerProvider};
+use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
 use tracing_subscriber::{Layer, Registry};
 
-use super::otlp::Exporters;
-pub use super::otlp::{CounterReading, MetricDestination, SpoolReading, TelemetryCounters, TraceError};
-use crate::Build;
+use crate::{
+    build::Build,
+    otlp::{self, Exporters, MetricDestination, TelemetryCounters, TraceError},
+};
 pub use logs::OtlpLogs;
 use pending::Pending;
 use processor::Router;
@@ -84,7 +85,7 @@ pub fn build(
             .build()
     };
     let layer = tracing_opentelemetry::layer()
-        .with_tracer(provider.tracer_with_scope(scope()))
+        .with_tracer(provider.tracer_with_scope(otlp::scope()))
         .with_location(false)
         .with_threads(false)
         .with_tracked_inactivity(false)
@@ -103,11 +104,6 @@ pub fn build(
     Ok(Traces { layer: Box::new(layer), handle, logs })
 }
 
-/// Who made it, as every span and log record says.
-fn scope() -> InstrumentationScope {
-    InstrumentationScope::builder("mlx-manager").with_version(env!("CARGO_PKG_VERSION")).build()
-}
-
 /// Keeps export going; held until the end.
 #[derive(Debug, Clone)]
 pub struct TraceHandle {
@@ -119,7 +115,8 @@ pub struct TraceHandle {
 impl TraceHandle {
     /// Waits until everything that ended before the call was delivered, put on disk, refused or given up. From a plain
     /// thread or a blocking task. `false`: the deadline came first.
-    pub fn flush(&self, deadline: Duration) -> bool {
+    #[cfg(test)]
+    fn flush(&self, deadline: Duration) -> bool {
         self.exporters.flush(deadline)
     }
 

@@ -8,12 +8,12 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::{Duration, SystemTime},
 };
 
 use mlx_manager_signal::{
-    hook::{Follower, StartedInference},
+    hook::{Follow, Follower, StartedInference},
     target,
 };
 use opentelemetry::{
@@ -21,11 +21,11 @@ use opentelemetry::{
     trace::{SpanContext, Status, TraceContextExt},
 };
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SpanData, SpanEvents, SpanLinks};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::processor::service;
-use crate::otlp::SpanQueue;
+use crate::otlp::{self, Service, SpanQueue};
 
 /// How long a span runs before it is announced.
 pub(super) const AFTER: Duration = Duration::from_secs(1);
@@ -48,9 +48,7 @@ struct State {
 
 /// The hook by which span constructors tell of new inference spans.
 pub(super) fn follower(pending: Option<Arc<Pending>>) -> Follower {
-    Follower(pending.map(|pending| -> Box<dyn Fn(StartedInference<'_>) + Send + Sync> {
-        Box::new(move |started| pending.inference_started(started))
-    }))
+    Follower(pending.map(|pending| -> Box<Follow> { Box::new(move |started| pending.inference_started(started)) }))
 }
 
 impl Pending {
@@ -85,7 +83,7 @@ impl Pending {
             events: SpanEvents::default(),
             links: SpanLinks::default(),
             status: Status::Unset,
-            instrumentation_scope: super::scope(),
+            instrumentation_scope: otlp::scope(),
         });
     }
 
@@ -116,15 +114,15 @@ impl Pending {
             state.due.pop_front();
             if let Some(span) = state.open.remove(&id) {
                 let span = pending(*span);
-                let service = service(&span);
+                let service = Service::of_span(&span);
                 self.queues.iter().for_each(|queue| queue.push((span.clone(), service)));
             }
         }
         now + AFTER
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
     }
 }
 

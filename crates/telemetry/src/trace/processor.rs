@@ -1,19 +1,17 @@
 //! Sends each ended span on its way: to every destination that wants spans, under the service that its target belongs to.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use mlx_manager_config::TracesConfig;
 use opentelemetry::{
-    Context, Value,
+    Context,
     trace::{Span as _, TraceContextExt},
 };
 use opentelemetry_sdk::{
     error::OTelSdkResult,
     trace::{Span, SpanData, SpanProcessor},
 };
+use parking_lot::Mutex;
 
 use super::{pending::Pending, tail::Tail};
 use crate::otlp::{Service, SpanQueue};
@@ -27,15 +25,6 @@ pub(super) struct Router {
     pending: Option<Arc<Pending>>,
 }
 
-/// The service that a span's target belongs to.
-pub(super) fn service(span: &SpanData) -> Service {
-    let target = span.attributes.iter().find(|attribute| attribute.key.as_str() == "target");
-    match target.map(|target| &target.value) {
-        Some(Value::String(target)) => Service::of(target.as_str()),
-        _ => Service::Manager,
-    }
-}
-
 impl Router {
     pub(super) fn new(queues: Vec<SpanQueue>, traces: &TracesConfig, pending: Option<Arc<Pending>>) -> Self {
         let tail = (traces.sample_ratio < 1.0).then(|| Mutex::new(Tail::new(traces.keep_slower_than)));
@@ -43,7 +32,7 @@ impl Router {
     }
 
     fn export(&self, span: SpanData) {
-        let service = service(&span);
+        let service = Service::of_span(&span);
         let Some((last, others)) = self.queues.split_last() else { return };
         for queue in others {
             queue.push((span.clone(), service));
@@ -72,7 +61,7 @@ impl SpanProcessor for Router {
         }
         let undecided = if span.span_context.is_sampled() { None } else { self.tail.as_ref() };
         let Some(tail) = undecided else { return self.export(span) };
-        let verdict = tail.lock().unwrap_or_else(PoisonError::into_inner).end(span);
+        let verdict = tail.lock().end(span);
         if verdict.dropped > 0 {
             self.queues.iter().for_each(|queue| queue.count_dropped(verdict.dropped));
         }

@@ -1,15 +1,17 @@
-use std::sync::{
-    Mutex,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use mlx_manager_config::{Level as Limit, LogConfig, Timezone};
-use mlx_manager_signal::target::LOG;
+use mlx_manager_config::{Level as Limit, LogConfig, SemanticConventions, Timezone};
+use mlx_manager_signal::{
+    hook::{Conventions, Follower},
+    target::LOG,
+};
 use opentelemetry::trace::{SpanContext as OtelSpanContext, SpanId, TraceFlags, TraceId, TraceState, TracerProvider};
 use opentelemetry_sdk::{
     error::OTelSdkResult,
+    propagation::TraceContextPropagator,
     trace::{SdkTracerProvider, SpanData, SpanExporter},
 };
+use parking_lot::Mutex;
 use tracing::{Level, info_span, subscriber::with_default};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::layer::SubscriberExt;
@@ -45,7 +47,7 @@ struct Observer(Mutex<Vec<Seen>>);
 
 impl RecordObserver for Observer {
     fn observe(&self, record: &LogRecord<'_>) {
-        self.0.lock().unwrap().push(Seen {
+        self.0.lock().push(Seen {
             level: record.level,
             message: record.message.to_owned(),
             fields: record.fields.clone(),
@@ -63,7 +65,7 @@ struct Kept(Arc<Mutex<Vec<SpanData>>>);
 
 impl SpanExporter for Kept {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        self.0.lock().unwrap().extend(batch);
+        self.0.lock().extend(batch);
         Ok(())
     }
 }
@@ -75,14 +77,14 @@ fn traced(level: Limit, observer: Option<Arc<dyn RecordObserver>>, run: impl FnO
     let layer: BoxedLayer = Box::new(tracing_opentelemetry::layer().with_tracer(provider.tracer("test")));
     let (router, _handle) = build(&config(level), Terminal::default(), Some(layer), observer).unwrap();
     with_default(Registry::default().with(router), run);
-    exporter.0.lock().unwrap().clone()
+    exporter.0.lock().clone()
 }
 
 fn observed(level: Limit, run: impl FnOnce()) -> Vec<Seen> {
     let observer = Arc::new(Observer::default());
     let (router, _handle) = build(&config(level), Terminal::default(), None, Some(observer.clone())).unwrap();
     with_default(Registry::default().with(router), run);
-    observer.0.lock().unwrap().clone()
+    observer.0.lock().clone()
 }
 
 fn fields(list: &[(&'static str, Value<'_>)]) -> Fields {
@@ -134,7 +136,7 @@ fn records_carry_the_ids_of_their_trace() {
         });
         tracing::info!("outside");
     });
-    let seen = observer.0.lock().unwrap().clone();
+    let seen = observer.0.lock().clone();
     let expected = TraceIds::of(&spans[0].span_context);
     assert!(expected.is_some());
     let found: Vec<_> =
@@ -217,4 +219,23 @@ fn callsite_that_nobody_takes_is_off() {
         tracing::error!(lazy = evaluated.fetch_add(1, Ordering::Relaxed), "seen");
     });
     assert_eq!((seen.len(), evaluated.into_inner()), (1, 1));
+}
+
+#[test]
+fn the_hooks_are_found_through_the_router() {
+    let conventions = Conventions {
+        recording: true,
+        version: SemanticConventions::Both,
+        capture_content: false,
+        propagator: Box::leak(Box::new(TraceContextPropagator::new())),
+    };
+    let layer: BoxedLayer = Box::new(tracing_opentelemetry::layer().and_then(conventions).and_then(Follower(None)));
+    let (router, _handle) = build(&config(Limit::Info), Terminal::default(), Some(layer), None).unwrap();
+    let dispatch = Dispatch::new(Registry::default().with(router));
+    assert!(dispatch.downcast_ref::<Conventions>().is_some_and(|conventions| conventions.recording));
+    assert!(dispatch.is::<Follower>() && dispatch.is::<Storyteller>());
+
+    let (router, _handle) = build(&config(Limit::Info), Terminal::default(), None, None).unwrap();
+    let dispatch = Dispatch::new(Registry::default().with(router));
+    assert!(dispatch.is::<Storyteller>() && !dispatch.is::<Conventions>() && !dispatch.is::<Follower>());
 }

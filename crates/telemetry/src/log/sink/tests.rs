@@ -7,6 +7,7 @@ use std::{
 
 use jiff::tz::TimeZone;
 use mlx_manager_config::{Compression, Format, Retention, Rotation};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use super::*;
@@ -64,7 +65,7 @@ impl Stage {
             file: RollingFile::open(plan, shelf, |_| ()).unwrap(),
             style: Style { format: Format::Logfmt, color: false, journald: false, timezone: TimeZone::UTC },
             clock: Clock::system(),
-            complain: Box::new(move |message| complaints.lock().unwrap().push(message.to_owned())),
+            complain: Box::new(move |message| complaints.lock().push(message.to_owned())),
         }
     }
 
@@ -187,7 +188,7 @@ fn failing_disk_keeps_the_newest_and_recovers_by_itself() {
         stage.push(&format!("later{index}"), Level::WARN);
     }
     assert!(stage.counters.dropped(Level::WARN) >= 60);
-    assert_eq!(stage.complaints.lock().unwrap().len(), 1);
+    assert_eq!(stage.complaints.lock().len(), 1);
     // The disk comes back: the name now leads to a real file, which the worker finds by itself.
     let target = stage.folder.path().join("real");
     fs::write(&target, "").unwrap();
@@ -199,7 +200,7 @@ fn failing_disk_keeps_the_newest_and_recovers_by_itself() {
     assert!(lines[0].contains("=first "), "{text}");
     assert!(lines[1].contains(" records lost between "), "{text}");
     assert!(lines.last().unwrap().contains("=later99 "), "{text}");
-    assert_eq!(stage.complaints.lock().unwrap().len(), 1);
+    assert_eq!(stage.complaints.lock().len(), 1);
     stage.finish(worker);
 }
 
@@ -262,7 +263,7 @@ fn broken_disk_is_reported_once_and_costs_only_what_is_counted() {
     assert!(!stage.sink.await_flush(stage.sink.ask_flush(), Instant::now() + Duration::from_millis(1)));
     broken.store(false, Ordering::Relaxed);
     assert!(stage.flush());
-    assert_eq!(stage.complaints.lock().unwrap().len(), 1, "{:?}", stage.complaints);
+    assert_eq!(stage.complaints.lock().len(), 1, "{:?}", stage.complaints);
     let family = verified(&stage);
     assert!(family.is_whole() && !family.gaps.is_empty(), "{family:?}");
     let missing: u64 = family.gaps.iter().map(|gap| gap.count()).sum();
@@ -319,7 +320,7 @@ fn what_a_disk_never_took_is_counted_and_missed() {
     // Nobody waits for what will never come.
     assert!(!stage.sink.await_flush(asked, Instant::now() + SOON) && !stage.sink.is_flushed());
     assert_eq!((stage.counters.dropped(Level::ERROR), stage.counters.dropped(Level::WARN)), (1, 10));
-    let complaints = stage.complaints.lock().unwrap();
+    let complaints = stage.complaints.lock();
     assert!(complaints.len() == 2 && complaints[1].ends_with("to the end: 11 records are lost"), "{complaints:?}");
     // Numbers 1 to 12 are taken.
     assert_eq!(stage.worker(&stage.path(), None).file.noted_sequence().unwrap(), Some(13));
@@ -354,7 +355,7 @@ fn full_disk_gives_up_old_archives_where_some_are_deleted_anyway() {
         stage.push("x", Level::ERROR);
         assert!(stage.flush());
         assert_eq!(stage.shelf().list().unwrap().len(), expected);
-        assert_eq!((stage.complaints.lock().unwrap().len(), stage.counters.io_errors()), (1, 6));
+        assert_eq!((stage.complaints.lock().len(), stage.counters.io_errors()), (1, 6));
         stage.finish(worker);
     }
 }
@@ -373,6 +374,6 @@ fn outages_that_follow_each_other_are_reported_once() {
         stage.push("x", Level::ERROR);
         assert!(stage.flush());
     }
-    assert_eq!((stage.complaints.lock().unwrap().len(), stage.counters.io_errors()), (1, 3));
+    assert_eq!((stage.complaints.lock().len(), stage.counters.io_errors()), (1, 3));
     stage.finish(worker);
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,6 +17,7 @@ use opentelemetry_sdk::{
         exporter::PushMetricExporter,
     },
 };
+use parking_lot::Mutex;
 
 use super::{emit_everything, finish, metrics_with, record};
 use crate::metric::{limit::Limits, meter_provider};
@@ -33,7 +34,7 @@ impl Received {
     }
 
     fn last(&self) -> BTreeMap<String, f64> {
-        self.points.lock().unwrap().last().cloned().unwrap_or_default()
+        self.points.lock().last().cloned().unwrap_or_default()
     }
 }
 
@@ -71,7 +72,7 @@ impl PushMetricExporter for Received {
                 other => panic!("unexpected {other:?}"),
             }
         }
-        self.points.lock().unwrap().push(points);
+        self.points.lock().push(points);
         Ok(())
     }
 

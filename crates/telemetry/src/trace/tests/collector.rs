@@ -4,7 +4,7 @@ use std::{
     io::Read,
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU16, Ordering},
     },
     time::{Duration, Instant},
@@ -28,6 +28,7 @@ use opentelemetry_proto::tonic::{
     logs::v1::LogRecord,
     trace::v1::Span,
 };
+use parking_lot::Mutex;
 use prost::Message;
 
 /// Answers never.
@@ -83,12 +84,12 @@ impl Collector {
 
     /// When each request came.
     pub fn arrivals(&self) -> Vec<Instant> {
-        self.received.arrivals.lock().unwrap().clone()
+        self.received.arrivals.lock().clone()
     }
 
     /// Service name and span, in the order in which they were taken.
     pub fn spans(&self) -> Vec<(String, Span)> {
-        self.received.spans.lock().unwrap().clone()
+        self.received.spans.lock().clone()
     }
 
     pub fn span(&self, name: &str) -> (String, Span) {
@@ -99,20 +100,20 @@ impl Collector {
     }
 
     pub fn logs(&self) -> Vec<(String, LogRecord)> {
-        self.received.logs.lock().unwrap().clone()
+        self.received.logs.lock().clone()
     }
 
     pub fn metrics(&self) -> Vec<ExportMetricsServiceRequest> {
-        self.received.metrics.lock().unwrap().clone()
+        self.received.metrics.lock().clone()
     }
 
     /// The headers of every request, those that were turned away too.
     pub fn headers(&self) -> Vec<HeaderMap> {
-        self.received.headers.lock().unwrap().clone()
+        self.received.headers.lock().clone()
     }
 
     pub fn resources(&self) -> Vec<Vec<KeyValue>> {
-        self.received.resources.lock().unwrap().clone()
+        self.received.resources.lock().clone()
     }
 }
 
@@ -123,8 +124,8 @@ async fn take(
     body: Bytes,
 ) -> impl IntoResponse {
     let gzip = headers.get("content-encoding").is_some();
-    received.arrivals.lock().unwrap().push(Instant::now());
-    received.headers.lock().unwrap().push(headers);
+    received.arrivals.lock().push(Instant::now());
+    received.headers.lock().push(headers);
     let status = received.status.load(Ordering::SeqCst);
     if status == HANG {
         std::future::pending::<()>().await;
@@ -144,17 +145,17 @@ async fn take(
             for resource in ExportTraceServiceRequest::decode(&bytes[..]).unwrap().resource_spans {
                 let service = note_resource(&received, resource.resource.unwrap().attributes);
                 let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-                received.spans.lock().unwrap().extend(spans.map(|span| (service.clone(), span)));
+                received.spans.lock().extend(spans.map(|span| (service.clone(), span)));
             }
         }
         "logs" => {
             for resource in ExportLogsServiceRequest::decode(&bytes[..]).unwrap().resource_logs {
                 let service = note_resource(&received, resource.resource.unwrap().attributes);
                 let records = resource.scope_logs.into_iter().flat_map(|scope| scope.log_records);
-                received.logs.lock().unwrap().extend(records.map(|record| (service.clone(), record)));
+                received.logs.lock().extend(records.map(|record| (service.clone(), record)));
             }
         }
-        "metrics" => received.metrics.lock().unwrap().push(Message::decode(&bytes[..]).unwrap()),
+        "metrics" => received.metrics.lock().push(Message::decode(&bytes[..]).unwrap()),
         other => panic!("{other}"),
     }
     let rejected = received.rejected.load(Ordering::SeqCst).into();
@@ -169,7 +170,7 @@ fn note_resource(received: &Received, attributes: Vec<KeyValue>) -> String {
         Some(Value::StringValue(name)) => name,
         other => panic!("{other:?}"),
     };
-    received.resources.lock().unwrap().push(attributes);
+    received.resources.lock().push(attributes);
     service
 }
 

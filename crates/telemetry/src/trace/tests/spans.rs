@@ -244,7 +244,7 @@ fn one_chat_completion_is_the_tree_that_the_conventions_want() {
     assert_eq!(headers["x-team"], "blue");
     assert_eq!(headers["content-encoding"], "gzip");
     for resource in collector.resources() {
-        assert_eq!(attribute(&resource, "service.version"), string(crate::TEST_BUILD.version));
+        assert_eq!(attribute(&resource, "service.version"), string(crate::build::TEST_BUILD.version));
         assert_eq!(attribute(&resource, "deployment.environment.name"), string("test"));
         assert!(attribute(&resource, "service.instance.id").is_some());
     }
@@ -485,7 +485,7 @@ fn both_services_take_the_operators_names() {
             service_name: name.map(str::to_owned),
         };
         let Traces { layer, handle, .. } =
-            build(&traces(), &telemetry, &[logfire(&collector)], crate::TEST_BUILD).unwrap();
+            build(&traces(), &telemetry, &[logfire(&collector)], crate::build::TEST_BUILD).unwrap();
         within(&Dispatch::new(Registry::default().with(layer)), || {
             served(200);
             span::http_server_finished(&span::http_server(false, "GET", Some("/admin"), None, "r"), Some(200), None);
