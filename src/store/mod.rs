@@ -21,6 +21,8 @@ pub use writer::{AuditSender, writer};
 
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations/sqlite");
 static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations/postgres");
+/// What both are told in the same words; the numbers go on through all three folders.
+static BOTH_MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations/both");
 
 /// How long SQLite waits for another process's lock before a statement fails.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -150,10 +152,11 @@ impl Store {
             .connect_with(options)
             .await
             .map_err(open)?;
-        let migrations = match system {
+        let own = match system {
             System::Sqlite => &SQLITE_MIGRATIONS,
             System::Postgres => &POSTGRES_MIGRATIONS,
         };
+        let migrations = Migrator::with_migrations(own.iter().chain(BOTH_MIGRATIONS.iter()).cloned().collect());
         migrations.run(&pool).await.map_err(|source| StoreError::Migrate { place, source })?;
         Ok(Self { pool, system, server })
     }

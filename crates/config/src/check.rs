@@ -13,7 +13,7 @@ use super::{
     Config, DatabaseConfig, LocalConfig, LogConfig, ModelPath, PrometheusConfig, Rotation, ServerConfig, SinkKind,
     database::{self, sqlite_file},
     decode::Decoder,
-    is_stream, local, lock_of, log, metrics, otlp,
+    is_stream, local, lock_of, log, log_file, metrics, otlp,
 };
 
 /// Two listeners on one port. What could not be decoded is `None`, here and below.
@@ -42,7 +42,7 @@ pub(super) fn log_files(
     let mut files: Vec<(&Path, &str)> = Vec::new();
     for (index, sink) in log.sinks.iter().enumerate() {
         let SinkKind::File { path, .. } = &sink.kind else { continue };
-        let key = log::SINKS.path_in_entry(index, &log::FILE);
+        let key = log::SINKS.path_in_entry(index, &log_file::FILE);
         if let Some((_, other)) = files.iter().find(|(known, _)| is_same_file(known, path)) {
             let message = format!("is the file of the sink \"{other}\" too: {}", normalize(path).display());
             decoder.report_relation(&key, decoder.place_of(&key), &message, "give each sink a file of its own");
@@ -55,7 +55,7 @@ pub(super) fn log_files(
     for (index, sink) in log.sinks.iter().enumerate() {
         let SinkKind::File { path, .. } = &sink.kind else { continue };
         if own.is_some_and(|file| is_same_file(file, path)) {
-            let key = log::SINKS.path_in_entry(index, &log::FILE);
+            let key = log::SINKS.path_in_entry(index, &log_file::FILE);
             decoder.report_relation(&key, decoder.place_of(&key), "is this very configuration", "give it another name");
         }
         let is_lock_of = |known: &Path| {
@@ -63,7 +63,7 @@ pub(super) fn log_files(
             lock.file_name() == path.file_name() && is_same_file(&lock, path)
         };
         if let Some((_, other)) = files.iter().find(|(known, _)| is_lock_of(known)) {
-            let key = log::SINKS.path_in_entry(index, &log::FILE);
+            let key = log::SINKS.path_in_entry(index, &log_file::FILE);
             let message = format!("is the lock file of the sink \"{other}\"");
             decoder.report_relation(&key, decoder.place_of(&key), &message, "give it another name");
         }
@@ -175,7 +175,7 @@ fn log_folders(decoder: &mut Decoder<'_>, log: &LogConfig) {
     for (index, sink) in log.sinks.iter().enumerate() {
         let SinkKind::File { path, rotation, .. } = &sink.kind else { continue };
         let hint = "name another file, or change the owner or mode of what is there";
-        let key = log::SINKS.path_in_entry(index, &log::FILE);
+        let key = log::SINKS.path_in_entry(index, &log_file::FILE);
         if is_stream(path) {
             if let Some(reason) = cannot_append(path) {
                 decoder.obstacle(&key, &format!("can't be written: {reason}"), hint);

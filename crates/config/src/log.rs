@@ -9,7 +9,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::{
     decode::Decoder,
-    log_file::decode_file,
+    log_file::{COMPRESSION, FILE, RETENTION, ROTATION, decode_file},
     schema::{Key, Table},
     section::Section,
     setting::{Choice, Raw, Setting, nearest},
@@ -214,25 +214,11 @@ pub(super) const TARGETS: Table = Table::single(
 
 const NAME: Key = Key::bare("name", "unique; a metric label");
 const KIND: Key = Key::bare("kind", "console | file; the console is stderr, in journald's priorities under systemd");
-pub(super) const FILE: Key = Key::bare("file", "below log.dir, or absolute").only("file");
 const FORMAT: Key = Key::new("format", "\"text\"", "text | json | logfmt");
 const COLOR: Key = Key::new("color", "\"auto\"", "auto | always | never").only("console");
 const INCLUDE: Key = Key::new("include", "[]", "only these module path prefixes; empty means all");
 const EXCLUDE: Key = Key::new("exclude", "[]", "never these");
 const SINK_LEVEL: Key = Key::new("level", "\"trace\"", "the sink's own floor, beside log.level");
-pub(super) const ROTATION: Key = Key::new(
-    "rotation",
-    "{ size = \"10 MB\" }",
-    "size and/or every = \"hour\" | \"day\" | \"week\" with at = \"00:00\", on = \"monday\"; or \"never\"",
-)
-.only("file");
-pub(super) const RETENTION: Key = Key::new(
-    "retention",
-    "{ age = \"7 days\" }",
-    "age and/or files = 20 and/or total = \"500 MB\", of archives; or \"never\" to delete none",
-)
-.only("file");
-pub(super) const COMPRESSION: Key = Key::new("compression", "\"none\"", "none | gzip | zstd").only("file");
 
 pub(super) const SINKS: Table = Table::array(
     "log.sinks",
@@ -434,17 +420,6 @@ enum Kind {
 
 impl Choice for Kind {
     const CHOICES: &'static [(&'static str, Self)] = &[("console", Self::Console), ("file", Self::File)];
-}
-
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum Every {
-    Hour,
-    Day,
-    Week,
-}
-
-impl Choice for Every {
-    const CHOICES: &'static [(&'static str, Self)] = &[("hour", Self::Hour), ("day", Self::Day), ("week", Self::Week)];
 }
 
 impl Choice for jiff::civil::Weekday {

@@ -5,11 +5,25 @@ use std::path::{Path, PathBuf};
 use super::{
     Compression, Period, Retention, Rotation, SinkKind,
     decode::Decoder,
-    log::{COMPRESSION, Every, FILE, RETENTION, ROTATION},
     schema::Key,
     section::{Found, Refusal, Section},
-    setting::{Count, Raw, Setting, Size},
+    setting::{Choice, Count, Raw, Setting, Size},
 };
+
+pub(super) const FILE: Key = Key::bare("file", "below log.dir, or absolute").only("file");
+pub(super) const ROTATION: Key = Key::new(
+    "rotation",
+    "{ size = \"10 MB\" }",
+    "size and/or every = \"hour\" | \"day\" | \"week\" with at = \"00:00\", on = \"monday\"; or \"never\"",
+)
+.only("file");
+pub(super) const RETENTION: Key = Key::new(
+    "retention",
+    "{ age = \"7 days\" }",
+    "age and/or files = 20 and/or total = \"500 MB\", of archives; or \"never\" to delete none",
+)
+.only("file");
+pub(super) const COMPRESSION: Key = Key::new("compression", "\"none\"", "none | gzip | zstd").only("file");
 
 const SIZE: Key = Key::bare("size", "");
 const EVERY: Key = Key::bare("every", "");
@@ -29,6 +43,17 @@ const RETENTION_KEYS: &[Key] = &[AGE, FILES, TOTAL];
 const LONGEST_NAME: usize = 200;
 /// As many links in a row as Linux follows.
 const MOST_LINKS: usize = 40;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Every {
+    Hour,
+    Day,
+    Week,
+}
+
+impl Choice for Every {
+    const CHOICES: &'static [(&'static str, Self)] = &[("hour", Self::Hour), ("day", Self::Day), ("week", Self::Week)];
+}
 
 /// A log file's path as it is written.
 struct FilePath(String);
