@@ -1,4 +1,4 @@
-//! Wires the floors together: a checked [`Config`] becomes a [`Running`] daemon, which serves until it is told to stop.
+//! Wires the rooms together: a checked [`Config`] becomes a [`Running`] daemon, which serves until it is told to stop.
 //!
 //! [`App::build`] connects the rooms, [`Running::serve`] is the daemon's whole life and [`Running::drain`] its end, whose
 //! order is that of what depends on what: listeners have drained, then the engine stops, then the audit queue is written,
@@ -191,7 +191,7 @@ impl Running {
     }
 }
 
-/// Every route of the API's port: those of both wings.
+/// Every route of the API's port: those of the gateway and the manager.
 fn routes(dispatch: &Arc<Dispatch>, stop: &CancellationToken) -> Vec<Route> {
     let probe: Probe = {
         let (dispatch, stop) = (Arc::clone(dispatch), stop.clone());
@@ -259,7 +259,7 @@ mod tests {
                 let said = lines_of(|| drop(answered));
                 said.iter().find_map(|line| line.fields.get("route")).unwrap().trim_matches('"').to_owned()
             };
-            assert!(paths.len() > 5, "both wings have routes: {paths:?}");
+            assert!(paths.len() > 5, "gateway and manager have routes: {paths:?}");
             for path in paths {
                 assert_eq!(label(&path.replace("{*id}", "org/name")).await, path);
             }

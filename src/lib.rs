@@ -1,7 +1,7 @@
 //! mlx-manager: one daemon that serves language models and shows what it does.
 //!
 //! The package wires together what the crates below `crates/` can do; ARCHITECTURE.md is the map. In reading order:
-//! - [`route`]: what the wings tell the HTTP floor of their routes.
+//! - [`route`]: what gateway and manager tell of their routes.
 //! - [`store`]: the audit database.
 //! - [`gateway`]: everything that happens to an inference request (the component *mlx-server*).
 //! - [`manager`]: health, models and administration (the component *mlx-manager*).

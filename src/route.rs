@@ -1,4 +1,4 @@
-//! What the HTTP floor is told of a wing's route: the one list from which routing, labels and traces derive.
+//! What gateway and manager tell of a route: the one list from which routing, labels and traces derive.
 
 use axum::routing::MethodRouter;
 

@@ -26,7 +26,7 @@ use crate::{
 /// The longest pause between two pieces of a request body.
 const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Wraps the wings' routes. Read from the top: a request passes the layers downwards, its response upwards.
+/// Wraps the gateway's and the manager's routes. Read from the top: a request passes the layers downwards, its response upwards.
 pub fn stack(routes: Vec<Route>, config: &ServerConfig) -> Router {
     let max_body = usize::try_from(config.max_body).unwrap_or(usize::MAX);
     let labels = Labels::of(&routes);

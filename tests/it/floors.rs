@@ -21,12 +21,13 @@ const CRATES: [(&str, &[&str]); 7] = [
 ];
 
 /// Third parties that belong to some crates, of which `mlx-manager` is the package. Tests may use them anywhere.
-const OWNED: [(&str, &[&str]); 12] = [
+const OWNED: [(&str, &[&str]); 16] = [
     ("axum", &["mlx-manager"]),
     ("clap", &["mlx-manager"]),
     ("metrics", &["signal", "telemetry"]),
     ("metrics-exporter-prometheus", &["telemetry"]),
     ("mlx-rs", &["engine"]),
+    ("opentelemetry", &["signal", "telemetry"]),
     ("opentelemetry_sdk", &["telemetry"]),
     ("opentelemetry-otlp", &["telemetry"]),
     ("reqwest", &["mlx-manager", "telemetry"]),
@@ -34,6 +35,9 @@ const OWNED: [(&str, &[&str]); 12] = [
     ("tokenizers", &["engine"]),
     ("toml", &["config"]),
     ("tonic", &["telemetry"]),
+    ("tracing-appender", &["telemetry"]),
+    ("tracing-opentelemetry", &["signal", "telemetry"]),
+    ("tracing-subscriber", &["signal", "telemetry"]),
 ];
 
 /// The rooms of the package, each with those that it may name.
@@ -100,6 +104,14 @@ fn out_of_their_rooms(source: &Source) -> Vec<String> {
     source.names.iter().filter(is_wrong).map(ToString::to_string).collect()
 }
 
+/// Imports that hide what they name, and crates that a room hands to others.
+fn hidden(source: &Source) -> Vec<String> {
+    let globs = source.globs.iter().map(|name| format!("{name}::*"));
+    let is_owned = |name: &&Name| ONLY_IN.iter().any(|(owned, _)| name.path[0] == *owned);
+    let passed_on = source.passed_on.iter().filter(is_owned).filter(|name| !name.is_said_in("gateway::local"));
+    globs.chain(passed_on.map(|name| format!("{name} and passes it on"))).collect()
+}
+
 /// Readings of the process's environment.
 fn readings_of_the_environment(source: &Source) -> Vec<String> {
     let reads = ["std::env::var", "std::env::var_os", "std::env::vars", "std::env::vars_os"];
@@ -136,14 +148,18 @@ fn beyond_the_map(owner: &str, manifest: &str, allowed: &[&str]) -> Vec<String> 
     let platforms = manifest.get("target").and_then(toml::Value::as_table).into_iter().flat_map(|table| table.values());
     let tables = std::iter::once(&manifest).chain(platforms.filter_map(toml::Value::as_table));
     for (section, table) in tables.flat_map(|table| table.iter()).filter(|(key, _)| key.ends_with("dependencies")) {
-        for dependency in table.as_table().unwrap().keys() {
-            let is_strange = match dependency.strip_prefix("mlx-manager-") {
-                Some(ours) => !allowed.contains(&ours),
+        for (dependency, settings) in table.as_table().unwrap() {
+            let is_strange = match dependency.strip_prefix("mlx-manager") {
+                Some(ours) => !allowed.contains(&ours.trim_start_matches('-')),
                 None if section == "dev-dependencies" => false,
                 None => OWNED.iter().any(|(name, owners)| name == dependency && !owners.contains(&owner)),
             };
             if is_strange {
                 broken.push(format!("{owner} names {dependency} in its {section}"));
+            }
+            // By another name it would be none of the above.
+            if settings.get("package").is_some() {
+                broken.push(format!("{owner} renames a package to {dependency} in its {section}"));
             }
         }
     }
@@ -157,7 +173,9 @@ fn each_manifest_names_what_the_map_allows() {
         let manifest = fs::read_to_string(format!("{ROOT}/crates/{name}/Cargo.toml")).unwrap();
         broken.extend(beyond_the_map(name, &manifest, allowed));
         assert!(manifest.contains("[lints]\nworkspace = true"), "{name} has lints of its own");
-        assert!(manifest.contains("version.workspace = true"), "{name} has a version of its own");
+        for key in ["version", "edition", "rust-version", "license", "publish"] {
+            assert!(manifest.contains(&format!("\n{key}.workspace = true")), "{name} has a {key} of its own");
+        }
     }
     must_be_empty(&broken);
     let folders = fs::read_dir(format!("{ROOT}/crates")).unwrap();
@@ -165,10 +183,14 @@ fn each_manifest_names_what_the_map_allows() {
     let everything: Vec<&str> = CRATES.iter().map(|(name, _)| *name).collect();
     let manifest = fs::read_to_string(format!("{ROOT}/Cargo.toml")).unwrap();
     must_be_empty(&beyond_the_map("mlx-manager", &manifest, &everything));
+    let shared = manifest.split("[workspace.dependencies]").nth(1).unwrap();
+    assert!(!shared.contains("package = "), "the workspace renames a package");
 
     let planted = "[dependencies]\nmlx-manager-engine.workspace = true\nserde.workspace = true\n\
                    [target.'cfg(unix)'.dependencies]\nsqlx = \"1\"\n[dev-dependencies]\ntoml = \"1\"";
     assert_eq!(beyond_the_map("dialect", planted, &["llm"]).len(), 2);
+    let renamed = "[dependencies]\ndb = { package = \"sqlx\" }\n[dev-dependencies]\nmlx-manager = { path = \"../..\" }";
+    assert_eq!(beyond_the_map("dialect", renamed, &["llm"]).len(), 2);
 }
 
 #[test]
@@ -201,16 +223,38 @@ fn crates_stay_in_their_rooms() {
 
     let broken = planted(&[
         ("src/lib.rs", "mod app; mod http; mod store;"),
-        ("src/app.rs", "use {mlx_manager_telemetry::Telemetry, sqlx::{self as database}};"),
+        (
+            "src/app.rs",
+            "use {mlx_manager_telemetry::Telemetry, sqlx::{self as database}}; #[derive(clap::Parser)] struct S; fn f() { use tower_http as t; t::trace::new() }",
+        ),
         ("src/http/mod.rs", "mod stack; use hyper::Request;"),
         ("src/http/stack.rs", "use mlx_manager_telemetry as told; fn f(url: reqwest::Url) { told::log::build() }"),
         (
             "src/store.rs",
-            "fn f() { sqlx::query(\"\") } #[cfg(test)] fn g(x: hyper::X) {} macro_rules! m { () => { reqwest::get() } }",
+            "fn f() { sqlx::query(\"\") } #[cfg(test)] fn g(x: hyper::X) {} macro_rules! m { () => { ::reqwest::get() } }",
         ),
     ]);
     let found = out_of_their_rooms(&broken);
-    assert_eq!(found.len(), 5, "{found:?}");
+    assert_eq!(found.len(), 8, "{found:?}");
+}
+
+#[test]
+fn nothing_is_named_unseen() {
+    let files = everything();
+    let roots = CRATES.iter().map(|(name, _)| format!("crates/{name}/src/lib.rs")).chain(["src/lib.rs".to_owned()]);
+    must_be_empty(&roots.flat_map(|root| hidden(&read(&files, &root))).collect::<Vec<_>>());
+    let mapped: Vec<&str> = ROOMS.iter().map(|(room, _)| *room).collect();
+    let lost: Vec<_> = package().rooms.into_iter().filter(|room| !mapped.contains(&room.as_str())).collect();
+    assert!(lost.is_empty(), "rooms that are not on the map: {lost:?}");
+
+    let broken = planted(&[
+        ("src/lib.rs", "mod store; mod glue; pub(crate) use sqlx; extern crate reqwest as web;"),
+        ("src/store.rs", "use crate::*; use std::env::*;"),
+        ("src/glue.rs", ""),
+    ]);
+    assert_eq!(hidden(&broken).len(), 3, "{:?}", hidden(&broken));
+    assert!(broken.rooms.contains("glue"));
+    assert_eq!(out_of_their_rooms(&broken).len(), 2, "{:?}", out_of_their_rooms(&broken));
 }
 
 #[test]

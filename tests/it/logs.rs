@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{FileTypeExt, MetadataExt, symlink},
+    os::unix::fs::{FileTypeExt, symlink},
     path::{Path, PathBuf},
     process::Output,
     thread,
@@ -16,10 +16,7 @@ use tempfile::TempDir;
 use tracing::subscriber::with_default;
 use tracing_subscriber::{Registry, layer::SubscriberExt};
 
-use crate::{
-    peer::daemon::{Daemon, PATIENCE},
-    serve::question,
-};
+use crate::peer::daemon::PATIENCE;
 
 /// Runs the binary in a folder and waits for its end.
 fn run(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String, String) {
@@ -29,7 +26,7 @@ fn run(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> (i32, S
     (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
 
-fn verify(folder: &Path, files: &[&str]) -> (i32, String, String) {
+pub fn verify(folder: &Path, files: &[&str]) -> (i32, String, String) {
     run(folder, &[&["logs", "verify"], files].concat(), &[])
 }
 
@@ -42,7 +39,7 @@ fn try_sinks(folder: &Path, config: &str) -> Result<(Router, LogHandle), LogErro
     build(&load_text(config, None, &options).unwrap().config.log, Terminal::default(), None, None)
 }
 
-fn one_sink(format: &str, rest: &str) -> String {
+pub fn one_sink(format: &str, rest: &str) -> String {
     format!("[[log.sinks]]\nname = \"app\"\nkind = \"file\"\nfile = \"app.log\"\nformat = \"{format}\"\n{rest}\n")
 }
 
@@ -55,7 +52,7 @@ fn log((router, handle): (Router, LogHandle), count: usize, bytes: usize) {
     });
 }
 
-fn eventually(what: &str, condition: impl Fn() -> bool) {
+pub fn eventually(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");
@@ -64,7 +61,7 @@ fn eventually(what: &str, condition: impl Fn() -> bool) {
 }
 
 /// Lets `logs` lead elsewhere from one moment to the next: to the folder `real`, or to a file, where nothing can be written.
-fn lead_logs_to(folder: &Path, target: &str) {
+pub fn lead_logs_to(folder: &Path, target: &str) {
     fs::create_dir_all(folder.join("real")).unwrap();
     fs::write(folder.join("file"), "").unwrap();
     symlink(target, folder.join("next")).unwrap();
@@ -313,99 +310,4 @@ fn check_and_serve_refuse_log_files_that_cannot_be_written() {
     }
     // Who only asks needs no log files.
     assert_eq!(run(folder.path(), &["logs", "explain", "a", "info"], &[]).0, 0);
-}
-
-/// Waits until the sink could not write so many times.
-async fn failed_writes(daemon: &Daemon, least: f64) {
-    let errors = || daemon.metric("mlx_manager_log_io_errors_total", &[("sink", "app")]);
-    let deadline = Instant::now() + PATIENCE;
-    while errors().await < least {
-        assert!(Instant::now() < deadline, "no more than {} failures", errors().await);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-#[tokio::test]
-async fn sink_that_breaks_at_run_time_is_reported_once_and_recovers() {
-    let sinks = format!("{}[[log.sinks]]\nname = \"console\"\nkind = \"console\"\n", one_sink("json", ""));
-    let folder = TempDir::new().unwrap();
-    lead_logs_to(folder.path(), "real");
-    let mut daemon = Daemon::start_in(folder, &sinks, |_| {}).await;
-    lead_logs_to(daemon.folder.path(), "file");
-    failed_writes(&daemon, 1.0).await;
-    assert_eq!(daemon.post("/v1/chat/completions", &question(false)).await.status(), 200);
-    assert_eq!(daemon.get("/health").await.status(), 200);
-    failed_writes(&daemon, 4.0).await;
-    lead_logs_to(daemon.folder.path(), "real");
-    assert!(daemon.stop().await.success());
-    let said = daemon.stderr();
-    assert_eq!(said.iter().filter(|line| line.contains("cannot write log file")).count(), 1, "{said:#?}");
-    let text = daemon.read("logs/app.log");
-    assert!(
-        text.contains("mlx-manager is serving") && text.contains("request finished") && text.contains("has stopped"),
-        "{text}"
-    );
-    let (code, out, _) = verify(daemon.folder.path(), &["logs/app.log"]);
-    assert!(code == 0 && out.contains(": none is missing"), "{out}");
-}
-
-#[tokio::test]
-async fn outage_that_outlasts_the_daemon_is_told_and_leaves_a_gap() {
-    let sinks =
-        format!("{}[[log.sinks]]\nname = \"console\"\nkind = \"console\"\nformat = \"logfmt\"\n", one_sink("json", ""));
-    let folder = TempDir::new().unwrap();
-    lead_logs_to(folder.path(), "real");
-    let mut daemon = Daemon::start_in(folder, &sinks, |_| {}).await;
-    eventually("a line", || daemon.read("logs/app.log").contains("mlx-manager is serving"));
-    lead_logs_to(daemon.folder.path(), "file");
-    let deadline = Instant::now() + PATIENCE;
-    while !daemon.stderr().iter().any(|line| line.contains("cannot write log file")) {
-        assert!(Instant::now() < deadline, "{:#?}", daemon.stderr());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(daemon.post("/v1/chat/completions", &question(false)).await.status(), 200);
-    assert!(daemon.stop().await.success());
-    let said = daemon.stderr();
-    let last_words = said.iter().filter(|line| line.contains("could not be written to the end: ")).count();
-    assert_eq!(last_words, 1, "{said:#?}");
-    // What the console says of it is written as its other lines are.
-    for line in said.iter().filter(|line| line.contains("log file")) {
-        assert!(line.starts_with("timestamp=") && line.contains(" level=ERROR "), "{line}");
-    }
-
-    let folder = std::mem::replace(&mut daemon.folder, TempDir::new().unwrap());
-    lead_logs_to(folder.path(), "real");
-    let mut daemon = Daemon::start_in(folder, &sinks, |_| {}).await;
-    assert!(daemon.stop().await.success());
-    let (code, out, _) = verify(daemon.folder.path(), &["logs/app.log"]);
-    assert!(code == 1 && out.contains("unexplained"), "{out}");
-}
-
-#[test]
-fn console_speaks_to_journald_only_where_it_listens() {
-    let folder = TempDir::new().unwrap();
-    let config = "[server]\nlisten = \"127.0.0.1:0\"\n[metrics.prometheus]\nenabled = false\n\
-        [[log.sinks]]\nname = \"console\"\nkind = \"console\"\n";
-    fs::write(folder.path().join("config.toml"), config).unwrap();
-    for (offset, prefix) in [(0, "<6>2"), (1, "2")] {
-        let path = folder.path().join("stderr");
-        let stderr = fs::File::create(&path).unwrap();
-        let stat = stderr.metadata().unwrap();
-        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_mlx-manager"))
-            .arg("serve")
-            .current_dir(&folder)
-            .env_clear()
-            .env("HOME", folder.path())
-            .env("XDG_CACHE_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"))
-            .env("JOURNAL_STREAM", format!("{}:{}", stat.dev(), stat.ino() + offset))
-            .stderr(stderr)
-            .spawn()
-            .unwrap();
-        eventually("a line", || fs::read_to_string(&path).unwrap().contains("mlx-manager is serving"));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let text = fs::read_to_string(&path).unwrap();
-        let whole = &text[..=text.rfind('\n').unwrap()];
-        assert!(whole.lines().all(|line| line.starts_with(prefix) && !line.contains('\x1b')), "{text}");
-    }
 }

@@ -6,14 +6,14 @@
 mod agree;
 mod config;
 mod delivery;
-mod demo;
 mod floors;
 mod gateway;
 mod grpc;
+#[cfg(feature = "mlx")]
+mod local;
 mod logs;
 mod metrics;
 mod peer;
-mod prompt_cache;
 mod pull;
 mod reload;
 mod serve;

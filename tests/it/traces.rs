@@ -51,6 +51,8 @@ async fn health_checks_scrapes_and_exports_are_not_traced() {
     let attempt = spans.iter().find(|span| span.span.name == "POST").unwrap();
     assert_eq!(attempt.text("url.full").unwrap(), format!("{}/chat/completions", upstream.openai()));
     assert_eq!(attempt.integer("http.response.status_code"), Some(200));
+    let version = format!("{:?}", attempt.resource["service.version"]);
+    assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
 }
 
 #[tokio::test]

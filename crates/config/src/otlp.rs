@@ -342,7 +342,7 @@ fn decode_endpoint<'a>(
         decoder.refuse(&found, Refusal { allowed: "scheme, host and port", hint, secret: false });
         return None;
     }
-    if url.ends_with("/v1/traces") || url.ends_with("/v1/logs") || url.ends_with("/v1/metrics") {
+    if Signal::ALL.iter().any(|signal| url.ends_with(&format!("/v1/{}", signal.as_str()))) {
         let hint = Some("leave out /v1/…: each signal adds its own path".to_owned());
         decoder.refuse(&found, Refusal { allowed: "the base URL of the endpoint", hint, secret: false });
         return None;

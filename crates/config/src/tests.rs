@@ -58,7 +58,10 @@ fn example_is_written_from_the_types() {
         std::fs::write(&path, &written).unwrap();
     }
     let file = std::fs::read_to_string(&path).unwrap();
-    assert_eq!(file, written, "config.example.toml is generated: build this test with UPDATE_EXAMPLE=1");
+    assert_eq!(
+        file, written,
+        "config.example.toml is out of date: UPDATE_EXAMPLE=1 cargo test -p mlx-manager-config example_is_written"
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What the HTTP floor knows of a request and the wings may read: the one request extension.
+//! What the HTTP stack knows of a request and all others may read: the one request extension.
 
 use std::sync::Arc;
 

@@ -17,7 +17,7 @@ use mlx_manager_llm::{Api, Dialect, Error};
 use super::dispatch::Dispatch;
 use crate::route::{Kind, Route};
 
-/// The routes of the server wing.
+/// The routes of the gateway.
 pub fn routes(dispatch: &Arc<Dispatch>) -> Vec<Route> {
     [
         (Api::ChatCompletions.path(), post(inference::chat_completions), Kind::Inference),
@@ -33,7 +33,9 @@ pub fn routes(dispatch: &Arc<Dispatch>) -> Vec<Route> {
 /// The dialect that a caller reads. An endpoint's path says it, and so does a path below one; where both APIs meet
 /// (`/v1/models`) or neither has anything, Anthropic's SDKs are known by the version that they always send.
 pub fn caller_dialect(uri: &Uri, headers: &HeaderMap) -> Dialect {
-    match Api::ALL.iter().find(|api| uri.path().starts_with(api.path())) {
+    let is_at =
+        |api: &&Api| uri.path().strip_prefix(api.path()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    match Api::ALL.iter().find(is_at) {
         Some(api) => api.dialect(),
         None if headers.contains_key("anthropic-version") => Dialect::Anthropic,
         None => Dialect::OpenAi,
@@ -72,5 +74,6 @@ mod tests {
         assert_eq!(read("/v1/models", &versioned), Dialect::Anthropic);
         assert_eq!(read("/v1/models", &plain), Dialect::OpenAi);
         assert_eq!(read("/nowhere", &versioned), Dialect::Anthropic);
+        assert_eq!(read("/v1/messages-of-ours", &plain), Dialect::OpenAi);
     }
 }

@@ -7,8 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use proc_macro2::{TokenStream, TokenTree};
 use syn::{
-    Attribute, Expr, ExprLit, ImplItemFn, Item, ItemMod, ItemUse, Lit, Macro, Meta, UseTree,
+    Attribute, Expr, ExprLit, ImplItemFn, Item, ItemExternCrate, ItemMod, ItemUse, Lit, Macro, Meta, MetaList, UseTree,
+    Visibility,
     visit::{self, Visit},
 };
 
@@ -69,6 +71,12 @@ impl std::fmt::Display for Name {
 pub struct Source {
     /// Every path that is named outside of tests.
     pub names: BTreeSet<Name>,
+    /// Imports of everything that a module or crate has, which hide what is named.
+    pub globs: BTreeSet<Name>,
+    /// What is imported and passed on under another roof.
+    pub passed_on: BTreeSet<Name>,
+    /// Modules that the root declares, those of tests left out.
+    pub rooms: BTreeSet<String>,
     /// Files that are part of the crate, those of tests among them.
     pub files: BTreeSet<String>,
 }
@@ -90,12 +98,19 @@ fn read_file(files: &Files, file: &str, folder: &Path, module: Vec<String>, test
         module: vec![module.clone()],
         imported: HashMap::new(),
         names: BTreeSet::new(),
+        globs: BTreeSet::new(),
+        passed_on: BTreeSet::new(),
         children: Vec::new(),
     };
     reader.learn_imports(&parsed.items, &module);
     reader.visit_file(&parsed);
     if !tests {
         source.names.extend(reader.names);
+        source.globs.extend(reader.globs);
+        source.passed_on.extend(reader.passed_on);
+        if module.is_empty() {
+            source.rooms.extend(reader.children.iter().filter(|child| !child.of_tests).map(|child| child.name.clone()));
+        }
     }
     for Child { name, inline, paths, of_tests } in reader.children {
         let mut folder = folder.to_owned();
@@ -122,6 +137,8 @@ struct Reader {
     /// What names of this file's imports stand for.
     imported: HashMap<String, Vec<String>>,
     names: BTreeSet<Name>,
+    globs: BTreeSet<Name>,
+    passed_on: BTreeSet<Name>,
     children: Vec<Child>,
 }
 
@@ -161,12 +178,16 @@ impl Reader {
     }
 
     fn name(&mut self, path: Vec<String>) {
+        let name = self.resolved(path);
+        self.names.insert(name);
+    }
+
+    fn resolved(&self, path: Vec<String>) -> Name {
         let path = match self.imported.get(&path[0]) {
             Some(stands_for) => stands_for.iter().cloned().chain(path.into_iter().skip(1)).collect(),
             None => resolve(path, self.here()),
         };
-        let module = self.here().clone();
-        self.names.insert(Name { file: self.file.clone(), module, path });
+        Name { file: self.file.clone(), module: self.here().clone(), path }
     }
 }
 
@@ -203,8 +224,16 @@ impl<'ast> Visit<'ast> for Reader {
     }
 
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
-        for (path, _) in leaves(&item.tree) {
-            self.name(path);
+        for (path, known_as) in leaves(&item.tree) {
+            let name = self.resolved(path.clone());
+            if known_as == "*" {
+                self.globs.insert(name.clone());
+            }
+            if !matches!(item.vis, Visibility::Inherited) {
+                self.passed_on.insert(name.clone());
+            }
+            self.imported.entry(known_as).or_insert_with(|| name.path.clone());
+            self.names.insert(name);
         }
     }
 
@@ -213,24 +242,61 @@ impl<'ast> Visit<'ast> for Reader {
         visit::visit_path(self, path);
     }
 
+    fn visit_item_extern_crate(&mut self, item: &'ast ItemExternCrate) {
+        self.name(vec![item.ident.to_string()]);
+    }
+
     /// A macro's arguments are no syntax yet, but a path in them is a path.
     fn visit_macro(&mut self, item: &'ast Macro) {
         visit::visit_macro(self, item);
-        let text = item.tokens.to_string();
-        let mut rest = text.as_str();
-        while let Some(at) = rest.find(" :: ") {
-            let begin =
-                rest[..at].rfind(|letter: char| !(letter.is_alphanumeric() || letter == '_')).map_or(0, |at| at + 1);
-            let is_path = |letter: char| letter.is_alphanumeric() || letter == '_' || letter == ':' || letter == ' ';
-            let end = rest[at..].find(|letter| !is_path(letter)).map_or(rest.len(), |length| at + length);
-            let path: Vec<String> = rest[begin..end]
-                .split("::")
-                .map_while(|segment| segment.split_whitespace().next().map(str::to_owned))
-                .collect();
-            if !path.is_empty() && path[0].chars().next().is_some_and(char::is_alphabetic) {
-                self.name(path);
+        self.name_paths_in(item.tokens.clone());
+    }
+
+    /// Nor are an attribute's: `#[derive(…)]` names crates too.
+    fn visit_meta_list(&mut self, list: &'ast MetaList) {
+        visit::visit_meta_list(self, list);
+        self.name_paths_in(list.tokens.clone());
+    }
+}
+
+impl Reader {
+    /// Names every `a::b::c` of some tokens, and what is below one with braces: `a::{b, c::d}`.
+    fn name_paths_in(&mut self, tokens: TokenStream) {
+        let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+        let colon = |at: usize| matches!(tokens.get(at), Some(TokenTree::Punct(mark)) if mark.as_char() == ':');
+        let mut at = 0;
+        while at < tokens.len() {
+            match &tokens[at] {
+                TokenTree::Group(group) => self.name_paths_in(group.stream()),
+                TokenTree::Ident(first) => {
+                    let mut path = vec![first.to_string()];
+                    while colon(at + 1) && colon(at + 2) {
+                        match tokens.get(at + 3) {
+                            Some(TokenTree::Ident(segment)) => path.push(segment.to_string()),
+                            Some(TokenTree::Group(group)) => {
+                                self.name_tree(&path, group.stream());
+                                at += 3;
+                                break;
+                            }
+                            _ => break,
+                        }
+                        at += 3;
+                    }
+                    if path.len() > 1 {
+                        self.name(path);
+                    }
+                }
+                _ => {}
             }
-            rest = &rest[end.max(at + 4)..];
+            at += 1;
+        }
+    }
+
+    /// Names the branches of a `use` tree that stands in a macro.
+    fn name_tree(&mut self, before: &[String], branches: TokenStream) {
+        let text = format!("{}::{{{branches}}}", before.join("::"));
+        if let Ok(tree) = syn::parse_str::<UseTree>(&text) {
+            leaves(&tree).into_iter().for_each(|(path, _)| self.name(path));
         }
     }
 }

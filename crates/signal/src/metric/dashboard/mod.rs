@@ -1,6 +1,6 @@
 //! The dashboards: described here, written to `dashboards/*.json` by a test, and held against the enum of names.
 //!
-//! `UPDATE_DASHBOARDS=1 cargo test --lib dashboards_are_written` writes them again, and with them the list of queries that
+//! `UPDATE_DASHBOARDS=1 cargo test -p mlx-manager-signal dashboards_are_written` writes them again, and with them the list of queries that
 //! `tests/observe` asks a real Prometheus. All of this is compiled for tests only.
 
 mod cloud;

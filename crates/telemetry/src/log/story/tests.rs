@@ -9,7 +9,7 @@ use crate::log::{
     tests::{SOON, config, file, log, read, start},
 };
 
-/// A file for our own server wing, one for the rest, and one for warnings.
+/// A file for our own server, one for the rest, and one for warnings.
 fn three_files(folder: &tempfile::TempDir, failure_story: bool) -> LogConfig {
     let mut sinks = ["server", "rest", "warnings"].map(|name| file(folder, name, Format::Json));
     sinks[0].include = vec!["mlx_manager::server".into()];
