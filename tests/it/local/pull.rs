@@ -1,12 +1,12 @@
 //! Models from the hub that a daemon beside the pull serves.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use axum::body::Bytes;
 use opentelemetry_proto::tonic::metrics::v1::{Histogram, HistogramDataPoint, metric::Data};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     peer::{
