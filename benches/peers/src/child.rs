@@ -1,6 +1,5 @@
 //! What is measured in a process of its own, because a process has one logger.
 
-#![expect(clippy::disallowed_macros, reason = "a peer records the way its own documentation shows")]
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
