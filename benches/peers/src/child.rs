@@ -1,6 +1,5 @@
 //! What is measured in a process of its own, because a process has one logger.
 
-
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
