@@ -79,7 +79,7 @@ impl AuditSender {
         }
     }
 
-    /// A poller for [`mlx_manager_telemetry::metric::Metrics`], since the writer can say nothing while it waits for the
+    /// A poller for the metrics, since the writer can say nothing while it waits for the
     /// database. It keeps no queue open.
     pub(crate) fn poller(&self) -> impl Fn() + Send + Sync + 'static {
         let backlog = Arc::clone(&self.backlog);
