@@ -248,7 +248,7 @@ mod tests {
             let routes = routes(&dispatch, &stop);
             for Route { path, kind, .. } in &routes {
                 let inference = Api::ALL.iter().any(|api| api.path() == *path);
-                assert_eq!(*kind == Kind::Inference, inference, "{path}, which events know by its path");
+                assert_eq!(*kind == Kind::Inference, inference, "{path}, whose series are opened by its path");
             }
             let paths: Vec<_> = routes.iter().map(|route| route.path).collect();
             let stack = stack(routes, &config.server);

@@ -1,6 +1,7 @@
 //! What gateway and manager tell of a route: the one list from which routing, labels and traces derive.
 
 use axum::routing::MethodRouter;
+pub use mlx_manager_signal::route::Kind;
 
 /// A route. Its path is its label in metrics, spans and events.
 #[derive(Debug, Clone)]
@@ -11,15 +12,4 @@ pub struct Route {
     pub methods: MethodRouter,
     /// What telemetry makes of its requests.
     pub kind: Kind,
-}
-
-/// What telemetry makes of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Its spans and events are the inference server's.
-    Inference,
-    /// Traced, as everything that somebody asks for.
-    Question,
-    /// Asked every few seconds by machines; a trace of it tells nobody anything.
-    Probe,
 }

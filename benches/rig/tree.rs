@@ -26,6 +26,7 @@ use mlx_manager_signal::{
     event::{AttemptFinished, HttpRequestFinished, HttpRequestStarted, RouteDecided},
     price::PriceList,
     propagate,
+    route::Kind,
     span::{self, Destination, InferenceStart},
 };
 use mlx_manager_telemetry::{Telemetry, log::Terminal};
@@ -136,10 +137,10 @@ impl Daemon {
             .unwrap_or_default();
         let request_id: Arc<str> = Uuid::now_v7().to_string().into();
         let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 50_000));
-        let span = span::http_server(true, "POST", Some(ROUTE), Some(peer), &request_id);
+        let span = span::http_server(Kind::Inference, "POST", Some(ROUTE), Some(peer), &request_id);
         span::http_server_request(&span, Some(ROUTE), &request);
         propagate::extract(&span, request.headers());
-        HttpRequestStarted { method: "POST", route: ROUTE }.emit();
+        HttpRequestStarted { method: "POST", route: ROUTE, kind: Kind::Inference }.emit();
         let context = Context::new(request_id, span.clone());
         self.sent.set(self.sent.get() + 1);
         let meter = Meter::open(Api::ChatCompletions, &context, self.audit.clone());
@@ -191,7 +192,8 @@ impl Daemon {
         span::http_server_finished(&span, Some(200), None);
         span.in_scope(|| {
             let (status, error_type, duration) = (Some(200), None, started.elapsed());
-            HttpRequestFinished { method: "POST", route: ROUTE, status, error_type, duration }.emit();
+            HttpRequestFinished { method: "POST", route: ROUTE, kind: Kind::Inference, status, error_type, duration }
+                .emit();
         });
     }
 

@@ -15,6 +15,7 @@ pub mod price;
 pub mod propagate;
 pub mod provider;
 pub mod redact;
+pub mod route;
 pub mod span;
 pub mod target;
 #[cfg(any(test, feature = "testing"))]

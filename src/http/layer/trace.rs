@@ -54,21 +54,20 @@ impl Labels {
 /// Gives a request its [`Context`], runs it inside its server span and sees it to its end.
 pub async fn observe(State(labels): State<Labels>, mut request: Request, next: Next) -> Response {
     let known = request.extensions().get::<MatchedPath>().and_then(|matched| labels.find(matched));
-    let (matched, kind) = known.unzip();
-    let route = matched.unwrap_or(OTHER);
+    let matched = known.map(|(path, _)| path);
+    let (route, kind) = known.unwrap_or((OTHER, Kind::Question));
     let method = method_label(request.method());
     let request_id = request_id(request.headers());
-    let span = if kind == Some(Kind::Probe) {
+    let span = if kind == Kind::Probe {
         Span::none()
     } else {
-        let inference = kind == Some(Kind::Inference);
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
-        let span = span::http_server(inference, method, matched, peer, &request_id);
+        let span = span::http_server(kind, method, matched, peer, &request_id);
         span::http_server_request(&span, matched, &request);
         propagate::extract(&span, request.headers());
         span
     };
-    let mut exchange = Exchange::begin(span.clone(), method, route);
+    let mut exchange = Exchange::begin(span.clone(), method, route, kind);
     let context = Context::new(Arc::clone(&request_id), span.clone());
     request.extensions_mut().insert(Context { arrived: exchange.started, ..context });
     let mut response = next.run(request).instrument(span.clone()).await;
@@ -107,6 +106,7 @@ struct Exchange {
     span: Span,
     method: &'static str,
     route: &'static str,
+    kind: Kind,
     started: Instant,
     /// Known once the handler answered.
     status: Option<u16>,
@@ -125,9 +125,9 @@ enum Ending {
 }
 
 impl Exchange {
-    fn begin(span: Span, method: &'static str, route: &'static str) -> Self {
-        HttpRequestStarted { method, route }.emit();
-        Self { span, method, route, started: Instant::now(), status: None, ending: Ending::Open }
+    fn begin(span: Span, method: &'static str, route: &'static str, kind: Kind) -> Self {
+        HttpRequestStarted { method, route, kind }.emit();
+        Self { span, method, route, kind, started: Instant::now(), status: None, ending: Ending::Open }
     }
 }
 
@@ -141,8 +141,8 @@ impl Drop for Exchange {
         let status = self.status;
         span::http_server_finished(&self.span, status, error_type);
         let _entered = self.span.enter();
-        let duration = self.started.elapsed();
-        HttpRequestFinished { method: self.method, route: self.route, status, error_type, duration }.emit();
+        let (method, route, kind, duration) = (self.method, self.route, self.kind, self.started.elapsed());
+        HttpRequestFinished { method, route, kind, status, error_type, duration }.emit();
     }
 }
 

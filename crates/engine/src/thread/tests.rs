@@ -5,7 +5,7 @@ mod prompts;
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use mlx_manager_llm::FinishReason;
-use mlx_manager_signal::{span, testing::lines_of};
+use mlx_manager_signal::{route::Kind, span, testing::lines_of};
 use serde::Deserialize;
 use tokio::{
     sync::{mpsc::UnboundedReceiver, mpsc::unbounded_channel, oneshot},
@@ -314,7 +314,7 @@ fn what_the_thread_says_of_a_request_names_it() {
     let lines = lines_of(|| {
         let mut core = Core::new(&EngineSettings { max_batch: 1, queue_limit: 1, ..settings() }, Default::default());
         core.obey(Work::Load { name: "m".into(), folder, reply: oneshot::channel().0 });
-        let span = span::http_server(true, "POST", Some("/v1/chat/completions"), None, "req-7");
+        let span = span::http_server(Kind::Inference, "POST", Some("/v1/chat/completions"), None, "req-7");
         let request = Generate { span: span.clone(), ..greedy("m", &golden.prompt_ids, 3) };
         let (events, _kept) = unbounded_channel();
         let queue_span = span::queue(&span);

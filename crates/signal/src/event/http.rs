@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use mlx_manager_llm::Api;
-
 use super::milliseconds;
 use crate::{
     hook,
@@ -12,6 +10,7 @@ use crate::{
         name::{Gauge, Histogram, Label},
         observe, shift,
     },
+    route::Kind,
     target,
 };
 
@@ -22,13 +21,15 @@ pub struct HttpRequestStarted {
     pub method: &'static str,
     /// The matched route.
     pub route: &'static str,
+    /// What its requests are to telemetry.
+    pub kind: Kind,
 }
 
 impl HttpRequestStarted {
     /// States the fact.
     pub fn emit(self) {
         let (method, route) = (self.method, self.route);
-        if is_inference(route) {
+        if self.kind == Kind::Inference {
             tracing::trace!(target: target::SERVER_HTTP, method, route, "request arrived");
         } else {
             tracing::trace!(target: target::HTTP, method, route, "request arrived");
@@ -44,6 +45,8 @@ pub struct HttpRequestFinished {
     pub method: &'static str,
     /// The matched route.
     pub route: &'static str,
+    /// What its requests are to telemetry.
+    pub kind: Kind,
     /// The status; `None` when the client left before there was one.
     pub status: Option<u16>,
     /// The kind of failure, from 500 on.
@@ -67,17 +70,18 @@ impl HttpRequestFinished {
         observe(Histogram::HttpServerRequestDuration, labels, self.duration.as_secs_f64());
     }
 
-    /// A failed inference has its own line, with the cause; of the rest this is the only one. Not being ready is an answer,
-    /// and a probe asks for it every few seconds.
+    /// A failed inference has its own line, with the cause; of the rest this is the only one. Not being ready
+    /// is an answer, and a probe asks for it every few seconds.
     fn log(&self) {
         let (method, route, status, error_type) = (self.method, self.route, self.status, self.error_type);
         let duration_ms = milliseconds(self.duration);
-        if is_inference(route) {
+        let is_not_yet = self.kind == Kind::Probe && status == Some(503);
+        if self.kind == Kind::Inference {
             tracing::debug!(
                 target: target::SERVER_HTTP,
                 method, route, status, error_type, duration_ms, "request answered"
             );
-        } else if error_type.is_some() && route != "/ready" {
+        } else if error_type.is_some() && !is_not_yet {
             tracing::warn!(target: target::HTTP, method, route, status, error_type, duration_ms, "request failed");
         } else {
             tracing::debug!(target: target::HTTP, method, route, status, duration_ms, "request answered");
@@ -87,8 +91,4 @@ impl HttpRequestFinished {
 
 fn endpoint(method: &'static str, route: &'static str) -> Labels {
     Labels::none().with(Label::Method, method).with(Label::Route, route)
-}
-
-fn is_inference(route: &str) -> bool {
-    Api::ALL.iter().any(|api| api.path() == route)
 }

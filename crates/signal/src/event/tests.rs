@@ -6,7 +6,7 @@ use mlx_manager_llm::{Api, Context, Error, ErrorKind, FinishReason, Outcome, Rec
 use tracing::{Level, Span};
 
 use super::{HttpRequestFinished, RequestFinished};
-use crate::testing::lines_of;
+use crate::{route::Kind, testing::lines_of};
 
 fn record(outcome: Outcome) -> Record {
     Record {
@@ -83,15 +83,22 @@ fn the_level_says_whose_fault_it_is() {
 
 #[test]
 fn a_listeners_line_speaks_for_the_component_of_its_route() {
-    let finished = |route, error_type| {
+    let finished_with = |status, kind, error_type| {
         let duration = Duration::from_millis(1);
         let lines = lines_of(|| {
-            HttpRequestFinished { method: "POST", route, status: Some(500), error_type, duration }.emit();
+            let (method, route) = ("POST", "/v1/anything");
+            HttpRequestFinished { method, route, kind, status, error_type, duration }.emit();
         });
         (lines[0].target.clone(), lines[0].level)
     };
+    let finished = |kind, error_type| finished_with(Some(500), kind, error_type);
     let inference = ("mlx_manager::server::http".to_owned(), Level::DEBUG);
-    assert_eq!(finished("/v1/messages", Some("500")), inference, "its failure has a line of its own");
-    assert_eq!(finished("/v1/models", Some("500")), ("mlx_manager::http".to_owned(), Level::WARN));
-    assert_eq!(finished("/v1/models", None), ("mlx_manager::http".to_owned(), Level::DEBUG));
+    assert_eq!(finished(Kind::Inference, Some("500")), inference, "its failure has a line of its own");
+    assert_eq!(finished(Kind::Question, Some("500")), ("mlx_manager::http".to_owned(), Level::WARN));
+    assert_eq!(finished(Kind::Question, None), ("mlx_manager::http".to_owned(), Level::DEBUG));
+    assert_eq!(
+        finished_with(Some(503), Kind::Probe, Some("503")),
+        ("mlx_manager::http".to_owned(), Level::DEBUG),
+        "an answer"
+    );
 }

@@ -7,20 +7,20 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::{LEVEL_WARN, conventions, end, finish, recording};
-use crate::{redact, target};
+use crate::{redact, route::Kind, target};
 
-/// The server span of an inference request (`inference`, target `mlx_manager::server::http`) or of any other traced
+/// The server span of an inference request (target `mlx_manager::server::http`) or of any other traced
 /// request (target `mlx_manager::http`), which may match no route. Health checks get [`Span::none`] from their caller
 /// instead.
 pub fn http_server(
-    inference: bool,
+    kind: Kind,
     method: &'static str,
     route: Option<&'static str>,
     peer: Option<SocketAddr>,
     request_id: &str,
 ) -> Span {
     let name = route.map_or_else(|| method.to_owned(), |route| format!("{method} {route}"));
-    let span = if inference {
+    let span = if kind == Kind::Inference {
         tracing::info_span!(target: target::SERVER_HTTP, "http", otel.name = name, otel.kind = "server", request_id)
     } else {
         tracing::info_span!(target: target::HTTP, "http", otel.name = name, otel.kind = "server", request_id)

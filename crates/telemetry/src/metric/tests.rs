@@ -15,7 +15,7 @@ use mlx_manager_config::{
     Timezone,
 };
 use mlx_manager_llm::{Api, Context, FinishReason, Inference, Outcome, Record, Usage, UsageSource};
-use mlx_manager_signal::{event, metric::name, redact::ModelLabel, testing::lines_of};
+use mlx_manager_signal::{event, metric::name, redact::ModelLabel, route::Kind, testing::lines_of};
 use tracing::Span;
 
 use super::{Known, Metrics, Settings, limit::Limits};
@@ -367,11 +367,12 @@ fn every_failed_write_counts_and_one_is_an_error_line() {
 fn active_requests_return_to_zero() {
     let metrics = metrics_with(Limits::default(), None);
     let series = r#"http_server_active_requests{method="POST",route="/v1/messages"}"#;
-    let started = || event::HttpRequestStarted { method: "POST", route: "/v1/messages" }.emit();
+    let started = || event::HttpRequestStarted { method: "POST", route: "/v1/messages", kind: Kind::Inference }.emit();
     let finished = |status| {
         event::HttpRequestFinished {
             method: "POST",
             route: "/v1/messages",
+            kind: Kind::Inference,
             status,
             error_type: None,
             duration: Duration::from_millis(20),
@@ -447,10 +448,11 @@ fn emit_everything() {
     event::PrefillFinished { model: "demo", tokens: 9, cached: 0, duration: Duration::from_millis(4) }.emit();
     event::DecodeFinished { model: "demo", tokens: 11, duration: Duration::from_secs(1) }.emit();
     event::ModelUnloaded { model: "demo", reason: "idle" }.emit();
-    event::HttpRequestStarted { method: "GET", route: "/health" }.emit();
+    event::HttpRequestStarted { method: "GET", route: "/health", kind: Kind::Probe }.emit();
     event::HttpRequestFinished {
         method: "GET",
         route: "/health",
+        kind: Kind::Probe,
         status: Some(500),
         error_type: Some("500"),
         duration: Duration::from_millis(1),

@@ -15,6 +15,7 @@ use mlx_manager_config::{OtlpKind, Protocol, Secret, SemanticConventions, Send, 
 use mlx_manager_llm::Api;
 use mlx_manager_signal::{
     propagate::{extract, ids, inject},
+    route::Kind,
     span,
 };
 use opentelemetry::trace::TraceContextExt;
@@ -72,7 +73,13 @@ fn within<T>(dispatch: &Dispatch, f: impl FnOnce() -> T) -> T {
 }
 
 fn server_span() -> Span {
-    span::http_server(true, "POST", Some("/v1/chat/completions"), Some(([127, 0, 0, 1], 4711).into()), "req-1")
+    span::http_server(
+        Kind::Inference,
+        "POST",
+        Some("/v1/chat/completions"),
+        Some(([127, 0, 0, 1], 4711).into()),
+        "req-1",
+    )
 }
 
 /// A server span that ended with a status.

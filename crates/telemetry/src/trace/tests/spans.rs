@@ -261,7 +261,7 @@ fn a_status_is_an_error_only_when_it_is_ours() {
             ("/broken", Some(500), Some("engine_error")),
             ("/cut", Some(200), Some("upstream_error")),
         ] {
-            let server = span::http_server(true, "GET", Some(route), None, "r");
+            let server = span::http_server(Kind::Inference, "GET", Some(route), None, "r");
             server.in_scope(|| tracing::warn!(target: "mlx_manager::server", error = "some trouble", "talk"));
             span::http_server_finished(&server, status, error);
         }
@@ -441,7 +441,7 @@ fn with_a_sample_ratio_errors_slow_traces_and_the_callers_choice_are_kept() {
     let (dispatch, handle, _) = subscriber(&config, &[logfire(&collector)]);
     within(&dispatch, || {
         let run = |route: &'static str, status: u16, before_the_end: fn()| {
-            let server = span::http_server(true, "GET", Some(route), None, "r");
+            let server = span::http_server(Kind::Inference, "GET", Some(route), None, "r");
             span::route_finished(&span::route(&server, &ModelLabel::new(route)), "rule", &[]);
             before_the_end();
             span::http_server_finished(&server, Some(status), None);
@@ -461,7 +461,7 @@ fn with_a_sample_ratio_errors_slow_traces_and_the_callers_choice_are_kept() {
         let mut headers = HeaderMap::new();
         headers
             .insert("traceparent", HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
-        let sampled = span::http_server(true, "GET", Some("/sampled"), None, "r");
+        let sampled = span::http_server(Kind::Inference, "GET", Some("/sampled"), None, "r");
         extract(&sampled, &headers);
         span::http_server_finished(&sampled, Some(200), None);
         write(&[written(&sampled)]);
@@ -488,7 +488,11 @@ fn both_services_take_the_operators_names() {
             build(&traces(), &telemetry, &[logfire(&collector)], crate::build::TEST_BUILD).unwrap();
         within(&Dispatch::new(Registry::default().with(layer)), || {
             served(200);
-            span::http_server_finished(&span::http_server(false, "GET", Some("/admin"), None, "r"), Some(200), None);
+            span::http_server_finished(
+                &span::http_server(Kind::Question, "GET", Some("/admin"), None, "r"),
+                Some(200),
+                None,
+            );
         });
         assert!(handle.flush(LONG));
         collector.spans().into_iter().map(|(service, _)| service).rev().take(2).collect::<Vec<_>>()
