@@ -250,12 +250,12 @@ pub(super) const SINKS: Table = Table::array(
 );
 
 const LEVELS: [(&str, Level); 10] = [
-    ("off", Level::Off),
-    ("error", Level::Error),
-    ("warn", Level::Warn),
-    ("info", Level::Info),
-    ("debug", Level::Debug),
-    ("trace", Level::Trace),
+    (Level::Off.as_str(), Level::Off),
+    (Level::Error.as_str(), Level::Error),
+    (Level::Warn.as_str(), Level::Warn),
+    (Level::Info.as_str(), Level::Info),
+    (Level::Debug.as_str(), Level::Debug),
+    (Level::Trace.as_str(), Level::Trace),
     ("warning", Level::Warn),
     ("critical", Level::Error),
     ("fatal", Level::Error),
@@ -264,7 +264,7 @@ const LEVELS: [(&str, Level); 10] = [
 
 impl Level {
     /// The level's name, in the file, in labels and in words.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Off => "off",
             Self::Error => "error",

@@ -1,6 +1,6 @@
 //! The labels of all metrics.
 
-use mlx_manager_config::{ProviderKind, Signal};
+use mlx_manager_config::{Level, ProviderKind, Signal};
 use mlx_manager_llm::{Api, Operation, Outcome};
 use strum::{IntoStaticStr, VariantArray};
 
@@ -194,7 +194,17 @@ impl Label {
                 "write_failed",
             ],
             Self::Resource => &["requests", "tokens"],
-            Self::Level => &["error", "warn", "info", "debug", "trace"],
+            Self::Level => {
+                const {
+                    &[
+                        Level::Error.as_str(),
+                        Level::Warn.as_str(),
+                        Level::Info.as_str(),
+                        Level::Debug.as_str(),
+                        Level::Trace.as_str(),
+                    ]
+                }
+            }
             Self::Signal => Signal::NAMES,
             Self::Engine => &["mlx", "none"],
             Self::Method => &["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "_OTHER"],
