@@ -20,7 +20,7 @@ use super::{
 use crate::{
     error::EngineError,
     mlx::{self, Precision},
-    model::{LoadError, Loader, Model, ModelInfo, Progress},
+    model::{LoadError, Loader, Model, ModelInfo, Progress, Segment},
     sample::SamplingParameters,
 };
 
@@ -110,12 +110,18 @@ fn load_now(folder: PathBuf) -> Box<Model> {
 fn logits_are_those_of_the_reference() {
     for (name, (folder, golden)) in goldens() {
         let model = load_now(folder);
-        let mut cache = model.decoder.new_cache();
+        let mut store = model.decoder.new_store();
+        store.join(0, None);
         let (last, before) = golden.prompt_ids.split_last().unwrap();
+        let mut forward = |tokens: &[u32], logits| {
+            let segment = Segment { sequence: 0, tokens: tokens.len() as i32, logits };
+            let mut layout = store.arrange(&[segment]).unwrap();
+            model.decoder.forward(&mlx::ids(tokens).unwrap(), &mut layout, &mut store).unwrap()
+        };
         if !before.is_empty() {
-            model.decoder.prefill(&mlx::ids(before).unwrap(), &mut cache).unwrap();
+            forward(before, false);
         }
-        let logits = model.decoder.logits(&mlx::ids(&[*last]).unwrap(), &mut cache).unwrap();
+        let logits = forward(&[*last], true).unwrap();
         let logits = logits.to_vec_exact::<f32>().unwrap();
         assert_eq!(logits.len(), golden.last_logits.len(), "{name}");
         let largest = golden.last_logits.iter().fold(0.0_f32, |largest, logit| largest.max(logit.abs()));
