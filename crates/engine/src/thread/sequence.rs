@@ -19,7 +19,7 @@ pub(super) struct SequencePlan {
 
 /// What a decode step led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum Produced {
     /// A token of the answer; more will follow.
     Token(u32),
     /// The last token that was allowed.
@@ -61,9 +61,14 @@ impl Sequence {
         Ok(Self { plan, cached: prefilled, prefilled, cache, sampler, current: None, ahead: None, produced })
     }
 
-    /// Whether all prompt tokens but the last are in the cache; the last one goes through the first decode step.
-    pub(super) fn is_prefilled(&self) -> bool {
-        self.prefilled + 1 >= self.plan.prompt.len()
+    /// Prompt tokens to compute before the first decode step.
+    pub(super) fn left_to_prefill(&self) -> u64 {
+        (self.plan.prompt.len() as u64).saturating_sub(self.prefilled as u64 + 1)
+    }
+
+    /// Prompt tokens that are in the cache.
+    pub(super) fn prefilled_tokens(&self) -> u64 {
+        self.prefilled as u64
     }
 
     /// Tokens of the prompt.
@@ -132,17 +137,17 @@ impl Sequence {
     }
 
     /// Waits for the token that was launched.
-    pub(super) fn collect(&mut self) -> Result<Step, Exception> {
+    pub(super) fn collect(&mut self) -> Result<Produced, Exception> {
         let current = self.current.take().ok_or_else(|| Exception::custom("no token was launched"))?;
         let id = mlx::read_id(&current)?;
         self.current = self.ahead.take();
         self.produced.push(id);
         Ok(if self.plan.stop_ids.contains(&id) {
-            Step::Stop
+            Produced::Stop
         } else if self.produced.len() >= self.plan.max_tokens as usize {
-            Step::LastToken(id)
+            Produced::LastToken(id)
         } else {
-            Step::Token(id)
+            Produced::Token(id)
         })
     }
 

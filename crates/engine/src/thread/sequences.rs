@@ -13,7 +13,7 @@ use tracing::Span;
 use super::{
     EngineSettings,
     command::{GenerationEvent, Outbox, Submission},
-    scheduler::{Action, Limits, QueueFull, Scheduler, SequenceId},
+    scheduler::{Action, Limits, QueueFull, Scheduler, SequenceId, Step},
     sequence::{Sequence, SequencePlan},
 };
 use crate::{
@@ -41,6 +41,8 @@ pub(super) struct Open {
 enum Phase {
     Waiting(Waiting),
     Running(Box<Running>),
+    /// Computed in part, and waiting again.
+    Paused(Box<Running>),
     /// Between two phases.
     Moving,
 }
@@ -77,7 +79,12 @@ pub(super) struct Ended {
 
 impl Sequences {
     pub(super) fn new(settings: &EngineSettings) -> Self {
-        let limits = Limits { max_batch: settings.max_batch, queue: settings.queue_limit };
+        let limits = Limits {
+            max_batch: settings.max_batch,
+            queue: settings.queue_limit,
+            queue_tokens: settings.queue_tokens,
+            prefill_chunk: settings.prefill_chunk,
+        };
         Self { scheduler: Scheduler::new(limits), open: HashMap::new(), next_id: 0, told_waiting: 0 }
     }
 
@@ -88,7 +95,7 @@ impl Sequences {
 
     /// What to do next. The caller does it before it asks again.
     pub(super) fn next(&mut self) -> Action {
-        self.scheduler.next()
+        self.scheduler.next(Instant::now())
     }
 
     /// Takes a sequence in, or refuses it.
@@ -96,8 +103,11 @@ impl Sequences {
         let Submission { request, mut events, submitted, queue_span } = submission;
         let id = self.next_id;
         self.next_id += 1;
-        if let Err(QueueFull) = self.scheduler.submit(id, ModelName::clone(&model)) {
-            let error = EngineError::Overloaded { waiting: self.scheduler.waiting() };
+        let (now, tokens) = (Instant::now(), request.prompt.len() as u64);
+        if let Err(full) = self.scheduler.submit(id, ModelName::clone(&model), request.priority, tokens, now) {
+            let QueueFull { waiting, waiting_tokens, bound } = full;
+            let retry_after = self.scheduler.retry_after(now);
+            let error = EngineError::Overloaded { waiting, waiting_tokens, bound, retry_after };
             return events.tell(GenerationEvent::Failed(error));
         }
         let plan = SequencePlan {
@@ -120,16 +130,48 @@ impl Sequences {
         self.open.get_mut(&id).and_then(Open::running)
     }
 
-    /// All prompt tokens but the last of a sequence are computed.
-    pub(super) fn prefilled(&mut self, id: SequenceId) {
-        self.scheduler.prefilled(id);
+    /// A sequence has so many prompt tokens to compute before it decodes, and so many in the cache.
+    pub(super) fn started(&mut self, id: SequenceId, prefill_tokens: u64, computed: u64) {
+        self.scheduler.started(id, prefill_tokens, computed);
+    }
+
+    /// A step was done, and took so long.
+    pub(super) fn stepped(&mut self, step: &Step, took: Duration) {
+        self.scheduler.stepped(step, took);
+    }
+
+    /// Lets a sequence wait with all that was computed for it, so that a better one runs.
+    pub(super) fn pause(&mut self, id: SequenceId) {
+        let Some(open) = self.open.get_mut(&id) else { return };
+        if let Phase::Running(running) = std::mem::replace(&mut open.phase, Phase::Moving) {
+            self.scheduler.requeue(id, running.sequence.prompt_tokens() + running.sequence.produced(), Instant::now());
+            open.phase = Phase::Paused(running);
+        }
+    }
+
+    /// Lets a paused sequence go on; false when it isn't one.
+    pub(super) fn resume(&mut self, id: SequenceId) -> bool {
+        let Some(open) = self.open.get_mut(&id) else { return false };
+        match std::mem::replace(&mut open.phase, Phase::Moving) {
+            Phase::Paused(running) => {
+                self.scheduler.started(id, running.sequence.left_to_prefill(), running.sequence.prefilled_tokens());
+                open.phase = Phase::Running(running);
+                true
+            }
+            phase => {
+                open.phase = phase;
+                false
+            }
+        }
     }
 
     /// Takes a sequence out, stating the facts of its decoding, however far that went.
     pub(super) fn remove(&mut self, id: SequenceId) -> Option<Ended> {
-        self.scheduler.remove(id);
+        self.scheduler.remove(id, Instant::now());
         let Open { model, events, span, phase } = self.open.remove(&id)?;
-        let Phase::Running(running) = phase else { return Some(Ended { model, events, sequence: None }) };
+        let (Phase::Running(running) | Phase::Paused(running)) = phase else {
+            return Some(Ended { model, events, sequence: None });
+        };
         let Running { sequence, span: decode_span, first_token, .. } = *running;
         if let Some(first_token) = first_token {
             let (tokens, duration) = (sequence.produced(), first_token.elapsed());
@@ -169,7 +211,7 @@ impl Sequences {
     pub(super) fn cache_bytes(&self, model: &ModelName) -> u64 {
         let sequences = self.open.values().filter(|open| open.model == *model);
         let bytes = sequences.map(|open| match &open.phase {
-            Phase::Running(running) => running.sequence.cache_bytes(),
+            Phase::Running(running) | Phase::Paused(running) => running.sequence.cache_bytes(),
             Phase::Waiting(_) | Phase::Moving => 0,
         });
         bytes.sum()
@@ -207,7 +249,7 @@ impl Open {
     pub(super) fn take_waiting(&mut self) -> Option<Waiting> {
         match std::mem::replace(&mut self.phase, Phase::Moving) {
             Phase::Waiting(waiting) => Some(waiting),
-            Phase::Running(_) | Phase::Moving => None,
+            Phase::Running(_) | Phase::Paused(_) | Phase::Moving => None,
         }
     }
 
@@ -234,7 +276,7 @@ impl Open {
     pub(super) fn running(&mut self) -> Option<&mut Running> {
         match &mut self.phase {
             Phase::Running(running) => Some(running),
-            Phase::Waiting(_) | Phase::Moving => None,
+            Phase::Waiting(_) | Phase::Paused(_) | Phase::Moving => None,
         }
     }
 

@@ -5,6 +5,7 @@ use std::{collections::HashMap, path::PathBuf, rc::Rc};
 
 use mlx_manager_llm::FinishReason;
 use mlx_manager_signal::event::{CacheNotCleared, QueueDepth};
+use tokio::time::Instant;
 
 #[cfg(test)]
 use super::command::EngineStats;
@@ -13,8 +14,8 @@ use super::{
     command::{GenerationEvent, LoadReply, Submission, Work},
     memory::Memory,
     models::{LoadStep, Loading},
-    scheduler::{Action, SequenceId},
-    sequence::{Sequence, Step},
+    scheduler::{Action, Chunk, SequenceId, Step},
+    sequence::{Produced, Sequence},
     sequences::{Ended, Sequences, Waiting},
 };
 use crate::{error::EngineError, mlx, model::ModelName};
@@ -26,20 +27,13 @@ const STEPS_PER_CLEARING: u32 = 256;
 pub(super) struct Core {
     sequences: Sequences,
     memory: Memory,
-    /// Prompt tokens computed at once.
-    prefill_chunk: usize,
     decode_steps: u32,
 }
 
 impl Core {
     /// `folders` are those of models that a former thread had.
     pub(super) fn new(settings: &EngineSettings, folders: HashMap<ModelName, PathBuf>) -> Self {
-        Self {
-            sequences: Sequences::new(settings),
-            memory: Memory::new(settings, folders),
-            prefill_chunk: settings.prefill_chunk.max(1),
-            decode_steps: 0,
-        }
+        Self { sequences: Sequences::new(settings), memory: Memory::new(settings, folders), decode_steps: 0 }
     }
 
     /// Whether there is nothing to do but wait for a command.
@@ -83,8 +77,8 @@ impl Core {
         self.drop_the_gone();
         match self.sequences.next() {
             Action::Start(id) => self.start(id),
-            Action::Prefill(id) => self.prefill(id),
-            Action::Decode(ids) => self.decode(&ids),
+            Action::Preempt(id) => self.sequences.pause(id),
+            Action::Step(step) => self.compute(&step),
             Action::Load(name) => self.step_load(&name),
             Action::Idle => {}
         }
@@ -138,6 +132,9 @@ impl Core {
     }
 
     fn start(&mut self, id: SequenceId) {
+        if self.sequences.resume(id) {
+            return;
+        }
         let Some(open) = self.sequences.get_mut(id) else { return self.discard(id) };
         let Some(Waiting { plan, place }) = open.take_waiting() else { return self.discard(id) };
         let Some(model) = self.memory.models.ready(&open.model).map(Rc::clone) else {
@@ -151,22 +148,29 @@ impl Core {
         open.events.tell(GenerationEvent::Started { queued, cached });
         match sequence {
             Ok(sequence) => {
-                let is_prefilled = sequence.is_prefilled();
+                let (left, prefilled) = (sequence.left_to_prefill(), sequence.prefilled_tokens());
                 open.run(model, sequence, self.memory.keeps_prompts());
-                if is_prefilled {
-                    self.sequences.prefilled(id);
-                }
+                self.sequences.started(id, left, prefilled);
             }
             Err(error) => self.fail(id, EngineError::mlx(&error)),
         }
     }
 
-    fn prefill(&mut self, id: SequenceId) {
+    fn compute(&mut self, step: &Step) {
+        let begun = Instant::now();
+        if !step.decode.is_empty() {
+            self.decode(&step.decode);
+        }
+        for Chunk { id, tokens, .. } in &step.prefill {
+            self.prefill(*id, *tokens);
+        }
+        self.sequences.stepped(step, begun.elapsed());
+    }
+
+    fn prefill(&mut self, id: SequenceId, tokens: u64) {
         let Some(running) = self.sequences.running(id) else { return self.discard(id) };
-        match running.sequence.prefill(&running.model, self.prefill_chunk) {
-            Ok(()) if running.sequence.is_prefilled() => self.sequences.prefilled(id),
-            Ok(()) => {}
-            Err(error) => self.fail(id, EngineError::mlx(&error)),
+        if let Err(error) = running.sequence.prefill(&running.model, tokens as usize) {
+            self.fail(id, EngineError::mlx(&error));
         }
     }
 
@@ -202,16 +206,16 @@ impl Core {
         };
         let tokens = running.sequence.produced();
         #[cfg(test)]
-        let stop_id = running.sequence.last_token().filter(|_| step == Step::Stop);
+        let stop_id = running.sequence.last_token().filter(|_| step == Produced::Stop);
         let is_first = open.token_is_there();
-        if let Step::Token(token) | Step::LastToken(token) = step {
+        if let Produced::Token(token) | Produced::LastToken(token) = step {
             open.events.tell(GenerationEvent::Token(token));
         }
         let reason = match step {
-            Step::Token(_) if is_first => return self.tell_memory(),
-            Step::Token(_) => return,
-            Step::LastToken(_) => FinishReason::Length,
-            Step::Stop => FinishReason::Stop,
+            Produced::Token(_) if is_first => return self.tell_memory(),
+            Produced::Token(_) => return,
+            Produced::LastToken(_) => FinishReason::Length,
+            Produced::Stop => FinishReason::Stop,
         };
         if let Some(Ended { model, mut events, sequence }) = self.sequences.remove(id) {
             events.tell(GenerationEvent::Finished {
