@@ -8,7 +8,7 @@ use std::sync::{
 use jiff::{Timestamp, Zoned};
 use mlx_manager_catalogue::Catalogue;
 use mlx_manager_config::{IdleUnload, LocalConfig};
-use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream};
+use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream, Priority};
 use mlx_manager_signal::event::{EngineStartError, ModelLoadError};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -120,6 +120,7 @@ impl Engine {
             sampling: prompt.sampling,
             max_tokens: prompt.max_tokens,
             stop_ids: lease.chat.end_ids(&lease.info),
+            priority: Priority::default(),
             span: span.clone(),
         });
         Ok(Box::pin(AnswerStream::begin(transcript, tokens, lease).await?))

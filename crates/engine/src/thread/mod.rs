@@ -20,6 +20,7 @@ mod tests;
 
 pub(crate) use command::{Generate, GenerationEvent};
 pub(crate) use handle::Handle;
+pub(crate) use scheduler::Bound;
 
 use crate::mlx::Precision;
 
@@ -30,7 +31,9 @@ pub(crate) struct EngineSettings {
     pub(crate) max_batch: usize,
     /// Sequences that may wait beyond them; more are refused as overloaded.
     pub(crate) queue_limit: usize,
-    /// Prompt tokens computed at once, between two decode steps of other sequences.
+    /// Prompt tokens that those may have together.
+    pub(crate) queue_tokens: u64,
+    /// The most prompt tokens computed in one step.
     pub(crate) prefill_chunk: usize,
     /// Bytes that MLX is asked to stay below.
     pub(crate) memory_limit: Option<u64>,
@@ -47,7 +50,9 @@ impl Default for EngineSettings {
         Self {
             max_batch: 16,
             queue_limit: 256,
-            prefill_chunk: 2048,
+            queue_tokens: 1_000_000,
+            // A GPU is fastest with the largest chunks, a CPU with those that fit its caches.
+            prefill_chunk: if cfg!(target_os = "macos") { 2048 } else { 256 },
             memory_limit: None,
             prompt_cache: 512 << 20,
             precision: None,

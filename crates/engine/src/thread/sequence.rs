@@ -2,7 +2,10 @@
 
 use std::num::NonZeroUsize;
 
-use crate::sample::{Sampler, SamplingParameters};
+use crate::{
+    model::KeyValueCache,
+    sample::{Sampler, SamplingParameters},
+};
 
 /// What a sequence is to do.
 #[derive(Debug)]
@@ -17,7 +20,7 @@ pub(super) struct SequencePlan {
 
 /// What a token led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum Produced {
     /// A token of the answer; more will follow.
     Token(u32),
     /// The last token that was allowed.
@@ -47,7 +50,15 @@ impl Sequence {
         let SequencePlan { prompt, sampling, max_tokens, stop_ids } = plan;
         let sampler = Sampler::new(sampling, &prompt);
         let length = prompt.len();
-        Self { tokens: prompt, prompt: length, cached: 0, computed: 0, max_tokens: max_tokens as usize, stop_ids, sampler }
+        Self {
+            tokens: prompt,
+            prompt: length,
+            cached: 0,
+            computed: 0,
+            max_tokens: max_tokens as usize,
+            stop_ids,
+            sampler,
+        }
     }
 
     /// It gets a place, with so many of its first tokens computed. Never all of them: the last one goes through the decode
@@ -81,15 +92,15 @@ impl Sequence {
     }
 
     /// Takes the token that was chosen.
-    pub(super) fn take(&mut self, token: u32) -> Step {
+    pub(super) fn take(&mut self, token: u32) -> Produced {
         self.tokens.push(token);
         self.sampler.hear(token);
         if self.stop_ids.contains(&token) {
-            Step::Stop
+            Produced::Stop
         } else if self.tokens.len() - self.prompt >= self.max_tokens {
-            Step::LastToken(token)
+            Produced::LastToken(token)
         } else {
-            Step::Token(token)
+            Produced::Token(token)
         }
     }
 
@@ -128,8 +139,15 @@ impl Sequence {
         self.tokens.get(self.prompt..).and_then(<[u32]>::last).copied()
     }
 
-    /// The tokens whose keys and values are computed.
-    pub(super) fn computed(&self) -> &[u32] {
-        self.tokens.get(..self.computed).unwrap_or_default()
+    /// How many of its tokens are computed.
+    pub(super) fn computed(&self) -> usize {
+        self.computed
+    }
+
+    /// Those of its tokens that layers hold which were computed of it. They may hold one more than was waited for, and one
+    /// that nobody read.
+    pub(super) fn held(&self, layers: &[KeyValueCache]) -> &[u32] {
+        let positions = layers.first().map_or(0, |layer| usize::try_from(layer.offset()).unwrap_or_default());
+        self.tokens.get(..positions).unwrap_or(&self.tokens)
     }
 }

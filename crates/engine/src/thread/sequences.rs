@@ -74,7 +74,12 @@ pub(super) struct Ended {
 
 impl Sequences {
     pub(super) fn new(settings: &EngineSettings) -> Self {
-        let limits = Limits { max_batch: settings.max_batch, queue: settings.queue_limit, prefill_chunk: settings.prefill_chunk };
+        let limits = Limits {
+            max_batch: settings.max_batch,
+            queue: settings.queue_limit,
+            queue_tokens: settings.queue_tokens,
+            prefill_chunk: settings.prefill_chunk,
+        };
         Self { scheduler: Scheduler::new(limits), open: HashMap::new(), next_id: 0, told_waiting: 0 }
     }
 
@@ -93,9 +98,11 @@ impl Sequences {
         let Submission { request, mut events, submitted, queue_span } = submission;
         let id = self.next_id;
         self.next_id += 1;
-        let tokens = request.prompt.len() as u64;
-        if let Err(QueueFull) = self.scheduler.submit(id, ModelName::clone(&model), tokens, submitted) {
-            let error = EngineError::Overloaded { waiting: self.scheduler.waiting() };
+        let (now, tokens) = (Instant::now(), request.prompt.len() as u64);
+        if let Err(full) = self.scheduler.submit(id, ModelName::clone(&model), request.priority, tokens, now) {
+            let QueueFull { waiting, waiting_tokens, bound } = full;
+            let retry_after = self.scheduler.retry_after(now);
+            let error = EngineError::Overloaded { waiting, waiting_tokens, bound, retry_after };
             return events.tell(GenerationEvent::Failed(error));
         }
         let plan = SequencePlan {
@@ -127,7 +134,7 @@ impl Sequences {
 
     /// A sequence has its place: so many tokens are to be computed before it decodes, so many are already.
     pub(super) fn started(&mut self, id: SequenceId, to_prefill: usize, computed: usize) {
-        self.scheduler.started(id, to_prefill, computed);
+        self.scheduler.started(id, to_prefill as u64, computed as u64);
     }
 
     /// A step was computed.

@@ -14,14 +14,14 @@ use super::{
     command::{GenerationEvent, LoadReply, Submission, Work},
     memory::Memory,
     models::{LoadStep, Loading},
-    scheduler::{self, Action, SequenceId},
-    sequence::Step,
+    scheduler::{Action, SequenceId, Step},
+    sequence::Produced,
     sequences::{Ended, Sequences, Waiting},
 };
 use crate::{
     error::EngineError,
     mlx::{self, Exception},
-    model::{KeyValueCache, Kernels, ModelName},
+    model::{Kernels, KeyValueCache, ModelName},
 };
 
 /// Everything that the thread holds.
@@ -167,7 +167,7 @@ impl Core {
         if sequence.produced() == 0 {
             open.events.tell(GenerationEvent::Started { queued, cached: sequence.cached_tokens() });
         }
-        let (to_prefill, computed_tokens) = (sequence.to_prefill(), sequence.computed().len());
+        let (to_prefill, computed_tokens) = (sequence.to_prefill(), sequence.computed());
         let name = ModelName::clone(&open.model);
         open.run(sequence, self.memory.keeps_prompts());
         let runs_ahead = self.run_ahead.unwrap_or_else(|| model.decoder.kernels() == Kernels::Fused);
@@ -182,7 +182,7 @@ impl Core {
         let Some(running) = open.running() else { return self.discard(id) };
         let layers = self.batches.get_mut(&name).map(|batch| batch.leave(id)).transpose().map(Option::flatten);
         match layers {
-            Ok(Some(layers)) => self.memory.keep(&name, running.sequence.computed(), &layers),
+            Ok(Some(layers)) => self.memory.keep(&name, running.sequence.held(&layers), &layers),
             Ok(None) => {}
             Err(error) => return self.fail(id, EngineError::mlx(&error)),
         }
@@ -191,13 +191,16 @@ impl Core {
     }
 
     /// Computes one step of a model's sequences: of all of them, but of those that a step failed by one by one.
-    fn compute(&mut self, step: scheduler::Step) {
+    fn compute(&mut self, step: Step) {
         self.worked = true;
-        let (alone, together): (Vec<SequenceId>, Vec<SequenceId>) =
-            step.decode.iter().chain(step.prefill.iter().map(|chunk| &chunk.id)).partition(|id| self.suspects.contains(id));
+        let (alone, together): (Vec<SequenceId>, Vec<SequenceId>) = step
+            .decode
+            .iter()
+            .chain(step.prefill.iter().map(|chunk| &chunk.id))
+            .partition(|id| self.suspects.contains(id));
         let groups = alone.iter().map(|id| vec![*id]).chain(Some(together).filter(|ids| !ids.is_empty()));
         for ids in groups.collect::<Vec<_>>() {
-            let part = scheduler::Step {
+            let part = Step {
                 model: ModelName::clone(&step.model),
                 decode: step.decode.iter().filter(|id| ids.contains(id)).copied().collect(),
                 prefill: step.prefill.iter().filter(|chunk| ids.contains(&chunk.id)).cloned().collect(),
@@ -210,12 +213,16 @@ impl Core {
         }
     }
 
-    fn step_of(&mut self, step: &scheduler::Step) -> Result<Outcome, Exception> {
+    fn step_of(&mut self, step: &Step) -> Result<Outcome, Exception> {
         let Some(batch) = self.batches.get_mut(&step.model) else {
             return Err(Exception::custom("sequences without a model"));
         };
-        let chunk = |id| step.prefill.iter().find(|chunk| chunk.id == id).and_then(|chunk| NonZeroUsize::new(chunk.tokens));
-        let ids: Vec<SequenceId> = step.decode.iter().copied().chain(step.prefill.iter().map(|chunk| chunk.id)).collect();
+        let chunk = |id| {
+            let tokens = step.prefill.iter().find(|chunk| chunk.id == id).map(|chunk| chunk.tokens);
+            tokens.and_then(|tokens| NonZeroUsize::new(usize::try_from(tokens).unwrap_or(usize::MAX)))
+        };
+        let ids: Vec<SequenceId> =
+            step.decode.iter().copied().chain(step.prefill.iter().map(|chunk| chunk.id)).collect();
         let mut shares: Vec<Share<'_>> = self
             .sequences
             .several(&ids)
@@ -226,11 +233,10 @@ impl Core {
     }
 
     /// A step was computed: its tokens are told.
-    fn stepped(&mut self, step: scheduler::Step, outcome: Outcome, began: Instant) {
+    fn stepped(&mut self, step: Step, outcome: Outcome, began: Instant) {
         let Outcome { tokens, prefilled, times: _ } = outcome;
         let decode = tokens.iter().map(|(id, _)| *id).collect();
-        let prefill = prefilled.into_iter().map(|(id, tokens)| scheduler::Chunk { id, tokens }).collect();
-        let done = scheduler::Step { decode, prefill, ..step };
+        let done = Step { decode, prefill: prefilled, ..step };
         self.sequences.stepped(&done, began.elapsed());
         done.decode.iter().chain(done.prefill.iter().map(|chunk| &chunk.id)).for_each(|id| {
             self.suspects.remove(id);
@@ -264,16 +270,16 @@ impl Core {
         let step = running.sequence.take(token);
         let tokens = running.sequence.produced();
         #[cfg(test)]
-        let stop_id = running.sequence.last_token().filter(|_| step == Step::Stop);
+        let stop_id = running.sequence.last_token().filter(|_| step == Produced::Stop);
         let is_first = open.token_is_there();
-        if let Step::Token(token) | Step::LastToken(token) = step {
+        if let Produced::Token(token) | Produced::LastToken(token) = step {
             open.events.tell(GenerationEvent::Token(token));
         }
         let reason = match step {
-            Step::Token(_) if is_first => return self.tell_memory(),
-            Step::Token(_) => return,
-            Step::LastToken(_) => FinishReason::Length,
-            Step::Stop => FinishReason::Stop,
+            Produced::Token(_) if is_first => return self.tell_memory(),
+            Produced::Token(_) => return,
+            Produced::LastToken(_) => FinishReason::Length,
+            Produced::Stop => FinishReason::Stop,
         };
         if let Some(mut ended) = self.remove(id) {
             ended.events.tell(GenerationEvent::Finished {
@@ -319,7 +325,7 @@ impl Core {
         let Ended { id, model, sequence, .. } = ended;
         let Some(sequence) = sequence else { return };
         match self.batches.get_mut(&model).map(|batch| batch.leave(id)).transpose().map(Option::flatten) {
-            Ok(Some(layers)) => self.memory.keep(&model, sequence.computed(), &layers),
+            Ok(Some(layers)) => self.memory.keep(&model, sequence.held(&layers), &layers),
             Ok(None) => {}
             Err(error) => PromptNotKept { error: &error }.emit(),
         }
