@@ -15,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     answer::{AnswerStream, Transcript},
     error::EngineError,
-    machine,
+    machine, mlx,
     pool::{Lease, Pool},
     thread::{EngineSettings, Generate, Handle},
 };
@@ -45,7 +45,8 @@ impl Engine {
         let memory_limit = machine::memory_limit(config.memory_limit);
         let (max_batch, prompt_cache) = (config.max_batch, config.prompt_cache);
         let settings = EngineSettings { max_batch, memory_limit, prompt_cache, ..EngineSettings::default() };
-        let pool = Handle::start(settings)
+        let pool = mlx::check_kernels()
+            .and_then(|()| Handle::start(settings))
             .map(|thread| Arc::new(Pool::new(thread, config.cache_dir.clone(), memory_limit, tasks.clone())));
         let inner = Arc::new(Inner {
             catalogue: Catalogue::new(config),

@@ -35,3 +35,8 @@ pub use backend::Engine;
 
 /// What this engine is called where a build says what it is made of.
 pub const NAME: &str = "mlx";
+
+/// What it computes with on a CPU: the library, and the processor that the kernels it picked are made for.
+pub fn kernels() -> String {
+    mlx::kernels()
+}

@@ -6,7 +6,7 @@ use mlx_manager_llm::{Answer, Backend, BoxFuture, Call, Error};
 use mlx_manager_signal::span;
 use tracing::Instrument;
 
-pub use mlx_manager_engine::{Engine, NAME};
+pub use mlx_manager_engine::{Engine, NAME, kernels};
 
 /// The local engine, open for a call.
 #[derive(Debug)]

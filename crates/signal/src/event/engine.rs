@@ -218,6 +218,27 @@ impl EngineAbsent {
     }
 }
 
+/// The library that MLX computes with on a CPU has picked its kernels.
+#[derive(Debug)]
+pub struct KernelsPicked<'a> {
+    /// Its name.
+    pub library: &'static str,
+    /// Its version.
+    pub version: &'a str,
+    /// The processor that the kernels are made for, which may be an older one than the machine's.
+    pub core: &'a str,
+}
+
+impl KernelsPicked<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::info!(
+            target: target::SERVER_ENGINE_BACKEND,
+            library = self.library, version = self.version, core = self.core, "kernels picked"
+        );
+    }
+}
+
 /// The engine is not to be had.
 #[derive(Debug)]
 pub struct EngineStartError<'a> {
