@@ -14,6 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     answer::{AnswerStream, Transcript},
+    cache::PrefixLookup,
     error::EngineError,
     machine,
     pool::{Lease, Pool},
@@ -36,6 +37,14 @@ struct Inner {
     pool: Result<Arc<Pool>, EngineError>,
     tasks: TaskTracker,
     stop: CancellationToken,
+}
+
+/// An answer that has begun.
+pub struct LocalAnswer {
+    /// How much of its prompt was computed before.
+    pub lookup: Option<PrefixLookup>,
+    /// Its events.
+    pub events: EventStream,
 }
 
 impl Engine {
@@ -102,7 +111,7 @@ impl Engine {
     ///
     /// # Errors
     /// When the model can't be had, or can't do what is asked.
-    pub async fn answer(&self, model: &str, chat: Chat, span: &tracing::Span) -> Result<EventStream, Error> {
+    pub async fn answer(&self, model: &str, chat: Chat, span: &tracing::Span) -> Result<LocalAnswer, Error> {
         let (pool, lease) = self.inner.lease(model).await?;
         // A long prompt takes its time to tokenize, which must not hold up other requests.
         let prepared = self.inner.tasks.spawn_blocking(move || {
@@ -122,7 +131,8 @@ impl Engine {
             stop_ids: lease.chat.end_ids(&lease.info),
             span: span.clone(),
         });
-        Ok(Box::pin(AnswerStream::begin(transcript, tokens, lease).await?))
+        let answer = AnswerStream::begin(transcript, tokens, lease).await?;
+        Ok(LocalAnswer { lookup: answer.lookup(), events: Box::pin(answer) })
     }
 }
 

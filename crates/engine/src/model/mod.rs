@@ -22,7 +22,7 @@ mod weights;
 
 pub(crate) use config::{Architecture, Config};
 pub(crate) use error::{LoadError, file_name};
-pub(crate) use key_value::KeyValueCache;
+pub(crate) use key_value::{KeyValueCache, KeyValueRun};
 pub(crate) use loader::{Loader, Model, ModelInfo, Progress, check};
 
 /// What requests call a model.

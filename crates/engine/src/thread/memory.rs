@@ -2,20 +2,24 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
-use mlx_manager_signal::event::{EngineMemory, ModelUnloaded, PromptNotKept};
+use mlx_manager_signal::{
+    event::{EngineMemory, ModelUnloaded, PrefixLookedUp, PromptNotKept},
+    span,
+};
+use tracing::Span;
 
 use super::{EngineSettings, models::Models, sequence::Sequence};
 use crate::{
-    cache::PromptCache,
+    cache::{PrefixCache, PrefixLookup, Reason},
     error::EngineError,
     mlx::{self, Exception},
     model::{KeyValueCache, ModelName},
 };
 
-/// The models and the prompt cache, within a limit.
+/// The models and the prefix cache, within a limit.
 pub(super) struct Memory {
     pub(super) models: Models,
-    prompts: PromptCache,
+    prompts: PrefixCache,
     /// Bytes that MLX was asked to stay below.
     limit: Option<u64>,
 }
@@ -25,7 +29,7 @@ impl Memory {
     pub(super) fn new(settings: &EngineSettings, folders: HashMap<ModelName, PathBuf>) -> Self {
         Self {
             models: Models::new(folders, settings.precision, settings.memory_limit),
-            prompts: PromptCache::new(settings.prompt_cache),
+            prompts: PrefixCache::new(settings.prompt_cache),
             limit: settings.memory_limit,
         }
     }
@@ -40,26 +44,30 @@ impl Memory {
         mlx::clear_cache().map_err(|error| EngineError::mlx(&error))
     }
 
-    /// Whether anything is kept of sequences that ended.
-    pub(super) fn keeps_prompts(&self) -> bool {
-        self.prompts.is_on()
-    }
-
-    /// Keys and values, layer by layer, of as many of a prompt's first tokens as were computed before, but not of its last
-    /// one. That is computed in any case: what follows it is the answer.
+    /// Keys and values, layer by layer, of as many of a prompt's first tokens as were computed before, and how far that
+    /// went. The search, when there is one, is a child of `span`, which is the inference span.
     pub(super) fn computed_before(
         &mut self,
         model: &ModelName,
         prompt: &[u32],
-    ) -> Result<Option<Vec<KeyValueCache>>, Exception> {
-        let before_last = prompt.split_last().map_or(&[][..], |(_, before)| before);
-        self.prompts.longest(model, before_last)
+        span: &Span,
+    ) -> Result<(PrefixLookup, Option<Vec<KeyValueCache>>), Exception> {
+        let search = span::cache_lookup(span, prompt.len() as u64);
+        let found = self.prompts.restore(model, prompt)?;
+        let PrefixLookup { prompt, matched, restored, reason } = found.0;
+        let why = reason.to_string();
+        if reason != Reason::Off {
+            let looked_up = PrefixLookedUp { model, prompt, matched, restored, reason: &why };
+            span.in_scope(|| looked_up.emit());
+        }
+        span::cache_looked_up(&search, matched as u64, restored as u64, &why);
+        Ok(found)
     }
 
     /// Keeps what was computed for a sequence that is over, for prompts that begin alike.
     pub(super) fn keep(&mut self, model: &ModelName, sequence: Sequence) {
         let (tokens, layers) = sequence.into_computed();
-        if let Err(error) = self.prompts.keep(model, tokens, &layers) {
+        if let Err(error) = self.prompts.keep(model, &tokens, &layers) {
             PromptNotKept { error: &error }.emit();
             self.prompts.forget(model);
         }
@@ -75,7 +83,7 @@ impl Memory {
         let Some(limit) = self.limit else { return false };
         let is_near = || mlx::active_memory().is_ok_and(|active| active > limit / 10 * 9);
         let mut dropped = false;
-        while self.prompts.bytes() > 0 && is_near() && self.prompts.drop_oldest() {
+        while self.prompts.bytes() > 0 && is_near() && self.prompts.evict() {
             dropped = true;
         }
         dropped

@@ -145,14 +145,12 @@ impl Core {
             return self.fail(id, error);
         };
         let queued = open.leave_queue(place);
-        let computed = self.memory.computed_before(&open.model, &plan.prompt);
-        let sequence = computed.and_then(|computed| Sequence::new(&model, plan, computed));
-        let cached = sequence.as_ref().map_or(0, Sequence::cached_tokens);
-        open.events.tell(GenerationEvent::Started { queued, cached });
-        match sequence {
-            Ok(sequence) => {
+        let found = self.memory.computed_before(&open.model, &plan.prompt, open.span());
+        match found.and_then(|(lookup, computed)| Ok((lookup, Sequence::new(&model, plan, computed)?))) {
+            Ok((lookup, sequence)) => {
+                open.events.tell(GenerationEvent::Started { queued, lookup });
                 let is_prefilled = sequence.is_prefilled();
-                open.run(model, sequence, self.memory.keeps_prompts());
+                open.run(model, sequence);
                 if is_prefilled {
                     self.sequences.prefilled(id);
                 }

@@ -10,7 +10,7 @@ async fn answered(mut events: UnboundedReceiver<GenerationEvent>) -> (Vec<u32>, 
     let (mut tokens, mut from_cache) = (Vec::new(), None);
     while let Some(event) = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap() {
         match event {
-            GenerationEvent::Started { cached, .. } => from_cache = Some(cached as usize),
+            GenerationEvent::Started { lookup, .. } => from_cache = Some(lookup.restored),
             GenerationEvent::Token(id) => tokens.push(id),
             GenerationEvent::Failed(error) => panic!("{error}"),
             GenerationEvent::Finished { .. } => {}
@@ -141,7 +141,10 @@ fn of_a_prompt_that_is_not_wanted_any_more_the_computed_part_is_kept() {
             core.step();
         }
         let started = leaving.try_recv();
-        assert!(matches!(started, Ok(GenerationEvent::Started { cached, .. }) if cached == computed), "{started:?}");
+        assert!(
+            matches!(started, Ok(GenerationEvent::Started { lookup, .. }) if lookup.restored == computed),
+            "{started:?}"
+        );
         drop(leaving);
         core.step();
         assert!(core.is_idle());
@@ -154,7 +157,7 @@ fn of_a_prompt_that_is_not_wanted_any_more_the_computed_part_is_kept() {
     let mut from_cache = None;
     while let Ok(event) = events.try_recv() {
         match event {
-            GenerationEvent::Started { cached, .. } => from_cache = Some(cached),
+            GenerationEvent::Started { lookup, .. } => from_cache = Some(lookup.restored),
             GenerationEvent::Token(id) => tokens.push(id),
             _ => {}
         }
