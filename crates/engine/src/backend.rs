@@ -8,7 +8,7 @@ use std::sync::{
 use jiff::{Timestamp, Zoned};
 use mlx_manager_catalogue::Catalogue;
 use mlx_manager_config::{IdleUnload, LocalConfig};
-use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream};
+use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream, Priority};
 use mlx_manager_signal::event::{EngineStartError, ModelLoadError};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -52,8 +52,8 @@ impl Engine {
     /// then answers with it, and the daemon serves what it can.
     pub fn start(config: &LocalConfig, tasks: &TaskTracker) -> Self {
         let memory_limit = machine::memory_limit(config.memory_limit);
-        let (max_batch, prompt_cache) = (config.max_batch, config.prompt_cache);
-        let settings = EngineSettings { max_batch, memory_limit, prompt_cache, ..EngineSettings::default() };
+        let (max_batch, prefix_cache) = (config.max_batch, config.prefix_cache);
+        let settings = EngineSettings { max_batch, memory_limit, prefix_cache, ..EngineSettings::default() };
         let pool = Handle::start(settings)
             .map(|thread| Arc::new(Pool::new(thread, config.cache_dir.clone(), memory_limit, tasks.clone())));
         let inner = Arc::new(Inner {
@@ -129,6 +129,7 @@ impl Engine {
             sampling: prompt.sampling,
             max_tokens: prompt.max_tokens,
             stop_ids: lease.chat.end_ids(&lease.info),
+            priority: Priority::default(),
             span: span.clone(),
         });
         let answer = AnswerStream::begin(transcript, tokens, lease).await?;

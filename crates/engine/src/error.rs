@@ -1,19 +1,25 @@
 //! Why the engine can't do what it was asked.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use mlx_manager_llm as llm;
 
-use super::{mlx::Exception, model::LoadError};
+use super::{mlx::Exception, model::LoadError, thread::Bound};
 
 /// Why the engine can't do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum EngineError {
     /// Too many requests wait already.
-    #[error("the local engine is busy: {waiting} requests are waiting")]
+    #[error("{}", overloaded(*waiting, *waiting_tokens, *bound))]
     Overloaded {
         /// How many.
         waiting: usize,
+        /// Their prompts' tokens.
+        waiting_tokens: u64,
+        /// Which bound was met.
+        bound: Bound,
+        /// When there should be room.
+        retry_after: Duration,
     },
     /// The model was not loaded before.
     #[error("model {model:?} is not loaded")]
@@ -80,8 +86,27 @@ impl From<EngineError> for llm::Error {
             EngineError::Thread(_) => "the local engine can't be started".to_owned(),
             other => other.to_string(),
         };
-        Self::new(error.kind(), message).with_source(error)
+        let after = match &error {
+            EngineError::Overloaded { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        };
+        let told = Self::new(error.kind(), message).with_source(error);
+        match after {
+            Some(after) => told.with_retry_after(after),
+            None => told,
+        }
     }
+}
+
+fn overloaded(waiting: usize, waiting_tokens: u64, bound: Bound) -> String {
+    let bound = match bound {
+        Bound::Sequences => "local.queue allows no more",
+        Bound::Tokens => "local.queue_tokens allows no more",
+    };
+    format!(
+        "the local engine is busy: {waiting} requests with {waiting_tokens} prompt tokens are waiting, and {bound}; \
+         come back later, or raise that"
+    )
 }
 
 /// An error and its causes in one line.

@@ -53,7 +53,10 @@ pub(crate) fn start<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Result<(
     transforms::async_eval(arrays)
 }
 
-/// Waits for a token id that was started and reads it.
-pub(crate) fn read_id(token: &Array) -> Result<u32, Exception> {
-    token.try_item_exact::<u32>().map_err(|error| Exception::custom(error.to_string()))
+/// Waits for token ids that were started, and reads them.
+pub(crate) fn read_ids(tokens: &Array) -> Result<Vec<u32>, Exception> {
+    if tokens.size() == 0 {
+        return Ok(Vec::new());
+    }
+    tokens.to_vec_exact::<u32>().map_err(|error| Exception::custom(error.to_string()))
 }

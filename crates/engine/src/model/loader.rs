@@ -12,6 +12,7 @@ use super::quantization::QuantizationSummary;
 use super::{
     Architecture, Config, LoadError,
     decoder::Decoder,
+    kernels::Kernels,
     llama,
     plan::Plan,
     qwen2, qwen3,
@@ -66,6 +67,8 @@ pub(crate) struct Loader {
     name: String,
     folder: PathBuf,
     precision: Precision,
+    /// `None` takes the fastest ones for the device.
+    kernels: Option<Kernels>,
     started: Instant,
     state: State,
 }
@@ -82,7 +85,12 @@ enum State {
 
 impl Loader {
     pub(crate) fn new(name: String, folder: PathBuf, precision: Precision) -> Self {
-        Self { name, folder, precision, started: Instant::now(), state: State::New }
+        Self { name, folder, precision, kernels: None, started: Instant::now(), state: State::New }
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_kernels(self, kernels: Kernels) -> Self {
+        Self { kernels: Some(kernels), ..self }
     }
 
     /// Reads and checks the headers first, then some of the weights at each step.
@@ -120,7 +128,8 @@ impl Loader {
 
     fn open(&self) -> Result<Model, LoadError> {
         let config = Config::read(&self.folder)?;
-        let decoder = build(&self.folder, &config, self.precision)?;
+        let kernels = self.kernels.map_or_else(Kernels::for_device, Ok)?;
+        let decoder = build(&self.folder, &config, self.precision, kernels)?;
         let bytes = decoder.arrays().map(|array| array.nbytes() as u64).sum();
         let info = ModelInfo {
             name: self.name.clone(),
@@ -155,11 +164,11 @@ fn plan(config: &Config) -> Result<Plan, LoadError> {
     }
 }
 
-fn build(folder: &Path, config: &Config, precision: Precision) -> Result<Decoder, LoadError> {
+fn build(folder: &Path, config: &Config, precision: Precision, kernels: Kernels) -> Result<Decoder, LoadError> {
     let plan = plan(config)?;
     let mut weights = Weights::open(folder, config.quantization.clone(), precision)?;
     weights.drop_where(|name| name.ends_with("rotary_emb.inv_freq"));
-    let decoder = Decoder::build(config, &plan, &mut weights)?;
+    let decoder = Decoder::build(config, &plan, &mut weights, kernels)?;
     weights.finish()?;
     Ok(decoder)
 }

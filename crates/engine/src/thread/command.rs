@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use mlx_manager_llm::FinishReason;
+use mlx_manager_llm::{FinishReason, Priority};
 use tokio::{
     sync::{mpsc::UnboundedSender, oneshot},
     time::Instant,
@@ -29,6 +29,8 @@ pub(crate) struct Generate {
     pub(crate) max_tokens: u32,
     /// All ids that end the answer, the model's own included ([`ModelInfo::end_ids`]).
     pub(crate) stop_ids: Vec<u32>,
+    /// Who goes first where sequences wait.
+    pub(crate) priority: Priority,
     /// The inference span; queue, prefill and decode become its children.
     pub(crate) span: Span,
 }

@@ -8,7 +8,7 @@ use mlx_manager_signal::{
 };
 use tracing::Span;
 
-use super::{EngineSettings, models::Models, sequence::Sequence};
+use super::{EngineSettings, models::Models};
 use crate::{
     cache::{PrefixCache, PrefixLookup, Reason},
     error::EngineError,
@@ -29,7 +29,7 @@ impl Memory {
     pub(super) fn new(settings: &EngineSettings, folders: HashMap<ModelName, PathBuf>) -> Self {
         Self {
             models: Models::new(folders, settings.precision, settings.memory_limit),
-            prompts: PrefixCache::new(settings.prompt_cache),
+            prompts: PrefixCache::new(settings.prefix_cache),
             limit: settings.memory_limit,
         }
     }
@@ -44,16 +44,16 @@ impl Memory {
         mlx::clear_cache().map_err(|error| EngineError::mlx(&error))
     }
 
-    /// Keys and values, layer by layer, of as many of a prompt's first tokens as were computed before, and how far that
-    /// went. The search, when there is one, is a child of `span`, which is the inference span.
+    /// Keys and values, layer by layer, of as many of the first of these tokens as were computed before, never of
+    /// the last one, and how far that went. The search, when there is one, is a child of `span`, which is the inference span.
     pub(super) fn computed_before(
         &mut self,
         model: &ModelName,
-        prompt: &[u32],
+        tokens: &[u32],
         span: &Span,
     ) -> Result<(PrefixLookup, Option<Vec<KeyValueCache>>), Exception> {
-        let search = span::cache_lookup(span, prompt.len() as u64);
-        let found = self.prompts.restore(model, prompt)?;
+        let search = span::cache_lookup(span, tokens.len() as u64);
+        let found = self.prompts.restore(model, tokens)?;
         let PrefixLookup { prompt, matched, restored, reason } = found.0;
         let why = reason.to_string();
         if reason != Reason::Off {
@@ -64,10 +64,9 @@ impl Memory {
         Ok(found)
     }
 
-    /// Keeps what was computed for a sequence that is over, for prompts that begin alike.
-    pub(super) fn keep(&mut self, model: &ModelName, sequence: Sequence) {
-        let (tokens, layers) = sequence.into_computed();
-        if let Err(error) = self.prompts.keep(model, &tokens, &layers) {
+    /// Keeps what was computed of these tokens, which are the first of those that `layers` hold, for prompts that begin alike.
+    pub(super) fn keep(&mut self, model: &ModelName, tokens: &[u32], layers: &[KeyValueCache]) {
+        if let Err(error) = self.prompts.keep(model, tokens, layers) {
             PromptNotKept { error: &error }.emit();
             self.prompts.forget(model);
         }

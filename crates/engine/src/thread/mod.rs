@@ -5,6 +5,7 @@
 //! other: [`sequences`] is the queue, in the order that [`scheduler`] decides; [`memory`] holds the [`models`] and what was
 //! computed for prompts; a [`sequence`] is one prompt and its answer on the device.
 
+mod batch;
 mod command;
 mod handle;
 mod memory;
@@ -19,6 +20,7 @@ mod tests;
 
 pub(crate) use command::{Generate, GenerationEvent};
 pub(crate) use handle::Handle;
+pub(crate) use scheduler::Bound;
 
 use crate::mlx::Precision;
 
@@ -29,14 +31,18 @@ pub(crate) struct EngineSettings {
     pub(crate) max_batch: usize,
     /// Sequences that may wait beyond them; more are refused as overloaded.
     pub(crate) queue_limit: usize,
-    /// Prompt tokens computed at once, between two decode steps of other sequences.
+    /// Prompt tokens that those may have together.
+    pub(crate) queue_tokens: u64,
+    /// The most prompt tokens computed in one step.
     pub(crate) prefill_chunk: usize,
     /// Bytes that MLX is asked to stay below.
     pub(crate) memory_limit: Option<u64>,
     /// Bytes that keys and values of sequences that ended may take, for prompts that begin alike; 0 keeps none.
-    pub(crate) prompt_cache: u64,
+    pub(crate) prefix_cache: u64,
     /// `None` takes the fastest precision for the device.
     pub(crate) precision: Option<Precision>,
+    /// Whether a step is begun before the one before it is read; `None` does what is faster on the device.
+    pub(crate) run_ahead: Option<bool>,
 }
 
 impl Default for EngineSettings {
@@ -44,10 +50,13 @@ impl Default for EngineSettings {
         Self {
             max_batch: 16,
             queue_limit: 256,
-            prefill_chunk: 2048,
+            queue_tokens: 1_000_000,
+            // A GPU is fastest with the largest chunks, a CPU with those that fit its caches.
+            prefill_chunk: if cfg!(target_os = "macos") { 2048 } else { 256 },
             memory_limit: None,
-            prompt_cache: 512 << 20,
+            prefix_cache: 512 << 20,
             precision: None,
+            run_ahead: None,
         }
     }
 }

@@ -4,7 +4,7 @@ mod prompts;
 
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
-use mlx_manager_llm::FinishReason;
+use mlx_manager_llm::{FinishReason, Priority};
 use mlx_manager_signal::{route::Kind, span, testing::lines_of};
 use serde::Deserialize;
 use tokio::{
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     error::EngineError,
     mlx::{self, Precision},
-    model::{LoadError, Loader, Model, ModelInfo, Progress},
+    model::{LoadError, Loader, Model, ModelInfo, Progress, Segment},
     sample::SamplingParameters,
 };
 
@@ -64,6 +64,7 @@ fn greedy(model: &str, prompt: &[u32], max_tokens: u32) -> Generate {
         sampling: SamplingParameters::GREEDY,
         max_tokens,
         stop_ids: Vec::new(),
+        priority: Priority::Normal,
         span: tracing::Span::none(),
     }
 }
@@ -110,12 +111,18 @@ fn load_now(folder: PathBuf) -> Box<Model> {
 fn logits_are_those_of_the_reference() {
     for (name, (folder, golden)) in goldens() {
         let model = load_now(folder);
-        let mut cache = model.decoder.new_cache();
+        let mut store = model.decoder.new_store();
+        store.join(0, None);
         let (last, before) = golden.prompt_ids.split_last().unwrap();
+        let mut forward = |tokens: &[u32], logits| {
+            let segment = Segment { sequence: 0, tokens: tokens.len() as i32, logits };
+            let mut layout = store.arrange(&[segment]).unwrap();
+            model.decoder.forward(&mlx::ids(tokens).unwrap(), &mut layout, &mut store).unwrap()
+        };
         if !before.is_empty() {
-            model.decoder.prefill(&mlx::ids(before).unwrap(), &mut cache).unwrap();
+            forward(before, false);
         }
-        let logits = model.decoder.logits(&mlx::ids(&[*last]).unwrap(), &mut cache).unwrap();
+        let logits = forward(&[*last], true).unwrap();
         let logits = logits.to_vec_exact::<f32>().unwrap();
         assert_eq!(logits.len(), golden.last_logits.len(), "{name}");
         let largest = golden.last_logits.iter().fold(0.0_f32, |largest, logit| largest.max(logit.abs()));
@@ -196,7 +203,7 @@ async fn a_seed_gives_the_same_answer_whoever_else_asks() {
 
 #[tokio::test]
 async fn a_client_that_leaves_frees_its_place() {
-    let engine = Handle::start(EngineSettings { max_batch: 1, prompt_cache: 0, ..settings() }).unwrap();
+    let engine = Handle::start(EngineSettings { max_batch: 1, prefix_cache: 0, ..settings() }).unwrap();
     let (_, golden) = loaded(&engine, "qwen2-f32-tied").await;
     let endless = || engine.generate(greedy("qwen2-f32-tied", &golden.prompt_ids, 1_000_000));
     let mut running = endless();
@@ -224,7 +231,10 @@ async fn a_full_queue_refuses() {
     first_token(&mut running).await;
     let _waiting = endless();
     let (_, refused) = drain(endless()).await;
-    assert!(matches!(refused, Some(GenerationEvent::Failed(EngineError::Overloaded { waiting: 1 }))), "{refused:?}");
+    assert!(
+        matches!(refused, Some(GenerationEvent::Failed(EngineError::Overloaded { waiting: 1, .. }))),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]
