@@ -24,7 +24,7 @@ pub struct LocalConfig {
     /// The most memory MLX may hold.
     pub memory_limit: MemoryLimit,
     /// Bytes that keys and values of earlier prompts and answers may take; 0 keeps none.
-    pub prompt_cache: u64,
+    pub prefix_cache: u64,
     /// When an idle model is unloaded.
     pub idle_unload: IdleUnload,
     /// The most requests computed at the same time.
@@ -73,18 +73,20 @@ const MODELS_DIR: Key =
     Key::new("models_dir", "\"models\"", "scanned for MLX model folders; the Hugging Face cache is read too");
 pub(super) const DEFAULT_MODEL: Key = Key::new("default_model", "\"demo\"", "loaded at start; \"\" loads none");
 const MEMORY_LIMIT: Key = Key::new("memory_limit", "\"75%\"", "of the machine's memory, or a size such as \"8 GB\"");
-const PROMPT_CACHE: Key = Key::new(
-    "prompt_cache",
+const PREFIX_CACHE: Key = Key::new(
+    "prefix_cache",
     "\"512 MiB\"",
     "at most, so that only what is new in a prompt is computed; \"0 B\" is off",
 );
+/// What `prefix_cache` was called.
+const PROMPT_CACHE: Key = Key::bare("prompt_cache", "");
 const IDLE_UNLOAD: Key = Key::new("idle_unload", "\"never\"", "or a duration such as \"15 min\"");
 const MAX_BATCH: Key = Key::new("max_batch", "16", "requests computed at the same time");
 
 pub(super) const TABLE: Table = Table::single(
     "local",
     "Models that run on this machine.",
-    &[MODELS_DIR, DEFAULT_MODEL, MEMORY_LIMIT, PROMPT_CACHE, IDLE_UNLOAD, MAX_BATCH],
+    &[MODELS_DIR, DEFAULT_MODEL, MEMORY_LIMIT, PREFIX_CACHE, IDLE_UNLOAD, MAX_BATCH],
 );
 
 const NAME: Key = Key::bare("name", "what requests call it");
@@ -124,10 +126,10 @@ impl Setting for IdleUnload {
 
 pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
     let section = decoder.table(&TABLE);
-    decoder.check_keys(&section, &["models"]);
+    decoder.check_keys(&section, &["models", PROMPT_CACHE.name]);
     let models_dir = decoder.path(&section, &MODELS_DIR);
     let memory_limit = decoder.get(&section, &MEMORY_LIMIT);
-    let prompt_cache = decoder.get::<SizeOrZero>(&section, &PROMPT_CACHE);
+    let prefix_cache = decode_prefix_cache(decoder, &section);
     let idle_unload = decoder.get(&section, &IDLE_UNLOAD);
     let max_batch = decoder.get::<Count<1, 1024>>(&section, &MAX_BATCH);
     let mut names = Vec::new();
@@ -151,11 +153,26 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
         cache_dir: cache_dir.join("mlx-manager"),
         default_model: default_model?,
         memory_limit: memory_limit?,
-        prompt_cache: prompt_cache?.0,
+        prefix_cache: prefix_cache?.0,
         idle_unload: idle_unload?,
         max_batch: max_batch?.0 as usize,
         models: models?,
     })
+}
+
+/// Under its name or its former one, but not both.
+fn decode_prefix_cache<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Option<SizeOrZero> {
+    if !decoder.given(section, &PROMPT_CACHE) {
+        return decoder.get(section, &PREFIX_CACHE);
+    }
+    let found = decoder.find(section, &PROMPT_CACHE).ok().flatten()?;
+    if decoder.given(section, &PREFIX_CACHE) {
+        let hint = "leave it out: it is the former name of that one";
+        decoder.report_relation(&found.path, found.place, "and `local.prefix_cache` are both there", hint);
+        decoder.get::<SizeOrZero>(section, &PREFIX_CACHE);
+        return None;
+    }
+    decoder.read(&found)
 }
 
 /// Whoever lists models without the demo and names no default means the first of them.

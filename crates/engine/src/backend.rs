@@ -14,6 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     answer::{AnswerStream, Transcript},
+    cache::PrefixLookup,
     error::EngineError,
     machine, mlx,
     pool::{Lease, Pool},
@@ -38,13 +39,21 @@ struct Inner {
     stop: CancellationToken,
 }
 
+/// An answer that has begun.
+pub struct LocalAnswer {
+    /// How much of its prompt was computed before.
+    pub lookup: Option<PrefixLookup>,
+    /// Its events.
+    pub events: EventStream,
+}
+
 impl Engine {
     /// Starts the MLX thread and, in the background, loads the default model. A failure of either is logged; the engine
     /// then answers with it, and the daemon serves what it can.
     pub fn start(config: &LocalConfig, tasks: &TaskTracker) -> Self {
         let memory_limit = machine::memory_limit(config.memory_limit);
-        let (max_batch, prompt_cache) = (config.max_batch, config.prompt_cache);
-        let settings = EngineSettings { max_batch, memory_limit, prompt_cache, ..EngineSettings::default() };
+        let (max_batch, prefix_cache) = (config.max_batch, config.prefix_cache);
+        let settings = EngineSettings { max_batch, memory_limit, prefix_cache, ..EngineSettings::default() };
         let pool = mlx::check_kernels()
             .and_then(|()| Handle::start(settings))
             .map(|thread| Arc::new(Pool::new(thread, config.cache_dir.clone(), memory_limit, tasks.clone())));
@@ -103,7 +112,7 @@ impl Engine {
     ///
     /// # Errors
     /// When the model can't be had, or can't do what is asked.
-    pub async fn answer(&self, model: &str, chat: Chat, span: &tracing::Span) -> Result<EventStream, Error> {
+    pub async fn answer(&self, model: &str, chat: Chat, span: &tracing::Span) -> Result<LocalAnswer, Error> {
         let (pool, lease) = self.inner.lease(model).await?;
         // A long prompt takes its time to tokenize, which must not hold up other requests.
         let prepared = self.inner.tasks.spawn_blocking(move || {
@@ -124,7 +133,8 @@ impl Engine {
             priority: Priority::default(),
             span: span.clone(),
         });
-        Ok(Box::pin(AnswerStream::begin(transcript, tokens, lease).await?))
+        let answer = AnswerStream::begin(transcript, tokens, lease).await?;
+        Ok(LocalAnswer { lookup: answer.lookup(), events: Box::pin(answer) })
     }
 }
 

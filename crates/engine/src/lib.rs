@@ -31,7 +31,8 @@ mod template;
 mod thread;
 mod tokenizer;
 
-pub use backend::Engine;
+pub use backend::{Engine, LocalAnswer};
+pub use cache::{PrefixLookup, Reason};
 
 /// What this engine is called where a build says what it is made of.
 pub const NAME: &str = "mlx";

@@ -28,7 +28,7 @@ mod weights;
 pub(crate) use config::{Architecture, Config};
 pub(crate) use error::{LoadError, file_name};
 pub(crate) use kernels::Kernels;
-pub(crate) use key_value::KeyValueCache;
+pub(crate) use key_value::{KeyValueCache, KeyValueRun};
 pub(crate) use layout::{Layout, Segment, SequenceKey};
 pub(crate) use loader::{Loader, Model, ModelInfo, Progress, check};
 pub(crate) use store::KeyValueStore;

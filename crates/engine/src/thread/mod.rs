@@ -38,7 +38,7 @@ pub(crate) struct EngineSettings {
     /// Bytes that MLX is asked to stay below.
     pub(crate) memory_limit: Option<u64>,
     /// Bytes that keys and values of sequences that ended may take, for prompts that begin alike; 0 keeps none.
-    pub(crate) prompt_cache: u64,
+    pub(crate) prefix_cache: u64,
     /// `None` takes the fastest precision for the device.
     pub(crate) precision: Option<Precision>,
     /// Whether a step is begun before the one before it is read; `None` does what is faster on the device.
@@ -54,7 +54,7 @@ impl Default for EngineSettings {
             // A GPU is fastest with the largest chunks, a CPU with those that fit its caches.
             prefill_chunk: if cfg!(target_os = "macos") { 2048 } else { 256 },
             memory_limit: None,
-            prompt_cache: 512 << 20,
+            prefix_cache: 512 << 20,
             precision: None,
             run_ahead: None,
         }
