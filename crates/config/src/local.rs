@@ -7,7 +7,7 @@ use super::{
     problem::Place,
     schema::{Key, Table},
     section::{Refusal, Section},
-    setting::{Count, Filled, Raw, Setting, SizeOrZero, parse_size},
+    setting::{Choice, Count, DurationOrZero, Filled, Raw, Setting, SizeOrZero, parse_size},
 };
 
 /// Local models.
@@ -21,12 +21,22 @@ pub struct LocalConfig {
     pub cache_dir: PathBuf,
     /// Loaded at start.
     pub default_model: Option<String>,
+    /// Loaded at start after it, in this order.
+    pub preload: Vec<String>,
+    /// Never unloaded, once they are loaded.
+    pub pin: Vec<String>,
+    /// The most models in memory at the same time; `None` when only memory counts.
+    pub max_models: Option<usize>,
+    /// How long a request may wait for room for its model.
+    pub load_timeout: Duration,
     /// The most memory MLX may hold.
     pub memory_limit: MemoryLimit,
+    /// What becomes of packed weights on a CPU.
+    pub unpack: Unpack,
     /// Bytes that keys and values of earlier prompts and answers may take; 0 keeps none.
     pub prompt_cache: u64,
-    /// When an idle model is unloaded.
-    pub idle_unload: IdleUnload,
+    /// How long a model stays in memory that nobody uses.
+    pub keep_alive: KeepAlive,
     /// The most requests computed at the same time.
     pub max_batch: usize,
     /// Models with a name of their own.
@@ -42,13 +52,24 @@ pub enum MemoryLimit {
     Bytes(u64),
 }
 
-/// When an idle model is unloaded.
+/// How long a model stays in memory that nobody uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IdleUnload {
-    /// It stays.
+pub enum KeepAlive {
+    /// Until another model needs the room.
+    Forever,
+    /// This long after its last request; with zero it goes as soon as nobody uses it.
+    For(Duration),
+}
+
+/// What becomes of packed weights on a CPU, where products with them don't gain from batching as those with floats do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unpack {
+    /// Floats, where they leave half of the memory limit free.
+    Auto,
+    /// Floats, wherever they fit at all.
+    Always,
+    /// They stay packed.
     Never,
-    /// After this long without a request.
-    After(Duration),
 }
 
 /// A model with a name of its own.
@@ -58,6 +79,8 @@ pub struct LocalModel {
     pub name: String,
     /// Where it is.
     pub path: ModelPath,
+    /// How long it stays in memory that nobody uses; `None` means as others do.
+    pub keep_alive: Option<KeepAlive>,
 }
 
 /// Where a model is.
@@ -72,26 +95,58 @@ pub enum ModelPath {
 const MODELS_DIR: Key =
     Key::new("models_dir", "\"models\"", "scanned for MLX model folders; the Hugging Face cache is read too");
 pub(super) const DEFAULT_MODEL: Key = Key::new("default_model", "\"demo\"", "loaded at start; \"\" loads none");
+const PRELOAD: Key = Key::new("preload", "[]", "loaded at start after it, in this order");
+const PIN: Key = Key::new("pin", "[]", "never unloaded, once they are loaded");
+const MAX_MODELS: Key = Key::bare("max_models", "in memory at the same time; left out, only memory counts").sample("4");
+const LOAD_TIMEOUT: Key = Key::new("load_timeout", "\"5 min\"", "how long a request may wait for room for its model");
+const UNPACK: Key = Key::new(
+    "unpack",
+    "\"auto\"",
+    "4-bit weights become 32-bit floats on a CPU, several times faster for many requests: where they leave half of \
+     memory_limit free; or \"always\", \"never\"",
+);
 const MEMORY_LIMIT: Key = Key::new("memory_limit", "\"75%\"", "of the machine's memory, or a size such as \"8 GB\"");
 const PROMPT_CACHE: Key = Key::new(
     "prompt_cache",
     "\"512 MiB\"",
     "at most, so that only what is new in a prompt is computed; \"0 B\" is off",
 );
-const IDLE_UNLOAD: Key = Key::new("idle_unload", "\"never\"", "or a duration such as \"15 min\"");
+const KEEP_ALIVE: Key =
+    Key::new("keep_alive", "\"forever\"", "how long an unused model stays, or a duration such as \"15 min\"");
+/// What `keep_alive` was called first.
+const IDLE_UNLOAD: Key = Key::bare("idle_unload", "what `keep_alive` was called first");
 const MAX_BATCH: Key = Key::new("max_batch", "16", "requests computed at the same time");
 
 pub(super) const TABLE: Table = Table::single(
     "local",
     "Models that run on this machine.",
-    &[MODELS_DIR, DEFAULT_MODEL, MEMORY_LIMIT, PROMPT_CACHE, IDLE_UNLOAD, MAX_BATCH],
+    &[
+        MODELS_DIR,
+        DEFAULT_MODEL,
+        PRELOAD,
+        PIN,
+        MAX_MODELS,
+        KEEP_ALIVE,
+        IDLE_UNLOAD,
+        LOAD_TIMEOUT,
+        MEMORY_LIMIT,
+        UNPACK,
+        PROMPT_CACHE,
+        MAX_BATCH,
+    ],
 );
 
 const NAME: Key = Key::bare("name", "what requests call it");
 pub(super) const PATH: Key = Key::bare("path", "builtin:demo is the model inside the binary; else a folder");
 
-pub(super) const MODELS: Table =
-    Table::array("local.models", "", &[NAME, PATH], &[&[(NAME, "\"demo\""), (PATH, "\"builtin:demo\"")]]);
+const OWN_KEEP_ALIVE: Key = KEEP_ALIVE.inherited();
+
+pub(super) const MODELS: Table = Table::array(
+    "local.models",
+    "",
+    &[NAME, PATH, OWN_KEEP_ALIVE],
+    &[&[(NAME, "\"demo\""), (PATH, "\"builtin:demo\"")]],
+);
 
 impl Setting for MemoryLimit {
     fn allowed() -> String {
@@ -112,14 +167,23 @@ impl Setting for MemoryLimit {
     }
 }
 
-impl Setting for IdleUnload {
+impl Setting for KeepAlive {
     fn allowed() -> String {
-        "\"never\", or a duration above zero such as \"15 min\"".to_owned()
+        "\"forever\", or a duration such as \"15 min\"; \"0 s\" unloads at once".to_owned()
     }
 
     fn read(raw: &Raw<'_>) -> Result<Self, Option<String>> {
-        if raw.text() == Some("never") { Ok(Self::Never) } else { Duration::read(raw).map(Self::After) }
+        match raw.text() {
+            // `idle_unload` has said it so.
+            Some("forever" | "never") => Ok(Self::Forever),
+            _ => DurationOrZero::read(raw).map(|duration| Self::For(duration.0)),
+        }
     }
+}
+
+impl Choice for Unpack {
+    const CHOICES: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("always", Self::Always), ("never", Self::Never)];
 }
 
 pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
@@ -128,7 +192,16 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
     let models_dir = decoder.path(&section, &MODELS_DIR);
     let memory_limit = decoder.get(&section, &MEMORY_LIMIT);
     let prompt_cache = decoder.get::<SizeOrZero>(&section, &PROMPT_CACHE);
-    let idle_unload = decoder.get(&section, &IDLE_UNLOAD);
+    let unpack = decoder.get(&section, &UNPACK);
+    let keep_alive = decode_keep_alive(decoder, &section);
+    let preload = decode_names(decoder, &section, &PRELOAD);
+    let pin = decode_names(decoder, &section, &PIN);
+    let max_models = match decoder.find(&section, &MAX_MODELS) {
+        Ok(Some(found)) => decoder.read::<Count<1, 1024>>(&found).map(|count| Some(count.0 as usize)),
+        Ok(None) => Some(None),
+        Err(_) => None,
+    };
+    let load_timeout = decoder.get(&section, &LOAD_TIMEOUT);
     let max_batch = decoder.get::<Count<1, 1024>>(&section, &MAX_BATCH);
     let mut names = Vec::new();
     let mut models = Vec::new();
@@ -150,12 +223,37 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
         hub_dir,
         cache_dir: cache_dir.join("mlx-manager"),
         default_model: default_model?,
+        preload: preload?,
+        pin: pin?,
+        max_models: max_models?,
+        load_timeout: load_timeout?,
         memory_limit: memory_limit?,
+        unpack: unpack?,
         prompt_cache: prompt_cache?.0,
-        idle_unload: idle_unload?,
+        keep_alive: keep_alive?,
         max_batch: max_batch?.0 as usize,
         models: models?,
     })
+}
+
+/// By its name, or by the one that it had first.
+fn decode_keep_alive<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Option<KeepAlive> {
+    let former = decoder.find(section, &IDLE_UNLOAD);
+    match former {
+        Ok(Some(former)) if decoder.given(section, &KEEP_ALIVE) => {
+            let path = section.path_of(&IDLE_UNLOAD);
+            decoder.report_relation(&path, former.place, "is the former name of `keep_alive`", "keep one of the two");
+            None
+        }
+        Ok(Some(former)) => decoder.read(&former),
+        Ok(None) => decoder.get(section, &KEEP_ALIVE),
+        Err(_) => None,
+    }
+}
+
+fn decode_names<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, key: &Key) -> Option<Vec<String>> {
+    let names = decoder.list::<Filled>(section, key)?;
+    Some(names.into_iter().map(|(name, _)| name.0).collect())
 }
 
 /// Whoever lists models without the demo and names no default means the first of them.
@@ -178,7 +276,12 @@ fn decode_model<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, names: &mu
         decoder.check_unique(section, &NAME, name, names);
     }
     let path = decode_path(decoder, section);
-    Some(LocalModel { name: name?, path: path? })
+    let keep_alive = match decoder.find(section, &OWN_KEEP_ALIVE) {
+        Ok(Some(found)) => decoder.read(&found).map(Some),
+        Ok(None) => Some(None),
+        Err(_) => None,
+    };
+    Some(LocalModel { name: name?, path: path?, keep_alive: keep_alive? })
 }
 
 fn decode_path<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Option<ModelPath> {

@@ -1,13 +1,16 @@
 //! The engine as the rest of the server knows it: a backend that answers conversations.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use jiff::{Timestamp, Zoned};
 use mlx_manager_catalogue::Catalogue;
-use mlx_manager_config::{IdleUnload, LocalConfig};
+use mlx_manager_config::LocalConfig;
 use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream};
 use mlx_manager_signal::event::{EngineStartError, ModelLoadError};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -16,7 +19,7 @@ use super::{
     answer::{AnswerStream, Transcript},
     error::EngineError,
     machine,
-    pool::{Lease, Pool},
+    pool::{Lease, Pool, PoolSettings},
     thread::{EngineSettings, Generate, Handle},
 };
 
@@ -30,7 +33,9 @@ pub struct Engine {
 struct Inner {
     catalogue: Catalogue,
     default_model: Option<String>,
-    /// Whether the default model is still being loaded for the first time.
+    /// Loaded at start, in this order.
+    preload: Vec<String>,
+    /// Whether these are still being loaded for the first time.
     starting: AtomicBool,
     /// Or why there is none.
     pool: Result<Arc<Pool>, EngineError>,
@@ -39,33 +44,35 @@ struct Inner {
 }
 
 impl Engine {
-    /// Starts the MLX thread and, in the background, loads the default model. A failure of either is logged; the engine
+    /// Starts the MLX thread and, in the background, loads the models that are wanted at start. A failure of either is logged; the engine
     /// then answers with it, and the daemon serves what it can.
     pub fn start(config: &LocalConfig, tasks: &TaskTracker) -> Self {
         let memory_limit = machine::memory_limit(config.memory_limit);
         let (max_batch, prompt_cache) = (config.max_batch, config.prompt_cache);
         let settings = EngineSettings { max_batch, memory_limit, prompt_cache, ..EngineSettings::default() };
         let pool = Handle::start(settings)
-            .map(|thread| Arc::new(Pool::new(thread, config.cache_dir.clone(), memory_limit, tasks.clone())));
+            .map(|thread| Arc::new(Pool::new(thread, PoolSettings::new(config, memory_limit), tasks.clone())));
+        let mut preload: Vec<String> = config.default_model.iter().chain(&config.preload).cloned().collect();
+        let mut seen = HashSet::new();
+        preload.retain(|name| seen.insert(name.clone()));
         let inner = Arc::new(Inner {
             catalogue: Catalogue::new(config),
             default_model: config.default_model.clone(),
-            starting: AtomicBool::new(config.default_model.is_some()),
+            starting: AtomicBool::new(!preload.is_empty()),
+            preload,
             pool,
             tasks: tasks.clone(),
             stop: CancellationToken::new(),
         });
         match &inner.pool {
             Ok(pool) => {
-                if let IdleUnload::After(after) = config.idle_unload {
-                    tasks.spawn(Arc::clone(pool).unload_idle(after, inner.stop.clone()));
-                }
+                tasks.spawn(Arc::clone(pool).unload_idle(inner.stop.clone()));
             }
             Err(error) => {
                 EngineStartError { error }.emit();
             }
         }
-        tasks.spawn(Arc::clone(&inner).load_default());
+        tasks.spawn(Arc::clone(&inner).preload());
         Self { inner }
     }
 
@@ -79,7 +86,7 @@ impl Engine {
         self.inner.catalogue.models().into_iter().map(|model| (model.name, model.created)).collect()
     }
 
-    /// Whether a model can answer: one is in memory, or the default model is not what is waited for and there is another.
+    /// Whether a model can answer: one is in memory, or none is waited for and there is another than the default model.
     pub fn ready(&self) -> bool {
         let inner = &self.inner;
         let Ok(pool) = &inner.pool else { return false };
@@ -136,13 +143,14 @@ impl Inner {
         Ok((pool, pool.lease(model, place).await?))
     }
 
-    async fn load_default(self: Arc<Self>) {
-        if let Some(name) = &self.default_model
-            && let Err(error) = self.lease(name).await
-            // Whatever was met while loading was reported there.
-            && error.source.is_none()
-        {
-            ModelLoadError { model: name, folder: None, error: &error }.emit();
+    async fn preload(self: Arc<Self>) {
+        for name in &self.preload {
+            if let Err(error) = self.lease(name).await
+                // Whatever was met while loading was reported there.
+                && error.source.is_none()
+            {
+                ModelLoadError { model: name, folder: None, error: &error }.emit();
+            }
         }
         self.starting.store(false, Ordering::Release);
     }

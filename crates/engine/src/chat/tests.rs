@@ -15,6 +15,7 @@ fn info(max_context: Option<u32>) -> ModelInfo {
         vocabulary: 1536,
         end_ids: vec![2, 0],
         bytes: 0,
+        form: crate::model::Form::Stored,
         quantization: None,
         load_duration: std::time::Duration::ZERO,
     }

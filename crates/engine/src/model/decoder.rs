@@ -47,7 +47,7 @@ impl Decoder {
         if plan.head == Head::Tied {
             weights.drop_where(|name| name.starts_with("lm_head."));
         }
-        let embedding = weights.embedding("model.embed_tokens", config.vocabulary, hidden)?;
+        let embedding = weights.embedding("model.embed_tokens", (config.vocabulary, hidden), plan.head)?;
         let rope = Rope::new(plan.head_dim, plan.rope_base, plan.rope_pairs, &config.rope_scaling);
         let mut assembly = Assembly { config, plan, rope: Rc::new(rope), weights };
         let mut layers = Vec::new();

@@ -1,7 +1,7 @@
 //! Loads a model in small steps, so that the thread that does it can serve others between them.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -12,6 +12,7 @@ use super::quantization::QuantizationSummary;
 use super::{
     Architecture, Config, LoadError,
     decoder::Decoder,
+    footprint::{Footprint, Form, Source},
     llama,
     plan::Plan,
     qwen2, qwen3,
@@ -19,8 +20,9 @@ use super::{
 };
 use crate::mlx::{self, Exception, Precision};
 
-/// Bytes that one step brings into memory, about.
-const STEP_BYTES: usize = 128 << 20;
+/// Bytes that one step brings into memory, about. Of packed weights that become floats they take MLX 60 ms, which is as
+/// long as others should have to wait.
+const STEP_BYTES: usize = 32 << 20;
 
 /// What is known of a loaded model.
 #[derive(Debug, Clone)]
@@ -37,6 +39,8 @@ pub(crate) struct ModelInfo {
     pub(crate) end_ids: Vec<u32>,
     /// Bytes of the weights in memory.
     pub(crate) bytes: u64,
+    /// How they are kept.
+    pub(crate) form: Form,
     /// How most weights are packed, if they are.
     #[cfg(test)]
     pub(crate) quantization: Option<QuantizationSummary>,
@@ -64,7 +68,7 @@ pub(crate) enum Progress {
 #[derive(Debug)]
 pub(crate) struct Loader {
     name: String,
-    folder: PathBuf,
+    source: Source,
     precision: Precision,
     started: Instant,
     state: State,
@@ -81,8 +85,8 @@ enum State {
 }
 
 impl Loader {
-    pub(crate) fn new(name: String, folder: PathBuf, precision: Precision) -> Self {
-        Self { name, folder, precision, started: Instant::now(), state: State::New }
+    pub(crate) fn new(name: String, source: impl Into<Source>, precision: Precision) -> Self {
+        Self { name, source: source.into(), precision, started: Instant::now(), state: State::New }
     }
 
     /// Reads and checks the headers first, then some of the weights at each step.
@@ -119,8 +123,9 @@ impl Loader {
     }
 
     fn open(&self) -> Result<Model, LoadError> {
-        let config = Config::read(&self.folder)?;
-        let decoder = build(&self.folder, &config, self.precision)?;
+        let Source { folder, form } = &self.source;
+        let config = Config::read(folder)?;
+        let decoder = build(folder, &config, self.precision, *form)?;
         let bytes = decoder.arrays().map(|array| array.nbytes() as u64).sum();
         let info = ModelInfo {
             name: self.name.clone(),
@@ -129,6 +134,7 @@ impl Loader {
             vocabulary: config.vocabulary.unsigned_abs(),
             end_ids: config.end_ids,
             bytes,
+            form: *form,
             #[cfg(test)]
             quantization: config.quantization.default,
             load_duration: Duration::ZERO,
@@ -138,13 +144,14 @@ impl Loader {
 }
 
 /// Checks what can be checked without MLX: that the config is of a model we compute, and that the headers of the weights
-/// are whole.
+/// are whole. Gives what they will take in memory.
 ///
 /// # Errors
 /// The first fault, config before weights.
-pub(crate) fn check(folder: &Path) -> Result<(), LoadError> {
-    plan(&Config::read(folder)?)?;
-    weights::check(folder)
+pub(crate) fn measure(folder: &Path, precision: Precision) -> Result<Footprint, LoadError> {
+    let config = Config::read(folder)?;
+    let plan = plan(&config)?;
+    weights::measure(folder, &config.quantization, plan.head, precision)
 }
 
 fn plan(config: &Config) -> Result<Plan, LoadError> {
@@ -155,9 +162,9 @@ fn plan(config: &Config) -> Result<Plan, LoadError> {
     }
 }
 
-fn build(folder: &Path, config: &Config, precision: Precision) -> Result<Decoder, LoadError> {
+fn build(folder: &Path, config: &Config, precision: Precision, form: Form) -> Result<Decoder, LoadError> {
     let plan = plan(config)?;
-    let mut weights = Weights::open(folder, config.quantization.clone(), precision)?;
+    let mut weights = Weights::open(folder, config.quantization.clone(), precision, form)?;
     weights.drop_where(|name| name.ends_with("rotary_emb.inv_freq"));
     let decoder = Decoder::build(config, &plan, &mut weights)?;
     weights.finish()?;

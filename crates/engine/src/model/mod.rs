@@ -7,6 +7,7 @@ mod attention;
 mod config;
 mod decoder;
 mod error;
+mod footprint;
 mod key_value;
 mod linear;
 mod llama;
@@ -22,8 +23,9 @@ mod weights;
 
 pub(crate) use config::{Architecture, Config};
 pub(crate) use error::{LoadError, file_name};
+pub(crate) use footprint::{Footprint, Form, Source};
 pub(crate) use key_value::KeyValueCache;
-pub(crate) use loader::{Loader, Model, ModelInfo, Progress, check};
+pub(crate) use loader::{Loader, Model, ModelInfo, Progress, measure};
 
 /// What requests call a model.
 pub(crate) type ModelName = std::sync::Arc<str>;

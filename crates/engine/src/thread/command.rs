@@ -1,6 +1,6 @@
 //! What the MLX thread is told, and what it tells of each sequence.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use mlx_manager_llm::FinishReason;
 use tokio::{
@@ -11,7 +11,8 @@ use tracing::Span;
 
 use crate::{
     error::EngineError,
-    model::{ModelInfo, ModelName},
+    mlx::Precision,
+    model::{ModelInfo, ModelName, Source},
     sample::SamplingParameters,
 };
 
@@ -93,8 +94,12 @@ pub(super) enum Command {
 pub(super) enum Work {
     Load {
         name: ModelName,
-        folder: PathBuf,
+        source: Source,
         reply: LoadReply,
+    },
+    /// With which precision it computes.
+    Precision {
+        reply: oneshot::Sender<Result<Precision, EngineError>>,
     },
     Unload {
         name: ModelName,

@@ -1,6 +1,6 @@
 //! What holds memory beside the sequences that run: the models, and what was computed for sequences that ended.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::collections::HashMap;
 
 use mlx_manager_signal::event::{EngineMemory, ModelUnloaded, PromptNotKept};
 
@@ -9,7 +9,7 @@ use crate::{
     cache::PromptCache,
     error::EngineError,
     mlx::{self, Exception},
-    model::{KeyValueCache, ModelName},
+    model::{KeyValueCache, ModelName, Source},
 };
 
 /// The models and the prompt cache, within a limit.
@@ -21,10 +21,10 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// `folders` are those of models that a former thread had.
-    pub(super) fn new(settings: &EngineSettings, folders: HashMap<ModelName, PathBuf>) -> Self {
+    /// `sources` are those of models that a former thread had.
+    pub(super) fn new(settings: &EngineSettings, sources: HashMap<ModelName, Source>) -> Self {
         Self {
-            models: Models::new(folders, settings.precision, settings.memory_limit),
+            models: Models::new(sources, settings.precision, settings.memory_limit),
             prompts: PromptCache::new(settings.prompt_cache),
             limit: settings.memory_limit,
         }

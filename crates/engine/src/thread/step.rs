@@ -1,7 +1,7 @@
 //! The step loop: one command or one step of computation at a time. It ties the queue of sequences to what holds memory,
 //! and is the only one to know both.
 
-use std::{collections::HashMap, path::PathBuf, rc::Rc};
+use std::{collections::HashMap, rc::Rc};
 
 use mlx_manager_llm::FinishReason;
 use mlx_manager_signal::event::{CacheNotCleared, QueueDepth};
@@ -17,7 +17,11 @@ use super::{
     sequence::{Sequence, Step},
     sequences::{Ended, Sequences, Waiting},
 };
-use crate::{error::EngineError, mlx, model::ModelName};
+use crate::{
+    error::EngineError,
+    mlx,
+    model::{ModelName, Source},
+};
 
 /// Decode steps between two clearings of MLX's cache of freed buffers, as the reference implementation has it.
 const STEPS_PER_CLEARING: u32 = 256;
@@ -32,11 +36,11 @@ pub(super) struct Core {
 }
 
 impl Core {
-    /// `folders` are those of models that a former thread had.
-    pub(super) fn new(settings: &EngineSettings, folders: HashMap<ModelName, PathBuf>) -> Self {
+    /// `sources` are those of models that a former thread had.
+    pub(super) fn new(settings: &EngineSettings, sources: HashMap<ModelName, Source>) -> Self {
         Self {
             sequences: Sequences::new(settings),
-            memory: Memory::new(settings, folders),
+            memory: Memory::new(settings, sources),
             prefill_chunk: settings.prefill_chunk.max(1),
             decode_steps: 0,
         }
@@ -47,9 +51,9 @@ impl Core {
         self.sequences.is_idle()
     }
 
-    /// The folders of all models, for a thread that takes over.
-    pub(super) fn folders(&self) -> HashMap<ModelName, PathBuf> {
-        self.memory.models.folders()
+    /// Where all models are from, for a thread that takes over.
+    pub(super) fn sources(&self) -> HashMap<ModelName, Source> {
+        self.memory.models.sources()
     }
 
     /// Ends everything with an error.
@@ -62,7 +66,11 @@ impl Core {
     /// Does what it is told, which never takes long: what does is begun here and goes on in [`Self::step`].
     pub(super) fn obey(&mut self, work: Work) {
         match work {
-            Work::Load { name, folder, reply } => self.load(name, folder, reply),
+            Work::Load { name, source, reply } => self.load(name, source, reply),
+            Work::Precision { reply } => {
+                let precision = self.memory.models.precision().map_err(|error| EngineError::mlx(&error));
+                drop(reply.send(precision));
+            }
             Work::Unload { name, reason, reply } => drop(reply.send(self.unload(&name, reason))),
             Work::Generate(submission) => self.submit(*submission),
             #[cfg(test)]
@@ -94,8 +102,8 @@ impl Core {
         self.sequences.tell_depth();
     }
 
-    fn load(&mut self, name: ModelName, folder: PathBuf, reply: LoadReply) {
-        if self.memory.models.load(&name, folder, reply) == Loading::Begun {
+    fn load(&mut self, name: ModelName, source: Source, reply: LoadReply) {
+        if self.memory.models.load(&name, source, reply) == Loading::Begun {
             self.sequences.model_loads(name);
         }
     }
@@ -115,6 +123,8 @@ impl Core {
     }
 
     fn unload(&mut self, name: &ModelName, reason: &'static str) -> Result<(), EngineError> {
+        // Who left meanwhile doesn't use it.
+        self.drop_the_gone();
         if self.memory.models.is_loading(name) || !self.sequences.of_model(name).is_empty() {
             return Err(EngineError::InUse { model: name.to_string() });
         }

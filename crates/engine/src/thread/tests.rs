@@ -1,6 +1,7 @@
 //! Replays what the reference implementation computed, through the whole thread, and puts the thread under stress.
 
 mod prompts;
+mod weights;
 
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
@@ -20,7 +21,7 @@ use super::{
 use crate::{
     error::EngineError,
     mlx::{self, Precision},
-    model::{LoadError, Loader, Model, ModelInfo, Progress},
+    model::{LoadError, Loader, Model, ModelInfo, Progress, Source},
     sample::SamplingParameters,
 };
 
@@ -97,8 +98,8 @@ async fn loaded(engine: &Handle, name: &str) -> (Arc<ModelInfo>, Golden) {
     (engine.load(name, folder).await.unwrap(), golden)
 }
 
-fn load_now(folder: PathBuf) -> Box<Model> {
-    let mut loader = Loader::new("golden".to_owned(), folder, Precision::Float32);
+fn load_now(source: impl Into<Source>) -> Box<Model> {
+    let mut loader = Loader::new("golden".to_owned(), source, Precision::Float32);
     loop {
         if let Progress::Done(model) = loader.step().unwrap() {
             return model;
@@ -106,17 +107,21 @@ fn load_now(folder: PathBuf) -> Box<Model> {
     }
 }
 
+fn last_logits(model: &Model, prompt: &[u32]) -> Vec<f32> {
+    let mut cache = model.decoder.new_cache();
+    let (last, before) = prompt.split_last().unwrap();
+    if !before.is_empty() {
+        model.decoder.prefill(&mlx::ids(before).unwrap(), &mut cache).unwrap();
+    }
+    let logits = model.decoder.logits(&mlx::ids(&[*last]).unwrap(), &mut cache).unwrap();
+    logits.to_vec_exact::<f32>().unwrap()
+}
+
 #[test]
 fn logits_are_those_of_the_reference() {
     for (name, (folder, golden)) in goldens() {
         let model = load_now(folder);
-        let mut cache = model.decoder.new_cache();
-        let (last, before) = golden.prompt_ids.split_last().unwrap();
-        if !before.is_empty() {
-            model.decoder.prefill(&mlx::ids(before).unwrap(), &mut cache).unwrap();
-        }
-        let logits = model.decoder.logits(&mlx::ids(&[*last]).unwrap(), &mut cache).unwrap();
-        let logits = logits.to_vec_exact::<f32>().unwrap();
+        let logits = last_logits(&model, &golden.prompt_ids);
         assert_eq!(logits.len(), golden.last_logits.len(), "{name}");
         let largest = golden.last_logits.iter().fold(0.0_f32, |largest, logit| largest.max(logit.abs()));
         let difference = logits.iter().zip(&golden.last_logits).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
@@ -296,7 +301,7 @@ fn where_a_broken_model_is_stands_in_the_log_and_not_in_the_error() {
     let (reply, answer) = oneshot::channel();
     let lines = lines_of(|| {
         let mut core = Core::new(&EngineSettings { max_batch: 1, queue_limit: 1, ..settings() }, Default::default());
-        core.obey(Work::Load { name: "m".into(), folder: root.path().to_owned(), reply });
+        core.obey(Work::Load { name: "m".into(), source: root.path().to_owned().into(), reply });
         while !core.is_idle() {
             core.step();
         }
@@ -313,7 +318,7 @@ fn what_the_thread_says_of_a_request_names_it() {
     let (folder, golden) = golden("qwen3-f32-tied");
     let lines = lines_of(|| {
         let mut core = Core::new(&EngineSettings { max_batch: 1, queue_limit: 1, ..settings() }, Default::default());
-        core.obey(Work::Load { name: "m".into(), folder, reply: oneshot::channel().0 });
+        core.obey(Work::Load { name: "m".into(), source: folder.into(), reply: oneshot::channel().0 });
         let span = span::http_server(Kind::Inference, "POST", Some("/v1/chat/completions"), None, "req-7");
         let request = Generate { span: span.clone(), ..greedy("m", &golden.prompt_ids, 3) };
         let (events, _kept) = unbounded_channel();

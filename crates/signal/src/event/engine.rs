@@ -21,6 +21,8 @@ pub struct ModelLoaded<'a> {
     pub bytes: u64,
     /// Time to load.
     pub duration: Duration,
+    /// How they are kept: `stored`, or `unpacked` where they are packed on disk and floats in memory.
+    pub weights: &'a str,
 }
 
 impl ModelLoaded<'_> {
@@ -28,11 +30,33 @@ impl ModelLoaded<'_> {
     pub fn emit(self) {
         tracing::info!(
             target: target::SERVER_ENGINE,
-            model = self.model, bytes = self.bytes, duration_ms = milliseconds(self.duration), "model loaded"
+            model = self.model, bytes = self.bytes, weights = self.weights, duration_ms = milliseconds(self.duration),
+            "model loaded"
         );
         let labels = Labels::none().with_text(Label::Model, self.model);
         set(Gauge::ModelLoaded, labels.clone(), 1.0);
         set(Gauge::ModelMemoryBytes, labels, self.bytes as f64);
+    }
+}
+
+/// A model waits until others, which are in use, make room for it.
+#[derive(Debug)]
+pub struct ModelWaitsForRoom<'a> {
+    /// Its name.
+    pub model: &'a str,
+    /// Memory its weights will take.
+    pub bytes: u64,
+    /// Memory that the weights of models in memory take.
+    pub held: u64,
+}
+
+impl ModelWaitsForRoom<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::info!(
+            target: target::SERVER_ENGINE,
+            model = self.model, bytes = self.bytes, held = self.held, "model waits for room"
+        );
     }
 }
 

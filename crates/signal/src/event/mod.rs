@@ -27,8 +27,8 @@ pub use daemon::{
 };
 pub use engine::{
     CacheNotCleared, DecodeError, DecodeFinished, EngineAbsent, EngineMemory, EngineStartError, FolderLeftOver,
-    MachineMemoryUnknown, MlxThreadGone, ModelLoadError, ModelLoaded, ModelUnloaded, PrefillFinished, PrefixLookedUp,
-    PromptNotKept, QueueDepth, QueueLeft,
+    MachineMemoryUnknown, MlxThreadGone, ModelLoadError, ModelLoaded, ModelUnloaded, ModelWaitsForRoom,
+    PrefillFinished, PrefixLookedUp, PromptNotKept, QueueDepth, QueueLeft,
 };
 pub use http::{HttpRequestFinished, HttpRequestStarted};
 pub use pull::{DownloadFinished, DownloadRetried, FileDownloaded, PullFinished, PullStarted};

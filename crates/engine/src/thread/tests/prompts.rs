@@ -123,7 +123,7 @@ fn of_a_prompt_that_is_not_wanted_any_more_the_computed_part_is_kept() {
     let (folder, golden) = golden("qwen3-q4-tied");
     let settings = EngineSettings { max_batch: 1, queue_limit: 1, prefill_chunk: 50, ..settings() };
     let mut core = Core::new(&settings, Default::default());
-    core.obey(Work::Load { name: "m".into(), folder, reply: oneshot::channel().0 });
+    core.obey(Work::Load { name: "m".into(), source: folder.into(), reply: oneshot::channel().0 });
     while !core.is_idle() {
         core.step();
     }
