@@ -10,8 +10,8 @@ use std::{
 
 use jiff::{Timestamp, Zoned};
 use mlx_manager_catalogue::Catalogue;
-use mlx_manager_config::LocalConfig;
-use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream};
+use mlx_manager_config::{self as config, LocalConfig};
+use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream, KeepAlive};
 use mlx_manager_signal::event::{EngineStartError, ModelLoadError};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -111,6 +111,12 @@ impl Engine {
     /// When the model can't be had, or can't do what is asked.
     pub async fn answer(&self, model: &str, chat: Chat, span: &tracing::Span) -> Result<EventStream, Error> {
         let (pool, lease) = self.inner.lease(model).await?;
+        if let Some(keep_alive) = chat.keep_alive {
+            lease.keep_alive(match keep_alive {
+                KeepAlive::Forever => config::KeepAlive::Forever,
+                KeepAlive::For(duration) => config::KeepAlive::For(duration),
+            });
+        }
         // A long prompt takes its time to tokenize, which must not hold up other requests.
         let prepared = self.inner.tasks.spawn_blocking(move || {
             let prompt = lease.chat.prepare(&chat, &lease.info, Zoned::now());
