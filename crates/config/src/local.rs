@@ -102,8 +102,7 @@ const LOAD_TIMEOUT: Key = Key::new("load_timeout", "\"5 min\"", "how long a requ
 const UNPACK: Key = Key::new(
     "unpack",
     "\"auto\"",
-    "4-bit weights become 32-bit floats on a CPU, several times faster for many requests: where they leave half of \
-     memory_limit free; or \"always\", \"never\"",
+    "on a CPU packed weights become floats, faster for many requests, if half of the limit stays free",
 );
 const MEMORY_LIMIT: Key = Key::new("memory_limit", "\"75%\"", "of the machine's memory, or a size such as \"8 GB\"");
 const PROMPT_CACHE: Key = Key::new(

@@ -5,7 +5,7 @@
 mod clock;
 mod memory;
 
-pub(crate) use memory::{active_memory, clear_cache, limit_memory};
+pub(crate) use memory::{active_memory, cache_memory, clear_cache, is_out_of_memory, limit_cache, limit_memory};
 pub(crate) use mlx_rs::{Array, Dtype, error::Exception};
 
 use mlx_rs::{Device, DeviceType, transforms};
@@ -53,7 +53,10 @@ pub(crate) fn start<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Result<(
     transforms::async_eval(arrays)
 }
 
-/// Waits for a token id that was started and reads it.
-pub(crate) fn read_id(token: &Array) -> Result<u32, Exception> {
-    token.try_item_exact::<u32>().map_err(|error| Exception::custom(error.to_string()))
+/// Waits for token ids that were started, and reads them.
+pub(crate) fn read_ids(tokens: &Array) -> Result<Vec<u32>, Exception> {
+    if tokens.size() == 0 {
+        return Ok(Vec::new());
+    }
+    tokens.to_vec_exact::<u32>().map_err(|error| Exception::custom(error.to_string()))
 }

@@ -1,40 +1,36 @@
-//! Attention of grouped queries over a key-value cache, and the gated feed-forward layer beside it.
+//! Attention of grouped queries, and the gated feed-forward layer beside it. Both see tokens side by side, whosever they are;
+//! only the [store](KeyValueStore) knows which belong together.
 
-use std::rc::Rc;
+use mlx_rs::{Array, error::Exception, fast, ops::indexing::TryIndexOp};
 
-use mlx_rs::{
-    Array,
-    error::Exception,
-    fast::{self, ScaledDotProductAttentionMask},
-    ops::{
-        self,
-        indexing::{Ellipsis, TryIndexOp},
-    },
+use super::{
+    KeyValueStore, Layout,
+    kernels::Kernels,
+    linear::{Linear, Stacked},
+    rope::{Rope, Rotation},
+    store::How,
 };
-
-use super::{KeyValueCache, linear::Linear, norm::Norm, rope::Rope};
 
 /// The attention of one layer.
 #[derive(Debug)]
 pub(crate) struct Attention {
-    pub(super) query: Linear,
-    pub(super) key: Linear,
-    pub(super) value: Linear,
+    /// To queries, keys and values, in this order.
+    pub(super) input: Stacked,
     pub(super) output: Linear,
-    /// Of each head, before the rotation.
+    /// Of each head of queries and keys, before the rotation.
     pub(super) head_norms: Option<HeadNorms>,
     pub(super) heads: i32,
     pub(super) key_value_heads: i32,
     pub(super) head_dim: i32,
-    pub(super) rope: Rc<Rope>,
     pub(super) mask: Mask,
 }
 
-/// The norms of a layer's queries and keys.
+/// The norms of a layer's queries and keys, which are taken together.
 #[derive(Debug)]
 pub(super) struct HeadNorms {
-    pub(super) query: Norm,
-    pub(super) key: Norm,
+    /// Of shape [heads + key_value_heads, head_dim].
+    pub(super) weights: Array,
+    pub(super) epsilon: f32,
 }
 
 /// What a token sees of the positions before it.
@@ -46,96 +42,66 @@ pub(super) enum Mask {
     SlidingWindow(i32),
 }
 
-impl Attention {
-    /// Attends from new positions, x of shape [1, positions, hidden], to all that the cache holds.
-    pub(crate) fn forward(&self, x: &Array, cache: &mut KeyValueCache) -> Result<Array, Exception> {
-        let length = x.dim(1);
-        let heads = |x: Array, count: i32| x.reshape(&[1, length, count, self.head_dim]);
-        let mut queries = heads(self.query.forward(x)?, self.heads)?;
-        let mut keys = heads(self.key.forward(x)?, self.key_value_heads)?;
-        if let Some(norms) = &self.head_norms {
-            queries = norms.query.forward(&queries)?;
-            keys = norms.key.forward(&keys)?;
-        }
-        let values = heads(self.value.forward(x)?, self.key_value_heads)?.transpose_axes(&[0, 2, 1, 3])?;
-        let offset = cache.offset();
-        let queries = self.rope.apply(&queries.transpose_axes(&[0, 2, 1, 3])?, offset)?;
-        let keys = self.rope.apply(&keys.transpose_axes(&[0, 2, 1, 3])?, offset)?;
-        let (keys, values) = cache.append(&keys, &values)?;
-        let attended = self.attend(&queries, &keys, &values)?;
-        let joined = attended.transpose_axes(&[0, 2, 1, 3])?.reshape(&[1, length, self.heads * self.head_dim])?;
-        self.output.forward(&joined)
-    }
+/// What a forward gives every layer.
+pub(super) struct Forward<'a> {
+    pub(super) store: &'a mut KeyValueStore,
+    pub(super) layout: &'a mut Layout,
+    pub(super) rope: &'a Rope,
+    pub(super) rotation: Rotation,
+}
 
-    fn attend(&self, queries: &Array, keys: &Array, values: &Array) -> Result<Array, Exception> {
-        let scale = (self.head_dim as f32).powf(-0.5);
-        let (added, total) = (queries.dim(2), keys.dim(2));
-        let window = match self.mask {
-            Mask::SlidingWindow(window) if total > window => Some(window),
-            Mask::SlidingWindow(_) | Mask::Causal => None,
-        };
-        match (added, window) {
-            (1, None) => fast::scaled_dot_product_attention(queries, keys, values, scale, None, None),
-            (1, Some(window)) => {
-                let keys = keys.try_index((Ellipsis, total - window.., ..))?;
-                let values = values.try_index((Ellipsis, total - window.., ..))?;
-                fast::scaled_dot_product_attention(queries, keys, values, scale, None, None)
-            }
-            (_, None) => {
-                let mask = ScaledDotProductAttentionMask::Causal;
-                fast::scaled_dot_product_attention(queries, keys, values, scale, mask, None)
-            }
-            (_, Some(window)) => {
-                let mask = window_mask(added, total, window)?;
-                fast::scaled_dot_product_attention(queries, keys, values, scale, &mask, None)
-            }
+impl Attention {
+    /// Attends from new tokens, x of shape [tokens, hidden], to all that the store holds of their sequences. With `rows_only`
+    /// only from those whose logits are asked for; `None` when there are none.
+    pub(super) fn forward(
+        &self,
+        layer: usize,
+        x: &Array,
+        forward: &mut Forward<'_>,
+        rows_only: bool,
+    ) -> Result<Option<Array>, Exception> {
+        let turned = self.heads + self.key_value_heads;
+        let heads = self.input.forward(x)?.reshape(&[x.dim(0), -1, self.head_dim])?;
+        let mut turning = heads.try_index((.., ..turned))?;
+        if let Some(norms) = &self.head_norms {
+            turning = fast::rms_norm(&turning, None, norms.epsilon)?.multiply(&norms.weights)?;
         }
+        let turned_heads = forward.rope.rotate(&turning, &forward.rotation)?;
+        let queries = turned_heads.try_index((.., ..self.heads))?;
+        let keys = turned_heads.try_index((.., self.heads..))?;
+        let values = heads.try_index((.., turned..))?;
+        let window = match self.mask {
+            Mask::Causal => None,
+            Mask::SlidingWindow(window) => Some(window),
+        };
+        let how = How { scale: (self.head_dim as f32).powf(-0.5), window, rows_only };
+        let found = forward.store.attend(layer, forward.layout, (&queries, &keys, &values), how)?;
+        found.map(|found| self.output.forward(&found)).transpose()
     }
 
     pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
-        let projections = [&self.query, &self.key, &self.value, &self.output];
-        let norms = self.head_norms.iter().flat_map(|norms| [&norms.query.weight, &norms.key.weight]);
-        projections.into_iter().flat_map(Linear::arrays).chain(norms)
+        let norms = self.head_norms.iter().map(|norms| &norms.weights);
+        self.input.arrays().chain(self.output.arrays()).chain(norms)
     }
-}
-
-/// Which of `total` positions the last `added` ones see: themselves and those before them, `window` in all.
-fn window_mask(added: i32, total: i32, window: i32) -> Result<Array, Exception> {
-    let seen: Vec<i32> = (0..total).collect();
-    let seen = Array::from_slice(&seen, &[1, total]);
-    let from: Vec<i32> = (total - added..total).collect();
-    let from = Array::from_slice(&from, &[added, 1]);
-    from.ge(&seen)?.logical_and(from.lt(seen.add(Array::from_int(window))?)?)
 }
 
 /// A feed-forward layer: down(silu(gate(x)) · up(x)).
 #[derive(Debug)]
 pub(crate) struct FeedForward {
-    pub(super) gate: Linear,
-    pub(super) up: Linear,
+    /// To gate and up, in this order.
+    pub(super) input: Stacked,
     pub(super) down: Linear,
+    pub(super) kernels: Kernels,
 }
 
 impl FeedForward {
-    pub(crate) fn forward(&self, x: &Array) -> Result<Array, Exception> {
-        let gate = self.gate.forward(x)?;
-        let activated = gate.multiply(ops::sigmoid(&gate)?)?;
-        self.down.forward(&activated.multiply(self.up.forward(x)?)?)
+    pub(super) fn forward(&self, x: &Array) -> Result<Array, Exception> {
+        let both = self.input.forward(x)?.split_equal(2, -1)?;
+        let [gate, up] = both.as_slice() else { return Err(Exception::custom("a split into two gave another number")) };
+        self.down.forward(&self.kernels.silu(gate)?.multiply(up)?)
     }
 
     pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
-        [&self.gate, &self.up, &self.down].into_iter().flat_map(Linear::arrays)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::window_mask;
-
-    #[test]
-    fn a_window_ends_at_the_token_itself() {
-        let mask = window_mask(2, 4, 2).unwrap().to_vec_exact::<bool>().unwrap();
-        let expected = [[false, true, true, false], [false, false, true, true]].concat();
-        assert_eq!(mask, expected);
+        self.input.arrays().chain(self.down.arrays())
     }
 }

@@ -1,18 +1,17 @@
 //! The decoder that all supported architectures share: embedding, layers of attention and feed-forward with a norm before
 //! each, a last norm, logits. What differs between architectures is in a [`Plan`].
 
-use std::rc::Rc;
-
 use mlx_rs::{
     Array, Dtype,
     error::Exception,
-    ops::indexing::{Ellipsis, NewAxis, TryIndexOp},
+    ops::{self, indexing::TryIndexOp},
 };
 
 use super::{
-    Config, KeyValueCache, LoadError,
-    attention::{Attention, FeedForward, HeadNorms, Mask},
-    linear::{Bias, Embedding, Linear},
+    Config, KeyValueStore, Layout, LoadError,
+    attention::{Attention, FeedForward, Forward, HeadNorms, Mask},
+    kernels::Kernels,
+    linear::{Bias, Embedding, Linear, Stacked},
     norm::Norm,
     plan::{Head, Mlp, Plan, QueryKeyNorm},
     rope::Rope,
@@ -27,6 +26,8 @@ pub(crate) struct Decoder {
     norm: Norm,
     /// `None` when the embedding serves.
     head: Option<Linear>,
+    rope: Rope,
+    kernels: Kernels,
 }
 
 #[derive(Debug)]
@@ -39,7 +40,12 @@ struct Layer {
 
 impl Decoder {
     /// Takes the tensors that config and plan ask for. They stay lazy.
-    pub(super) fn build(config: &Config, plan: &Plan, weights: &mut Weights) -> Result<Self, LoadError> {
+    pub(super) fn build(
+        config: &Config,
+        plan: &Plan,
+        weights: &mut Weights,
+        kernels: Kernels,
+    ) -> Result<Self, LoadError> {
         let hidden = config.hidden_size;
         if plan.head_dim % 2 != 0 || plan.head_dim > 1 << 14 {
             return Err(LoadError::config("head_dim", "must be an even number below 16384"));
@@ -48,8 +54,8 @@ impl Decoder {
             weights.drop_where(|name| name.starts_with("lm_head."));
         }
         let embedding = weights.embedding("model.embed_tokens", (config.vocabulary, hidden), plan.head)?;
-        let rope = Rope::new(plan.head_dim, plan.rope_base, plan.rope_pairs, &config.rope_scaling);
-        let mut assembly = Assembly { config, plan, rope: Rc::new(rope), weights };
+        let rope = Rope::new(plan.head_dim, plan.rope_base, plan.rope_pairs, &config.rope_scaling, kernels);
+        let mut assembly = Assembly { config, plan, weights, kernels };
         let mut layers = Vec::new();
         for (index, mask) in plan.masks.iter().enumerate() {
             layers.push(assembly.layer(index, *mask)?);
@@ -59,42 +65,59 @@ impl Decoder {
             Head::Tied => None,
             Head::Separate => Some(weights.linear("lm_head", (hidden, config.vocabulary), Bias::None)?),
         };
-        Ok(Self { embedding, layers, norm, head })
+        Ok(Self { embedding, layers, norm, head, rope, kernels })
     }
 
-    /// An empty cache for one sequence.
-    pub(crate) fn new_cache(&self) -> Vec<KeyValueCache> {
-        self.layers.iter().map(|_| KeyValueCache::default()).collect()
+    /// A store for its sequences.
+    pub(crate) fn new_store(&self) -> KeyValueStore {
+        KeyValueStore::new(self.layers.len(), self.kernels)
     }
 
-    /// Extends the cache by tokens without computing logits.
-    pub(crate) fn prefill(&self, ids: &Array, cache: &mut [KeyValueCache]) -> Result<(), Exception> {
-        self.hidden(ids, cache).map(drop)
+    /// How it computes.
+    pub(crate) fn kernels(&self) -> Kernels {
+        self.kernels
     }
 
-    /// Extends the cache by tokens, and gives the logits after the last of them, of shape [1, vocabulary], as floats of
-    /// 32 bits.
-    pub(crate) fn logits(&self, ids: &Array, cache: &mut [KeyValueCache]) -> Result<Array, Exception> {
-        let hidden = self.hidden(ids, cache)?;
-        let last = if hidden.dim(1) == 1 { hidden } else { hidden.try_index((Ellipsis, -1.., ..))? };
-        let last = self.norm.forward(&last)?;
+    /// Extends sequences by tokens, whose ids of shape [tokens] are in the order of the layout, and gives the logits after
+    /// those of them that asked for them, of shape [rows, vocabulary], as floats of 32 bits; `None` if none did. Nothing is
+    /// computed yet: that takes an evaluation of the logits and of what was [written](KeyValueStore::written).
+    pub(crate) fn forward(
+        &self,
+        ids: &Array,
+        layout: &mut Layout,
+        store: &mut KeyValueStore,
+    ) -> Result<Option<Array>, Exception> {
+        let rotation = self.rope.at(&layout.positions)?;
+        let mut forward = Forward { store, layout, rope: &self.rope, rotation };
+        let mut x = self.embedding.look_up(ids)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            // Of the last layer nothing is needed of tokens without logits but their keys and values.
+            let rows_only = index + 1 == self.layers.len();
+            let normed = layer.attention_norm.forward(&x)?;
+            let Some(found) = layer.attention.forward(index, &normed, &mut forward, rows_only)? else { break };
+            if found.dim(0) < x.dim(0) {
+                x = x.try_index(..found.dim(0))?;
+            }
+            let attended = x.add(found)?;
+            let normed = layer.feed_forward_norm.forward(&attended)?;
+            x = attended.add(layer.feed_forward.forward(&normed)?)?;
+        }
+        let Forward { store, layout, .. } = forward;
+        store.advance(layout);
+        if layout.rows == 0 {
+            return Ok(None);
+        }
+        let last = self.norm.forward(&x)?;
         let logits = match &self.head {
             Some(head) => head.forward(&last)?,
             None => self.embedding.project(&last)?,
         };
-        let logits = logits.reshape(&[1, -1])?;
-        if logits.dtype() == Dtype::Float32 { Ok(logits) } else { logits.as_dtype(Dtype::Float32) }
+        Ok(Some(if logits.dtype() == Dtype::Float32 { logits } else { logits.as_dtype(Dtype::Float32)? }))
     }
 
-    fn hidden(&self, ids: &Array, cache: &mut [KeyValueCache]) -> Result<Array, Exception> {
-        let mut x = self.embedding.look_up(&ids.try_index((NewAxis, ..))?)?;
-        for (layer, cache) in self.layers.iter().zip(cache) {
-            let normed = layer.attention_norm.forward(&x)?;
-            let attended = x.add(layer.attention.forward(&normed, cache)?)?;
-            let normed = layer.feed_forward_norm.forward(&attended)?;
-            x = attended.add(layer.feed_forward.forward(&normed)?)?;
-        }
-        Ok(x)
+    /// Bytes of a number of its activations, which are of its norms' type.
+    pub(super) fn number_bytes(&self) -> u64 {
+        self.norm.weight.item_size() as u64
     }
 
     /// Every array of the model.
@@ -112,8 +135,8 @@ impl Decoder {
 struct Assembly<'a> {
     config: &'a Config,
     plan: &'a Plan,
-    rope: Rc<Rope>,
     weights: &'a mut Weights,
+    kernels: Kernels,
 }
 
 impl Assembly<'_> {
@@ -134,22 +157,27 @@ impl Assembly<'_> {
         let narrow = width(plan.key_value_heads, plan.head_dim)?;
         let head_norms = match plan.query_key_norm {
             QueryKeyNorm::None => None,
-            QueryKeyNorm::PerHead => Some(HeadNorms {
-                query: self.norm(&format!("{path}.q_norm"), plan.head_dim)?,
-                key: self.norm(&format!("{path}.k_norm"), plan.head_dim)?,
-            }),
+            QueryKeyNorm::PerHead => {
+                let query = self.norm(&format!("{path}.q_norm"), plan.head_dim)?.weight;
+                let key = self.norm(&format!("{path}.k_norm"), plan.head_dim)?.weight;
+                let each = |weight: &Array, heads| ops::broadcast_to(weight, &[heads, plan.head_dim]);
+                let weights = [each(&query, config.heads)?, each(&key, plan.key_value_heads)?];
+                Some(HeadNorms { weights: ops::concatenate(&weights, 0)?, epsilon: config.norm_epsilon })
+            }
         };
         let mut projection = |name: &str, shape, bias| self.weights.linear(&format!("{path}.{name}"), shape, bias);
+        let input = vec![
+            projection("q_proj", (hidden, wide), plan.input_bias)?,
+            projection("k_proj", (hidden, narrow), plan.input_bias)?,
+            projection("v_proj", (hidden, narrow), plan.input_bias)?,
+        ];
         Ok(Attention {
-            query: projection("q_proj", (hidden, wide), plan.input_bias)?,
-            key: projection("k_proj", (hidden, narrow), plan.input_bias)?,
-            value: projection("v_proj", (hidden, narrow), plan.input_bias)?,
+            input: Stacked::new(input)?,
             output: projection("o_proj", (wide, hidden), plan.output_bias)?,
             head_norms,
             heads: config.heads,
             key_value_heads: plan.key_value_heads,
             head_dim: plan.head_dim,
-            rope: Rc::clone(&self.rope),
             mask,
         })
     }
@@ -158,10 +186,11 @@ impl Assembly<'_> {
         let Mlp::Dense(bias) = self.plan.mlp;
         let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
         let mut projection = |name: &str, shape| self.weights.linear(&format!("{path}.{name}"), shape, bias);
+        let input = vec![projection("gate_proj", (hidden, inner))?, projection("up_proj", (hidden, inner))?];
         Ok(FeedForward {
-            gate: projection("gate_proj", (hidden, inner))?,
-            up: projection("up_proj", (hidden, inner))?,
+            input: Stacked::new(input)?,
             down: projection("down_proj", (inner, hidden))?,
+            kernels: self.kernels,
         })
     }
 

@@ -21,6 +21,17 @@ pub(crate) struct KeyValueCache {
 }
 
 impl KeyValueCache {
+    /// Of keys and values of shape [1, heads, positions, head_dim], without room for more.
+    pub(super) fn of(keys: Array, values: Array) -> Self {
+        let offset = keys.dim(2);
+        Self { buffers: Some((keys, values)), offset }
+    }
+
+    /// Keys and values of all positions, if there are any.
+    pub(super) fn all(&self) -> Result<Option<(Array, Array)>, Exception> {
+        self.map(|buffer| buffer.try_index((Ellipsis, ..self.offset, ..)))
+    }
+
     /// Positions held.
     pub(crate) fn offset(&self) -> i32 {
         self.offset

@@ -75,6 +75,77 @@ impl Linear {
     }
 }
 
+/// Projections of the same input, side by side: as one where their weights are stored alike, since it is the calls that cost
+/// when there are few rows.
+#[derive(Debug)]
+pub(crate) struct Stacked(Vec<Linear>);
+
+impl Stacked {
+    pub(super) fn new(parts: Vec<Linear>) -> Result<Self, Exception> {
+        Ok(Self(match join(&parts)? {
+            Some(joined) => vec![joined],
+            None => parts,
+        }))
+    }
+
+    /// Their outputs in a row, over the last dimension.
+    pub(crate) fn forward(&self, x: &Array) -> Result<Array, Exception> {
+        match self.0.as_slice() {
+            [joined] => joined.forward(x),
+            parts => {
+                let parts = parts.iter().map(|part| part.forward(x)).collect::<Result<Vec<_>, _>>()?;
+                ops::concatenate(&parts, -1)
+            }
+        }
+    }
+
+    pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.0.iter().flat_map(Linear::arrays)
+    }
+}
+
+/// `None` where the weights are not stored alike.
+fn join(parts: &[Linear]) -> Result<Option<Linear>, Exception> {
+    let side_by_side = |arrays: Vec<&Array>| ops::concatenate(&arrays, 0);
+    let dense: Option<Vec<Array>> = parts
+        .iter()
+        .map(|part| match &part.matrix {
+            Matrix::Dense(weight) => weight.transpose().ok(),
+            Matrix::Packed(_) => None,
+        })
+        .collect();
+    let packed: Option<Vec<&Packed>> = parts
+        .iter()
+        .map(|part| match &part.matrix {
+            Matrix::Dense(_) => None,
+            Matrix::Packed(packed) => Some(packed),
+        })
+        .collect();
+    let biases: Vec<&Array> = parts.iter().filter_map(|part| part.bias.as_ref()).collect();
+    if !biases.is_empty() && biases.len() < parts.len() {
+        return Ok(None);
+    }
+    let matrix = if let Some(dense) = dense {
+        Matrix::Dense(side_by_side(dense.iter().collect())?.transpose()?)
+    } else if let Some(packed) = packed
+        && let Some(first) = packed.first()
+        && packed.iter().all(|part| (part.bits, part.group_size) == (first.bits, first.group_size))
+    {
+        let all = |of: fn(&Packed) -> &Array| side_by_side(packed.iter().map(|part| of(part)).collect());
+        Matrix::Packed(Packed {
+            weight: all(|part| &part.weight)?,
+            scales: all(|part| &part.scales)?,
+            biases: all(|part| &part.biases)?,
+            group_size: first.group_size,
+            bits: first.bits,
+        })
+    } else {
+        return Ok(None);
+    };
+    let bias = if biases.is_empty() { None } else { Some(side_by_side(biases)?) };
+    Ok(Some(Linear { matrix, bias }))
+}
+
 impl Matrix {
     fn arrays(&self) -> Vec<&Array> {
         match self {

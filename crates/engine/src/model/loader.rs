@@ -13,7 +13,9 @@ use super::{
     Architecture, Config, LoadError,
     decoder::Decoder,
     footprint::{Footprint, Form, Source},
+    kernels::Kernels,
     llama,
+    needs::Needs,
     plan::Plan,
     qwen2, qwen3,
     weights::{self, Weights},
@@ -41,6 +43,8 @@ pub(crate) struct ModelInfo {
     pub(crate) bytes: u64,
     /// How they are kept.
     pub(crate) form: Form,
+    /// What its sequences take.
+    pub(crate) needs: Needs,
     /// How most weights are packed, if they are.
     #[cfg(test)]
     pub(crate) quantization: Option<QuantizationSummary>,
@@ -70,6 +74,8 @@ pub(crate) struct Loader {
     name: String,
     source: Source,
     precision: Precision,
+    /// `None` takes the fastest ones for the device.
+    kernels: Option<Kernels>,
     started: Instant,
     state: State,
 }
@@ -86,7 +92,13 @@ enum State {
 
 impl Loader {
     pub(crate) fn new(name: String, source: impl Into<Source>, precision: Precision) -> Self {
-        Self { name, source: source.into(), precision, started: Instant::now(), state: State::New }
+        let source = source.into();
+        Self { name, source, precision, kernels: None, started: Instant::now(), state: State::New }
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_kernels(self, kernels: Kernels) -> Self {
+        Self { kernels: Some(kernels), ..self }
     }
 
     /// Reads and checks the headers first, then some of the weights at each step.
@@ -125,7 +137,8 @@ impl Loader {
     fn open(&self) -> Result<Model, LoadError> {
         let Source { folder, form } = &self.source;
         let config = Config::read(folder)?;
-        let decoder = build(folder, &config, self.precision, *form)?;
+        let kernels = self.kernels.map_or_else(Kernels::for_device, Ok)?;
+        let decoder = build(folder, &config, (self.precision, *form), kernels)?;
         let bytes = decoder.arrays().map(|array| array.nbytes() as u64).sum();
         let info = ModelInfo {
             name: self.name.clone(),
@@ -135,6 +148,7 @@ impl Loader {
             end_ids: config.end_ids,
             bytes,
             form: *form,
+            needs: Needs::of(&config, &plan(&config)?, decoder.number_bytes()),
             #[cfg(test)]
             quantization: config.quantization.default,
             load_duration: Duration::ZERO,
@@ -162,11 +176,16 @@ fn plan(config: &Config) -> Result<Plan, LoadError> {
     }
 }
 
-fn build(folder: &Path, config: &Config, precision: Precision, form: Form) -> Result<Decoder, LoadError> {
+fn build(
+    folder: &Path,
+    config: &Config,
+    (precision, form): (Precision, Form),
+    kernels: Kernels,
+) -> Result<Decoder, LoadError> {
     let plan = plan(config)?;
     let mut weights = Weights::open(folder, config.quantization.clone(), precision, form)?;
     weights.drop_where(|name| name.ends_with("rotary_emb.inv_freq"));
-    let decoder = Decoder::build(config, &plan, &mut weights)?;
+    let decoder = Decoder::build(config, &plan, &mut weights, kernels)?;
     weights.finish()?;
     Ok(decoder)
 }

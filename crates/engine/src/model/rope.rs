@@ -2,10 +2,15 @@
 
 use std::f64::consts::PI;
 
-use mlx_rs::{Array, error::Exception, fast};
+use mlx_rs::{
+    Array,
+    error::Exception,
+    fast,
+    ops::concatenate,
+};
 use serde_json::{Map, Value};
 
-use super::LoadError;
+use super::{LoadError, kernels::Kernels};
 
 /// `rope_scaling` of config.json.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,56 +87,118 @@ impl RopePairs {
 pub(crate) struct Rope {
     dimensions: i32,
     pairs: RopePairs,
-    base: Option<f32>,
-    scale: f32,
     /// One per pair of dimensions: base^(2i/d), the reciprocal of what other libraries call the inverse frequencies.
-    frequencies: Option<Array>,
+    frequencies: Vec<f64>,
+    /// Factor on positions.
+    scale: f64,
     /// Factor on the input.
-    magnitude: f32,
+    magnitude: f64,
+    kernels: Kernels,
+}
+
+/// A rotation by the positions of one forward, for all layers.
+#[derive(Debug)]
+pub(super) enum Rotation {
+    /// Positions, and frequencies, for MLX's own kernel.
+    Fused { positions: Array, frequencies: Array },
+    /// Cosines and signed sines, which broadcast to heads of paired dimensions.
+    Tables { cosines: Array, sines: Array },
 }
 
 impl Rope {
-    pub(crate) fn new(dimensions: i32, base: f32, pairs: RopePairs, scaling: &RopeScaling) -> Self {
-        let mut rope = Self { dimensions, pairs, base: Some(base), scale: 1.0, frequencies: None, magnitude: 1.0 };
+    pub(crate) fn new(
+        dimensions: i32,
+        base: f32,
+        pairs: RopePairs,
+        scaling: &RopeScaling,
+        kernels: Kernels,
+    ) -> Self {
+        let plain = plain(dimensions, base);
+        let (mut scale, mut magnitude) = (1.0, 1.0);
         let frequencies = match *scaling {
-            RopeScaling::None => return rope,
+            RopeScaling::None => plain.collect(),
             RopeScaling::Linear { factor } => {
-                rope.scale = (1.0 / factor) as f32;
-                return rope;
+                scale = 1.0 / factor;
+                plain.collect()
             }
             RopeScaling::Llama3 { factor, low, high, original } => {
-                plain(dimensions, base).map(|frequency| llama3(frequency, factor, (low, high), original)).collect()
+                plain.map(|frequency| llama3(frequency, factor, (low, high), original)).collect()
             }
             RopeScaling::Yarn { factor, original, beta_fast, beta_slow, scale, scale_all } => {
-                rope.magnitude = (magnitude(factor, scale) / magnitude(factor, scale_all)) as f32;
+                magnitude = self::magnitude(factor, scale) / self::magnitude(factor, scale_all);
                 yarn(dimensions, base, factor, original, (beta_fast, beta_slow))
             }
         };
-        rope.base = None;
-        rope.frequencies = Some(row(&frequencies));
-        rope
+        Self { dimensions, pairs, frequencies, scale, magnitude, kernels }
     }
 
-    /// Rotates queries or keys of shape [1, heads, positions, head_dim], the first of which stands at `offset`.
-    pub(crate) fn apply(&self, x: &Array, offset: i32) -> Result<Array, Exception> {
-        let scaled = if self.magnitude == 1.0 {
-            None
-        } else {
-            Some(x.multiply(Array::from_f32(self.magnitude).as_dtype(x.dtype())?)?)
-        };
-        let x = scaled.as_ref().unwrap_or(x);
-        let traditional = self.pairs == RopePairs::Neighbours;
-        fast::rope(x, self.dimensions, traditional, self.base, self.scale, offset, self.frequencies.as_ref())
+    /// The rotation of tokens that stand at these positions.
+    pub(super) fn at(&self, positions: &[i32]) -> Result<Rotation, Exception> {
+        let count = i32::try_from(positions.len()).unwrap_or(i32::MAX);
+        match self.kernels {
+            Kernels::Fused => {
+                let frequencies: Vec<f32> = self.frequencies.iter().map(|frequency| *frequency as f32).collect();
+                Ok(Rotation::Fused {
+                    positions: Array::from_slice(positions, &[count]),
+                    frequencies: Array::from_slice(&frequencies, &[self.dimensions / 2]),
+                })
+            }
+            Kernels::Composed => {
+                let angles = positions.iter().flat_map(|position| {
+                    let position = f64::from(*position) * self.scale;
+                    self.frequencies.iter().map(move |frequency| position / frequency)
+                });
+                let (mut sines, mut cosines) = (Vec::new(), Vec::new());
+                for angle in angles {
+                    let (sine, cosine) = angle.sin_cos();
+                    sines.push((sine * self.magnitude) as f32);
+                    cosines.push((cosine * self.magnitude) as f32);
+                }
+                let half = self.dimensions / 2;
+                let (shape, axis) = match self.pairs {
+                    RopePairs::Halves => ([count, 1, 1, half], 2),
+                    RopePairs::Neighbours => ([count, 1, half, 1], 3),
+                };
+                let negated: Vec<f32> = sines.iter().map(|sine| -sine).collect();
+                let parts = [Array::from_slice(&negated, &shape), Array::from_slice(&sines, &shape)];
+                let sines = concatenate(&parts, axis)?;
+                Ok(Rotation::Tables { cosines: Array::from_slice(&cosines, &shape), sines })
+            }
+        }
+    }
+
+    /// Rotates heads of shape [tokens, heads, head_dim].
+    pub(super) fn rotate(&self, x: &Array, by: &Rotation) -> Result<Array, Exception> {
+        let shape = x.shape();
+        match by {
+            Rotation::Fused { positions, frequencies } => {
+                let scaled = if self.magnitude == 1.0 {
+                    None
+                } else {
+                    Some(x.multiply(Array::from_f32(self.magnitude as f32).as_dtype(x.dtype())?)?)
+                };
+                let x = scaled.as_ref().unwrap_or(x).reshape(&[shape[0], shape[1], 1, -1])?;
+                let traditional = self.pairs == RopePairs::Neighbours;
+                let scale = self.scale as f32;
+                fast::rope_dynamic(&x, self.dimensions, traditional, None, scale, positions, frequencies)?.reshape(shape)
+            }
+            Rotation::Tables { cosines, sines } => {
+                let half = self.dimensions / 2;
+                let (pairs, axis) = match self.pairs {
+                    RopePairs::Halves => (x.reshape(&[shape[0], shape[1], 2, half])?, 2),
+                    RopePairs::Neighbours => (x.reshape(&[shape[0], shape[1], half, 2])?, 3),
+                };
+                let mut swapped = pairs.split_equal(2, axis)?;
+                swapped.reverse();
+                let swapped = concatenate(&swapped, axis)?;
+                pairs.multiply(cosines)?.add(swapped.multiply(sines)?)?.reshape(shape)
+            }
+        }
     }
 }
 
 fn plain(dimensions: i32, base: f32) -> impl Iterator<Item = f64> {
     (0..dimensions / 2).map(move |pair| f64::from(base).powf(f64::from(2 * pair) / f64::from(dimensions)))
-}
-
-fn row(values: &[f64]) -> Array {
-    let values: Vec<f32> = values.iter().map(|value| *value as f32).collect();
-    Array::from_slice(&values, &[values.len() as i32])
 }
 
 fn llama3(frequency: f64, factor: f64, (low, high): (f64, f64), original: f64) -> f64 {

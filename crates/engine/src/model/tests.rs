@@ -7,8 +7,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{LoadError, Loader, Progress};
+use super::{Kernels, LoadError, Loader, Model, Progress};
 use crate::mlx::Precision;
+
+mod packed;
 
 fn copy_of(golden: &str) -> tempfile::TempDir {
     let source = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/goldens/engine")).join(golden);
@@ -24,6 +26,16 @@ fn load(folder: &Path) -> Result<(), LoadError> {
     let mut loader = Loader::new("m".to_owned(), folder.to_path_buf(), Precision::Float32);
     while !matches!(loader.step()?, Progress::Done(_)) {}
     Ok(())
+}
+
+/// The model of a folder, computing so.
+fn loaded(folder: &Path, kernels: Kernels) -> Box<Model> {
+    let mut loader = Loader::new("m".to_owned(), folder.to_path_buf(), Precision::Float32).with_kernels(kernels);
+    loop {
+        if let Progress::Done(model) = loader.step().unwrap() {
+            return model;
+        }
+    }
 }
 
 fn edit_config(folder: &Path, change: impl FnOnce(&mut Value)) {

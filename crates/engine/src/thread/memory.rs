@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use mlx_manager_signal::event::{EngineMemory, ModelUnloaded, PromptNotKept};
 
-use super::{EngineSettings, models::Models, sequence::Sequence};
+use super::{EngineSettings, models::Models};
 use crate::{
     cache::PromptCache,
     error::EngineError,
@@ -45,21 +45,18 @@ impl Memory {
         self.prompts.is_on()
     }
 
-    /// Keys and values, layer by layer, of as many of a prompt's first tokens as were computed before, but not of its last
-    /// one. That is computed in any case: what follows it is the answer.
+    /// Keys and values, layer by layer, of as many of the first of these tokens as were computed before.
     pub(super) fn computed_before(
         &mut self,
         model: &ModelName,
-        prompt: &[u32],
+        tokens: &[u32],
     ) -> Result<Option<Vec<KeyValueCache>>, Exception> {
-        let before_last = prompt.split_last().map_or(&[][..], |(_, before)| before);
-        self.prompts.longest(model, before_last)
+        self.prompts.longest(model, tokens)
     }
 
-    /// Keeps what was computed for a sequence that is over, for prompts that begin alike.
-    pub(super) fn keep(&mut self, model: &ModelName, sequence: Sequence) {
-        let (tokens, layers) = sequence.into_computed();
-        if let Err(error) = self.prompts.keep(model, tokens, &layers) {
+    /// Keeps what was computed of these tokens, which are the first of those that `layers` hold, for prompts that begin alike.
+    pub(super) fn keep(&mut self, model: &ModelName, tokens: &[u32], layers: &[KeyValueCache]) {
+        if let Err(error) = self.prompts.keep(model, tokens.to_vec(), layers) {
             PromptNotKept { error: &error }.emit();
             self.prompts.forget(model);
         }

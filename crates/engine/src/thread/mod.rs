@@ -5,6 +5,7 @@
 //! other: [`sequences`] is the queue, in the order that [`scheduler`] decides; [`memory`] holds the [`models`] and what was
 //! computed for prompts; a [`sequence`] is one prompt and its answer on the device.
 
+mod batch;
 mod command;
 mod handle;
 mod memory;
@@ -37,6 +38,8 @@ pub(crate) struct EngineSettings {
     pub(crate) prompt_cache: u64,
     /// `None` takes the fastest precision for the device.
     pub(crate) precision: Option<Precision>,
+    /// Whether a step is begun before the one before it is read; `None` does what is faster on the device.
+    pub(crate) run_ahead: Option<bool>,
 }
 
 impl Default for EngineSettings {
@@ -48,6 +51,7 @@ impl Default for EngineSettings {
             memory_limit: None,
             prompt_cache: 512 << 20,
             precision: None,
+            run_ahead: None,
         }
     }
 }

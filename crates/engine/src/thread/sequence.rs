@@ -1,10 +1,8 @@
-//! One prompt and the answer that grows from it.
+//! One prompt and the answer that grows from it, as far as the host knows of it.
 
-use crate::{
-    mlx::{self, Array, Exception},
-    model::{KeyValueCache, Model},
-    sample::{Sampler, SamplingParameters},
-};
+use std::num::NonZeroUsize;
+
+use crate::sample::{Sampler, SamplingParameters};
 
 /// What a sequence is to do.
 #[derive(Debug)]
@@ -17,7 +15,7 @@ pub(super) struct SequencePlan {
     pub(super) stop_ids: Vec<u32>,
 }
 
-/// What a decode step led to.
+/// What a token led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     /// A token of the answer; more will follow.
@@ -28,47 +26,90 @@ pub(super) enum Step {
     Stop,
 }
 
-/// A sequence and all that it keeps on the device.
+/// A sequence without what it keeps on the device.
 #[derive(Debug)]
 pub(super) struct Sequence {
-    plan: SequencePlan,
-    /// Prompt tokens that were in the cache from the start.
+    /// The prompt and the answer so far, a stop token included.
+    tokens: Vec<u32>,
+    /// Tokens of the prompt.
+    prompt: usize,
+    /// Tokens of the prompt that need not be computed when it first ran.
     cached: usize,
-    /// Prompt tokens that are in the cache.
-    prefilled: usize,
-    cache: Vec<KeyValueCache>,
+    /// Tokens whose keys and values are computed.
+    computed: usize,
+    max_tokens: usize,
+    stop_ids: Vec<u32>,
     sampler: Sampler,
-    /// The token to be read next, perhaps still being computed.
-    current: Option<Array>,
-    /// The token after it, if it was begun.
-    ahead: Option<Array>,
-    /// Tokens read, a stop token included.
-    produced: Vec<u32>,
 }
 
 impl Sequence {
-    /// `cached` holds the keys and values of the prompt's first tokens, not of all of them: the last one is computed in any
-    /// case.
-    pub(super) fn new(
-        model: &Model,
-        plan: SequencePlan,
-        cached: Option<Vec<KeyValueCache>>,
-    ) -> Result<Self, Exception> {
-        let sampler = Sampler::new(plan.sampling.clone(), &plan.prompt, model.info.vocabulary)?;
-        let cache = cached.unwrap_or_else(|| model.decoder.new_cache());
-        let prefilled = positions(&cache);
-        let produced = Vec::new();
-        Ok(Self { plan, cached: prefilled, prefilled, cache, sampler, current: None, ahead: None, produced })
+    pub(super) fn new(plan: SequencePlan) -> Self {
+        let SequencePlan { prompt, sampling, max_tokens, stop_ids } = plan;
+        let sampler = Sampler::new(sampling, &prompt);
+        let length = prompt.len();
+        Self { tokens: prompt, prompt: length, cached: 0, computed: 0, max_tokens: max_tokens as usize, stop_ids, sampler }
     }
 
-    /// Whether all prompt tokens but the last are in the cache; the last one goes through the first decode step.
-    pub(super) fn is_prefilled(&self) -> bool {
-        self.prefilled + 1 >= self.plan.prompt.len()
+    /// It gets a place, with so many of its first tokens computed. Never all of them: the last one goes through the decode
+    /// step that gives the next.
+    pub(super) fn place(&mut self, computed: usize) {
+        self.computed = computed.min(self.tokens.len().saturating_sub(1));
+        if self.produced() == 0 {
+            self.cached = self.computed;
+        }
+    }
+
+    /// The tokens that a prefix cache may know.
+    pub(super) fn before_last(&self) -> &[u32] {
+        self.tokens.split_last().map_or(&[], |(_, before)| before)
+    }
+
+    /// Tokens to be computed before the next one can be decoded.
+    pub(super) fn to_prefill(&self) -> usize {
+        self.before_last().len().saturating_sub(self.computed)
+    }
+
+    /// The next tokens to be computed, at most so many.
+    pub(super) fn next(&self, count: NonZeroUsize) -> &[u32] {
+        let end = self.computed.saturating_add(count.get()).min(self.tokens.len());
+        self.tokens.get(self.computed..end).unwrap_or_default()
+    }
+
+    /// So many more tokens are computed.
+    pub(super) fn advance(&mut self, count: usize) {
+        self.computed = self.computed.saturating_add(count).min(self.tokens.len());
+    }
+
+    /// Takes the token that was chosen.
+    pub(super) fn take(&mut self, token: u32) -> Step {
+        self.tokens.push(token);
+        self.sampler.hear(token);
+        if self.stop_ids.contains(&token) {
+            Step::Stop
+        } else if self.tokens.len() - self.prompt >= self.max_tokens {
+            Step::LastToken(token)
+        } else {
+            Step::Token(token)
+        }
+    }
+
+    /// Whether a token after the next one may follow.
+    pub(super) fn goes_on(&self) -> bool {
+        self.tokens.len() - self.prompt + 1 < self.max_tokens
+    }
+
+    pub(super) fn sampler(&self) -> &Sampler {
+        &self.sampler
     }
 
     /// Tokens of the prompt.
     pub(super) fn prompt_tokens(&self) -> u64 {
-        self.plan.prompt.len() as u64
+        self.prompt as u64
+    }
+
+    /// Tokens of prompt and answer.
+    pub(super) fn length(&self) -> usize {
+        self.tokens.len()
     }
 
     /// Tokens of the prompt that were computed before.
@@ -78,83 +119,17 @@ impl Sequence {
 
     /// Tokens generated, a stop token included.
     pub(super) fn produced(&self) -> u64 {
-        self.produced.len() as u64
+        (self.tokens.len() - self.prompt) as u64
     }
 
-    /// The token that was read last.
+    /// The token that was taken last.
     #[cfg(test)]
     pub(super) fn last_token(&self) -> Option<u32> {
-        self.produced.last().copied()
+        self.tokens.get(self.prompt..).and_then(<[u32]>::last).copied()
     }
 
-    /// The tokens whose keys and values are computed, and these, layer by layer, perhaps with positions beyond: those of a
-    /// token that nobody has read. The last token that was read is missing if no other was to follow.
-    pub(super) fn into_computed(self) -> (Vec<u32>, Vec<KeyValueCache>) {
-        let mut tokens = self.plan.prompt;
-        tokens.extend(self.produced);
-        tokens.truncate(positions(&self.cache));
-        (tokens, self.cache)
+    /// The tokens whose keys and values are computed.
+    pub(super) fn computed(&self) -> &[u32] {
+        self.tokens.get(..self.computed).unwrap_or_default()
     }
-
-    /// Bytes of the key-value cache.
-    pub(super) fn cache_bytes(&self) -> u64 {
-        self.cache.iter().map(KeyValueCache::bytes).sum()
-    }
-
-    /// Computes at most `chunk` more tokens of the prompt and waits for them.
-    pub(super) fn prefill(&mut self, model: &Model, chunk: usize) -> Result<(), Exception> {
-        let last = self.plan.prompt.len().saturating_sub(1);
-        let end = self.prefilled.saturating_add(chunk).min(last);
-        let Some(tokens) = self.plan.prompt.get(self.prefilled..end).filter(|tokens| !tokens.is_empty()) else {
-            return Ok(());
-        };
-        model.decoder.prefill(&mlx::ids(tokens)?, &mut self.cache)?;
-        mlx::evaluate(self.cache.iter().flat_map(KeyValueCache::arrays))?;
-        mlx::clear_cache()?;
-        self.prefilled = end;
-        Ok(())
-    }
-
-    /// Begins the computation of the next token and of the one after it, without waiting.
-    pub(super) fn launch(&mut self, model: &Model) -> Result<(), Exception> {
-        let current = match self.current.take() {
-            Some(current) => current,
-            None => {
-                let last = self.plan.prompt.get(self.prefilled..).unwrap_or_default();
-                self.next(model, &mlx::ids(last)?)?
-            }
-        };
-        if self.produced.len() + 1 < self.plan.max_tokens as usize {
-            self.ahead = Some(self.next(model, &current)?);
-        }
-        self.current = Some(current);
-        Ok(())
-    }
-
-    /// Waits for the token that was launched.
-    pub(super) fn collect(&mut self) -> Result<Step, Exception> {
-        let current = self.current.take().ok_or_else(|| Exception::custom("no token was launched"))?;
-        let id = mlx::read_id(&current)?;
-        self.current = self.ahead.take();
-        self.produced.push(id);
-        Ok(if self.plan.stop_ids.contains(&id) {
-            Step::Stop
-        } else if self.produced.len() >= self.plan.max_tokens as usize {
-            Step::LastToken(id)
-        } else {
-            Step::Token(id)
-        })
-    }
-
-    fn next(&mut self, model: &Model, ids: &Array) -> Result<Array, Exception> {
-        let logits = model.decoder.logits(ids, &mut self.cache)?;
-        let token = self.sampler.sample(&logits)?;
-        mlx::start([&token])?;
-        Ok(token)
-    }
-}
-
-/// Tokens whose keys and values a cache holds.
-fn positions(cache: &[KeyValueCache]) -> usize {
-    cache.first().map_or(0, |layer| layer.offset() as usize)
 }

@@ -1,6 +1,6 @@
 //! The sequences that have not ended: who waits, who runs, and what is told of each on its way.
 
-use std::{collections::HashMap, rc::Rc, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use mlx_manager_llm::Usage;
 use mlx_manager_signal::{
@@ -13,13 +13,10 @@ use tracing::Span;
 use super::{
     EngineSettings,
     command::{GenerationEvent, Outbox, Submission},
-    scheduler::{Action, Limits, QueueFull, Scheduler, SequenceId},
+    scheduler::{Action, Limits, QueueFull, Scheduler, SequenceId, Step},
     sequence::{Sequence, SequencePlan},
 };
-use crate::{
-    error::EngineError,
-    model::{Model, ModelName},
-};
+use crate::{error::EngineError, model::ModelName};
 
 /// The queue, and those that left it.
 pub(super) struct Sequences {
@@ -39,7 +36,7 @@ pub(super) struct Open {
 }
 
 enum Phase {
-    Waiting(Waiting),
+    Waiting(Box<Waiting>),
     Running(Box<Running>),
     /// Between two phases.
     Moving,
@@ -47,7 +44,7 @@ enum Phase {
 
 /// A sequence in the queue, or just out of it.
 pub(super) struct Waiting {
-    pub(super) plan: SequencePlan,
+    pub(super) sequence: Sequence,
     pub(super) place: QueuePlace,
 }
 
@@ -59,7 +56,6 @@ pub(super) struct QueuePlace {
 
 /// A sequence that is computed.
 pub(super) struct Running {
-    pub(super) model: Rc<Model>,
     pub(super) sequence: Sequence,
     started: Instant,
     /// The span of prefill until the first token, that of decode after it.
@@ -69,6 +65,7 @@ pub(super) struct Running {
 
 /// A sequence that is over but for its last event.
 pub(super) struct Ended {
+    pub(super) id: SequenceId,
     pub(super) model: ModelName,
     pub(super) events: Outbox,
     /// `None` when it never ran.
@@ -77,7 +74,7 @@ pub(super) struct Ended {
 
 impl Sequences {
     pub(super) fn new(settings: &EngineSettings) -> Self {
-        let limits = Limits { max_batch: settings.max_batch, queue: settings.queue_limit };
+        let limits = Limits { max_batch: settings.max_batch, queue: settings.queue_limit, prefill_chunk: settings.prefill_chunk };
         Self { scheduler: Scheduler::new(limits), open: HashMap::new(), next_id: 0, told_waiting: 0 }
     }
 
@@ -88,7 +85,7 @@ impl Sequences {
 
     /// What to do next. The caller does it before it asks again.
     pub(super) fn next(&mut self) -> Action {
-        self.scheduler.next()
+        self.scheduler.next(Instant::now())
     }
 
     /// Takes a sequence in, or refuses it.
@@ -96,7 +93,8 @@ impl Sequences {
         let Submission { request, mut events, submitted, queue_span } = submission;
         let id = self.next_id;
         self.next_id += 1;
-        if let Err(QueueFull) = self.scheduler.submit(id, ModelName::clone(&model)) {
+        let tokens = request.prompt.len() as u64;
+        if let Err(QueueFull) = self.scheduler.submit(id, ModelName::clone(&model), tokens, submitted) {
             let error = EngineError::Overloaded { waiting: self.scheduler.waiting() };
             return events.tell(GenerationEvent::Failed(error));
         }
@@ -106,7 +104,8 @@ impl Sequences {
             max_tokens: request.max_tokens,
             stop_ids: request.stop_ids,
         };
-        let phase = Phase::Waiting(Waiting { plan, place: QueuePlace { since: submitted, span: queue_span } });
+        let place = QueuePlace { since: submitted, span: queue_span };
+        let phase = Phase::Waiting(Box::new(Waiting { sequence: Sequence::new(plan), place }));
         self.open.insert(id, Open { model, events, span: request.span, phase });
     }
 
@@ -120,16 +119,37 @@ impl Sequences {
         self.open.get_mut(&id).and_then(Open::running)
     }
 
-    /// All prompt tokens but the last of a sequence are computed.
-    pub(super) fn prefilled(&mut self, id: SequenceId) {
-        self.scheduler.prefilled(id);
+    /// Gives what these sequences keep on the host, in any order, for a step of all of them.
+    pub(super) fn several(&mut self, ids: &[SequenceId]) -> Vec<(SequenceId, &mut Sequence)> {
+        let open = self.open.iter_mut().filter(|(id, _)| ids.contains(id));
+        open.filter_map(|(id, open)| open.running().map(|running| (*id, &mut running.sequence))).collect()
+    }
+
+    /// A sequence has its place: so many tokens are to be computed before it decodes, so many are already.
+    pub(super) fn started(&mut self, id: SequenceId, to_prefill: usize, computed: usize) {
+        self.scheduler.started(id, to_prefill, computed);
+    }
+
+    /// A step was computed.
+    pub(super) fn stepped(&mut self, step: &Step, took: Duration) {
+        self.scheduler.stepped(step, took);
+    }
+
+    /// A sequence goes back to the queue, to be taken up where it was.
+    pub(super) fn requeue(&mut self, id: SequenceId) {
+        let Some(open) = self.open.get_mut(&id) else { return };
+        let Phase::Running(running) = std::mem::replace(&mut open.phase, Phase::Moving) else { return };
+        let now = Instant::now();
+        self.scheduler.requeue(id, running.sequence.length() as u64, now);
+        let place = QueuePlace { since: now, span: span::queue(&open.span) };
+        open.phase = Phase::Waiting(Box::new(Waiting { sequence: running.sequence, place }));
     }
 
     /// Takes a sequence out, stating the facts of its decoding, however far that went.
     pub(super) fn remove(&mut self, id: SequenceId) -> Option<Ended> {
-        self.scheduler.remove(id);
+        self.scheduler.remove(id, Instant::now());
         let Open { model, events, span, phase } = self.open.remove(&id)?;
-        let Phase::Running(running) = phase else { return Some(Ended { model, events, sequence: None }) };
+        let Phase::Running(running) = phase else { return Some(Ended { id, model, events, sequence: None }) };
         let Running { sequence, span: decode_span, first_token, .. } = *running;
         if let Some(first_token) = first_token {
             let (tokens, duration) = (sequence.produced(), first_token.elapsed());
@@ -137,7 +157,7 @@ impl Sequences {
             let usage = Usage { input: Some(sequence.prompt_tokens()), output: Some(tokens), ..Usage::default() };
             span::decode_finished(&decode_span, &usage, duration);
         }
-        Some(Ended { model, events, sequence: Some(sequence) })
+        Some(Ended { id, model, events, sequence: Some(sequence) })
     }
 
     /// The sequences whose clients went away.
@@ -163,16 +183,6 @@ impl Sequences {
     /// A model could not be loaded, or was unloaded.
     pub(super) fn model_is_gone(&mut self, model: &ModelName) {
         self.scheduler.unloaded(model);
-    }
-
-    /// Bytes of keys and values that a model's sequences hold.
-    pub(super) fn cache_bytes(&self, model: &ModelName) -> u64 {
-        let sequences = self.open.values().filter(|open| open.model == *model);
-        let bytes = sequences.map(|open| match &open.phase {
-            Phase::Running(running) => running.sequence.cache_bytes(),
-            Phase::Waiting(_) | Phase::Moving => 0,
-        });
-        bytes.sum()
     }
 
     /// States how many wait, where that has changed.
@@ -206,7 +216,7 @@ impl Open {
     /// Takes what waits out of its phase; `None` when it doesn't wait.
     pub(super) fn take_waiting(&mut self) -> Option<Waiting> {
         match std::mem::replace(&mut self.phase, Phase::Moving) {
-            Phase::Waiting(waiting) => Some(waiting),
+            Phase::Waiting(waiting) => Some(*waiting),
             Phase::Running(_) | Phase::Moving => None,
         }
     }
@@ -220,13 +230,13 @@ impl Open {
     }
 
     /// Begins its prefill. `looked_up` says whether a cache was asked for the beginning of its prompt.
-    pub(super) fn run(&mut self, model: Rc<Model>, sequence: Sequence, looked_up: bool) {
+    pub(super) fn run(&mut self, sequence: Sequence, looked_up: bool) {
         let (tokens, cached) = (sequence.prompt_tokens(), sequence.cached_tokens());
         if looked_up {
             self.span.in_scope(|| PrefixLookedUp { model: &self.model, tokens, cached }.emit());
         }
         let span = span::prefill(&self.span, tokens, cached);
-        let running = Running { model, sequence, started: Instant::now(), span, first_token: None };
+        let running = Running { sequence, started: Instant::now(), span, first_token: None };
         self.phase = Phase::Running(Box::new(running));
     }
 

@@ -1,38 +1,41 @@
 //! The step loop: one command or one step of computation at a time. It ties the queue of sequences to what holds memory,
 //! and is the only one to know both.
 
-use std::{collections::HashMap, rc::Rc};
+use std::{collections::HashMap, collections::HashSet, num::NonZeroUsize, rc::Rc, time::Instant};
 
 use mlx_manager_llm::FinishReason;
-use mlx_manager_signal::event::{CacheNotCleared, QueueDepth};
+use mlx_manager_signal::event::{CacheNotCleared, PromptNotKept, QueueDepth};
 
 #[cfg(test)]
 use super::command::EngineStats;
 use super::{
     EngineSettings,
+    batch::{Batch, Outcome, Share},
     command::{GenerationEvent, LoadReply, Submission, Work},
     memory::Memory,
     models::{LoadStep, Loading},
-    scheduler::{Action, SequenceId},
-    sequence::{Sequence, Step},
+    scheduler::{self, Action, SequenceId},
+    sequence::Step,
     sequences::{Ended, Sequences, Waiting},
 };
 use crate::{
     error::EngineError,
-    mlx,
-    model::{ModelName, Source},
+    mlx::{self, Exception},
+    model::{KeyValueCache, Kernels, ModelName, Source},
 };
-
-/// Decode steps between two clearings of MLX's cache of freed buffers, as the reference implementation has it.
-const STEPS_PER_CLEARING: u32 = 256;
 
 /// Everything that the thread holds.
 pub(super) struct Core {
     sequences: Sequences,
+    /// What the running sequences of each model keep on the device.
+    batches: HashMap<ModelName, Batch>,
     memory: Memory,
-    /// Prompt tokens computed at once.
-    prefill_chunk: usize,
-    decode_steps: u32,
+    /// `None` is as the device likes it.
+    run_ahead: Option<bool>,
+    /// Sequences of a step that failed. Until each has passed one by itself, nobody knows which of them it failed by.
+    suspects: HashSet<SequenceId>,
+    /// Whether MLX may hold buffers that nobody needs.
+    worked: bool,
 }
 
 impl Core {
@@ -40,9 +43,11 @@ impl Core {
     pub(super) fn new(settings: &EngineSettings, sources: HashMap<ModelName, Source>) -> Self {
         Self {
             sequences: Sequences::new(settings),
+            batches: HashMap::new(),
             memory: Memory::new(settings, sources),
-            prefill_chunk: settings.prefill_chunk.max(1),
-            decode_steps: 0,
+            run_ahead: settings.run_ahead,
+            suspects: HashSet::new(),
+            worked: false,
         }
     }
 
@@ -91,13 +96,16 @@ impl Core {
         self.drop_the_gone();
         match self.sequences.next() {
             Action::Start(id) => self.start(id),
-            Action::Prefill(id) => self.prefill(id),
-            Action::Decode(ids) => self.decode(&ids),
+            Action::Preempt(id) => self.preempt(id),
+            Action::Step(step) => self.compute(step),
             Action::Load(name) => self.step_load(&name),
             Action::Idle => {}
         }
         if self.memory.give_back() {
             self.tell_memory();
+        }
+        if self.is_idle() {
+            self.rest();
         }
         self.sequences.tell_depth();
     }
@@ -129,6 +137,7 @@ impl Core {
             return Err(EngineError::InUse { model: name.to_string() });
         }
         self.sequences.model_is_gone(name);
+        self.batches.remove(name);
         self.memory.unload(name, reason)
     }
 
@@ -149,67 +158,116 @@ impl Core {
 
     fn start(&mut self, id: SequenceId) {
         let Some(open) = self.sequences.get_mut(id) else { return self.discard(id) };
-        let Some(Waiting { plan, place }) = open.take_waiting() else { return self.discard(id) };
+        let Some(Waiting { mut sequence, place }) = open.take_waiting() else { return self.discard(id) };
         let Some(model) = self.memory.models.ready(&open.model).map(Rc::clone) else {
             let error = EngineError::NotLoaded { model: open.model.to_string() };
             return self.fail(id, error);
         };
         let queued = open.leave_queue(place);
-        let computed = self.memory.computed_before(&open.model, &plan.prompt);
-        let sequence = computed.and_then(|computed| Sequence::new(&model, plan, computed));
-        let cached = sequence.as_ref().map_or(0, Sequence::cached_tokens);
-        open.events.tell(GenerationEvent::Started { queued, cached });
-        match sequence {
-            Ok(sequence) => {
-                let is_prefilled = sequence.is_prefilled();
-                open.run(model, sequence, self.memory.keeps_prompts());
-                if is_prefilled {
-                    self.sequences.prefilled(id);
-                }
-            }
-            Err(error) => self.fail(id, EngineError::mlx(&error)),
-        }
-    }
-
-    fn prefill(&mut self, id: SequenceId) {
-        let Some(running) = self.sequences.running(id) else { return self.discard(id) };
-        match running.sequence.prefill(&running.model, self.prefill_chunk) {
-            Ok(()) if running.sequence.is_prefilled() => self.sequences.prefilled(id),
-            Ok(()) => {}
-            Err(error) => self.fail(id, EngineError::mlx(&error)),
-        }
-    }
-
-    /// One token of each sequence: all are begun before the first is waited for.
-    fn decode(&mut self, ids: &[SequenceId]) {
-        for id in ids {
-            let Some(running) = self.sequences.running(*id) else {
-                self.discard(*id);
-                continue;
-            };
-            if let Err(error) = running.sequence.launch(&running.model) {
-                self.fail(*id, EngineError::mlx(&error));
-            }
-        }
-        for id in ids {
-            self.collect(*id);
-        }
-        self.decode_steps += 1;
-        if self.decode_steps.is_multiple_of(STEPS_PER_CLEARING)
-            && let Err(error) = mlx::clear_cache()
-        {
-            CacheNotCleared { error: &error }.emit();
-        }
-    }
-
-    /// Waits for a token that was begun, and tells it.
-    fn collect(&mut self, id: SequenceId) {
-        let Some(open) = self.sequences.get_mut(id) else { return };
-        let Some(running) = open.running() else { return };
-        let step = match running.sequence.collect() {
-            Ok(step) => step,
+        let computed = match self.memory.computed_before(&open.model, sequence.before_last()) {
+            Ok(computed) => computed,
             Err(error) => return self.fail(id, EngineError::mlx(&error)),
         };
+        let positions = computed.as_ref().and_then(|layers| layers.first()).map_or(0, KeyValueCache::offset);
+        sequence.place(usize::try_from(positions).unwrap_or_default());
+        if sequence.produced() == 0 {
+            open.events.tell(GenerationEvent::Started { queued, cached: sequence.cached_tokens() });
+        }
+        let (to_prefill, computed_tokens) = (sequence.to_prefill(), sequence.computed().len());
+        let name = ModelName::clone(&open.model);
+        open.run(sequence, self.memory.keeps_prompts());
+        let runs_ahead = self.run_ahead.unwrap_or_else(|| model.decoder.kernels() == Kernels::Fused);
+        self.batches.entry(name).or_insert_with(|| Batch::new(model, runs_ahead)).join(id, computed);
+        self.sequences.started(id, to_prefill, computed_tokens);
+    }
+
+    /// Takes a sequence's place for one that is more urgent. What was computed is kept as long as there is room.
+    fn preempt(&mut self, id: SequenceId) {
+        let Some(open) = self.sequences.get_mut(id) else { return self.discard(id) };
+        let name = ModelName::clone(&open.model);
+        let Some(running) = open.running() else { return self.discard(id) };
+        let layers = self.batches.get_mut(&name).map(|batch| batch.leave(id)).transpose().map(Option::flatten);
+        match layers {
+            Ok(Some(layers)) => self.memory.keep(&name, running.sequence.computed(), &layers),
+            Ok(None) => {}
+            Err(error) => return self.fail(id, EngineError::mlx(&error)),
+        }
+        self.sequences.requeue(id);
+        self.tell_memory();
+    }
+
+    /// Computes one step of a model's sequences: of all of them, but of those that a step failed by one by one.
+    fn compute(&mut self, step: scheduler::Step) {
+        self.worked = true;
+        let (alone, together): (Vec<SequenceId>, Vec<SequenceId>) =
+            step.decode.iter().chain(step.prefill.iter().map(|chunk| &chunk.id)).partition(|id| self.suspects.contains(id));
+        let groups = alone.iter().map(|id| vec![*id]).chain(Some(together).filter(|ids| !ids.is_empty()));
+        for ids in groups.collect::<Vec<_>>() {
+            let part = scheduler::Step {
+                model: ModelName::clone(&step.model),
+                decode: step.decode.iter().filter(|id| ids.contains(id)).copied().collect(),
+                prefill: step.prefill.iter().filter(|chunk| ids.contains(&chunk.id)).cloned().collect(),
+            };
+            let began = Instant::now();
+            match self.step_of(&part) {
+                Ok(outcome) => self.stepped(part, outcome, began),
+                Err(error) => self.step_failed(&part.model, &ids, &error),
+            }
+        }
+    }
+
+    fn step_of(&mut self, step: &scheduler::Step) -> Result<Outcome, Exception> {
+        let Some(batch) = self.batches.get_mut(&step.model) else {
+            return Err(Exception::custom("sequences without a model"));
+        };
+        let chunk = |id| step.prefill.iter().find(|chunk| chunk.id == id).and_then(|chunk| NonZeroUsize::new(chunk.tokens));
+        let ids: Vec<SequenceId> = step.decode.iter().copied().chain(step.prefill.iter().map(|chunk| chunk.id)).collect();
+        let mut shares: Vec<Share<'_>> = self
+            .sequences
+            .several(&ids)
+            .into_iter()
+            .map(|(id, sequence)| Share { id, sequence, prefill: chunk(id) })
+            .collect();
+        batch.step(&mut shares)
+    }
+
+    /// A step was computed: its tokens are told.
+    fn stepped(&mut self, step: scheduler::Step, outcome: Outcome, began: Instant) {
+        let Outcome { tokens, prefilled, times: _ } = outcome;
+        let decode = tokens.iter().map(|(id, _)| *id).collect();
+        let prefill = prefilled.into_iter().map(|(id, tokens)| scheduler::Chunk { id, tokens }).collect();
+        let done = scheduler::Step { decode, prefill, ..step };
+        self.sequences.stepped(&done, began.elapsed());
+        done.decode.iter().chain(done.prefill.iter().map(|chunk| &chunk.id)).for_each(|id| {
+            self.suspects.remove(id);
+        });
+        for (id, token) in tokens {
+            self.tell(id, token);
+        }
+    }
+
+    /// Whoever it failed by must not take the others along: each is computed anew, by itself, until it has passed a step.
+    fn step_failed(&mut self, model: &ModelName, ids: &[SequenceId], error: &Exception) {
+        if let [id] = ids {
+            return self.fail(*id, EngineError::mlx(error));
+        }
+        if let Some(batch) = self.batches.get_mut(model) {
+            batch.forget(ids.iter().copied());
+        }
+        for id in ids {
+            let Some(running) = self.sequences.running(*id) else { continue };
+            running.sequence.place(0);
+            let to_prefill = running.sequence.to_prefill();
+            self.sequences.started(*id, to_prefill, 0);
+            self.suspects.insert(*id);
+        }
+    }
+
+    /// Tells a token of a sequence, and ends it with its last one.
+    fn tell(&mut self, id: SequenceId, token: u32) {
+        let Some(open) = self.sequences.get_mut(id) else { return };
+        let Some(running) = open.running() else { return };
+        let step = running.sequence.take(token);
         let tokens = running.sequence.produced();
         #[cfg(test)]
         let stop_id = running.sequence.last_token().filter(|_| step == Step::Stop);
@@ -223,24 +281,27 @@ impl Core {
             Step::LastToken(_) => FinishReason::Length,
             Step::Stop => FinishReason::Stop,
         };
-        if let Some(Ended { model, mut events, sequence }) = self.sequences.remove(id) {
-            events.tell(GenerationEvent::Finished {
+        if let Some(mut ended) = self.remove(id) {
+            ended.events.tell(GenerationEvent::Finished {
                 reason,
                 tokens,
                 #[cfg(test)]
                 stop_id,
             });
-            self.keep(&model, sequence);
+            self.keep(ended);
         }
     }
 
     /// Ends a sequence with an error.
     fn fail(&mut self, id: SequenceId, error: EngineError) {
-        let Some(Ended { model, mut events, sequence }) = self.sequences.remove(id) else { return };
-        events.tell(GenerationEvent::Failed(error));
-        if sequence.is_some() {
+        let Some(mut ended) = self.remove(id) else { return };
+        ended.events.tell(GenerationEvent::Failed(error));
+        if ended.sequence.is_some() {
             // What was computed before may be what it failed by.
-            self.memory.forget_prompts(&model);
+            self.memory.forget_prompts(&ended.model);
+            if let Some(batch) = self.batches.get_mut(&ended.model) {
+                drop(batch.leave(id));
+            }
             self.tell_memory();
         }
     }
@@ -248,33 +309,52 @@ impl Core {
     /// Drops the sequences whose clients went away.
     fn drop_the_gone(&mut self) {
         for id in self.sequences.gone() {
-            if let Some(Ended { model, sequence, .. }) = self.sequences.remove(id) {
-                self.keep(&model, sequence);
+            if let Some(ended) = self.remove(id) {
+                self.keep(ended);
             }
         }
     }
 
-    /// Keeps what was computed for a sequence, if it ran.
-    fn keep(&mut self, model: &ModelName, sequence: Option<Sequence>) {
-        if let Some(sequence) = sequence {
-            self.memory.keep(model, sequence);
-            self.tell_memory();
+    fn remove(&mut self, id: SequenceId) -> Option<Ended> {
+        self.suspects.remove(&id);
+        self.sequences.remove(id)
+    }
+
+    /// Keeps what was computed for a sequence that is over, if it ran.
+    fn keep(&mut self, ended: Ended) {
+        let Ended { id, model, sequence, .. } = ended;
+        let Some(sequence) = sequence else { return };
+        match self.batches.get_mut(&model).map(|batch| batch.leave(id)).transpose().map(Option::flatten) {
+            Ok(Some(layers)) => self.memory.keep(&model, sequence.computed(), &layers),
+            Ok(None) => {}
+            Err(error) => PromptNotKept { error: &error }.emit(),
+        }
+        self.tell_memory();
+    }
+
+    /// There is nothing to do: buffers that MLX keeps for the next arrays go back to the system.
+    fn rest(&mut self) {
+        if std::mem::take(&mut self.worked)
+            && let Err(error) = mlx::clear_cache()
+        {
+            CacheNotCleared { error: &error }.emit();
         }
     }
 
     /// Drops a sequence that is not where it should be, so that nobody waits for it.
     fn discard(&mut self, id: SequenceId) {
-        drop(self.sequences.remove(id));
+        drop(self.remove(id));
     }
 
     fn tell_memory(&self) {
-        self.memory.tell(|model| self.sequences.cache_bytes(model));
+        self.memory.tell(|model| self.batches.get(model).map_or(0, Batch::bytes));
     }
 
     #[cfg(test)]
     fn stats(&self) -> EngineStats {
         let (waiting, running) = self.sequences.counts();
-        let bytes = |model: &ModelName| self.sequences.cache_bytes(model) + self.memory.kept_bytes(model);
+        let live = |model: &ModelName| self.batches.get(model).map_or(0, Batch::bytes);
+        let bytes = |model: &ModelName| live(model) + self.memory.kept_bytes(model);
         let models = self.memory.models.all_ready();
         EngineStats {
             waiting,

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     error::EngineError,
     mlx::{self, Precision},
-    model::{LoadError, Loader, Model, ModelInfo, Progress, Source},
+    model::{LoadError, Loader, Model, ModelInfo, Progress, Segment, Source},
     sample::SamplingParameters,
 };
 
@@ -108,13 +108,18 @@ fn load_now(source: impl Into<Source>) -> Box<Model> {
 }
 
 fn last_logits(model: &Model, prompt: &[u32]) -> Vec<f32> {
-    let mut cache = model.decoder.new_cache();
+    let mut store = model.decoder.new_store();
+    store.join(0, None);
     let (last, before) = prompt.split_last().unwrap();
+    let mut forward = |tokens: &[u32], logits| {
+        let segment = Segment { sequence: 0, tokens: tokens.len() as i32, logits };
+        let mut layout = store.arrange(&[segment]).unwrap();
+        model.decoder.forward(&mlx::ids(tokens).unwrap(), &mut layout, &mut store).unwrap()
+    };
     if !before.is_empty() {
-        model.decoder.prefill(&mlx::ids(before).unwrap(), &mut cache).unwrap();
+        forward(before, false);
     }
-    let logits = model.decoder.logits(&mlx::ids(&[*last]).unwrap(), &mut cache).unwrap();
-    logits.to_vec_exact::<f32>().unwrap()
+    forward(&[*last], true).unwrap().to_vec_exact::<f32>().unwrap()
 }
 
 #[test]

@@ -26,8 +26,8 @@ pub use daemon::{
     LogFilesReopened, LogReloaded, NoDelayRefused, ReloadRefused, StopSignalled, TasksLeftBehind,
 };
 pub use engine::{
-    CacheNotCleared, DecodeError, DecodeFinished, EngineAbsent, EngineMemory, EngineStartError, FolderLeftOver,
-    MachineMemoryUnknown, MlxThreadGone, ModelLoadError, ModelLoaded, ModelUnloaded, ModelWaitsForRoom,
+    CacheNotCleared, DecodeError, DecodeFinished, EngineAbsent, EngineMemory, EngineMemoryHeld, EngineOutOfMemory, EngineStartError, FolderLeftOver,
+    MachineMemoryUnknown, MlxThreadGone, ModelLoadError, ModelLoaded, ModelLoading, ModelUnloaded, ModelWaitsForRoom,
     PrefillFinished, PrefixLookedUp, PromptNotKept, QueueDepth, QueueLeft,
 };
 pub use http::{HttpRequestFinished, HttpRequestStarted};

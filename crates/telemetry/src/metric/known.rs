@@ -114,7 +114,7 @@ fn open_local_model(model: &str) {
         add(counter, labels.clone(), 0);
     }
     // Adding nothing leaves a model that is already loaded as it is.
-    for gauge in [Gauge::ModelLoaded, Gauge::ModelMemoryBytes, Gauge::KvCacheBytes] {
+    for gauge in [Gauge::ModelLoaded, Gauge::ModelLoading, Gauge::ModelMemoryBytes, Gauge::KvCacheBytes] {
         shift(gauge, labels.clone(), 0.0);
     }
 }

@@ -1,0 +1,144 @@
+//! Tokens of many sequences in one forward give what each gives alone.
+
+use std::collections::BTreeMap;
+
+use mlx_rs::Array;
+use proptest::{
+    prelude::*,
+    test_runner::{RngAlgorithm, TestRng, TestRunner},
+};
+
+use super::{copy_of, loaded};
+use crate::{
+    mlx,
+    model::{KeyValueCache, Kernels, KeyValueStore, Model, Segment},
+};
+
+/// Longer than the sliding window of the goldens that have one, and than the smallest slab.
+const TEXT: usize = 320;
+
+fn text(seed: u32) -> Vec<u32> {
+    (0..TEXT as u32).map(|at| (seed * 31 + at * at * 7 + at) % 250).collect()
+}
+
+fn rows_of(logits: &Array) -> Vec<Vec<f32>> {
+    let width = logits.dim(1) as usize;
+    logits.to_vec_exact::<f32>().unwrap().chunks(width).map(<[f32]>::to_vec).collect()
+}
+
+/// Computes `(sequence, tokens, logits)` in one forward, and gives the last row of each that asked for some.
+fn forward(model: &Model, store: &mut KeyValueStore, parts: &[(u64, &[u32], bool)]) -> BTreeMap<u64, Vec<f32>> {
+    let segments: Vec<Segment> = parts
+        .iter()
+        .map(|(sequence, tokens, logits)| Segment { sequence: *sequence, tokens: tokens.len() as i32, logits: *logits })
+        .collect();
+    let mut layout = store.arrange(&segments).unwrap();
+    let ordered: Vec<_> = layout.order.iter().map(|index| parts[*index]).collect();
+    let ids: Vec<u32> = ordered.iter().flat_map(|(_, tokens, _)| tokens.iter().copied()).collect();
+    let logits = model.decoder.forward(&mlx::ids(&ids).unwrap(), &mut layout, store).unwrap();
+    mlx::evaluate(logits.iter().chain(store.written(&layout))).unwrap();
+    let mut rows = logits.map_or_else(Vec::new, |logits| rows_of(&logits)).into_iter();
+    let mut last = BTreeMap::new();
+    for (sequence, tokens, logits) in ordered {
+        if logits {
+            last.insert(sequence, rows.by_ref().take(tokens.len()).last().unwrap());
+        }
+    }
+    last
+}
+
+/// The logits after each token of a text, one token at a time.
+fn alone(model: &Model, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let mut store = model.decoder.new_store();
+    store.join(0, None);
+    tokens.iter().map(|token| forward(model, &mut store, &[(0, &[*token], true)]).remove(&0).unwrap()).collect()
+}
+
+fn assert_close(found: &[f32], expected: &[f32], what: &str) {
+    let largest = expected.iter().fold(1.0_f32, |largest, logit| largest.max(logit.abs()));
+    let difference = found.iter().zip(expected).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+    assert!(difference <= 1e-4 * largest, "{what}: {difference} of {largest}");
+}
+
+/// What happens to a sequence in one forward.
+#[derive(Debug, Clone, Copy)]
+enum Deed {
+    Decode,
+    /// So many tokens, without logits.
+    Prefill(usize),
+    /// So many tokens, with the logits of each.
+    Verify(usize),
+    Rest,
+    /// It leaves, and comes back with what was computed of so many tokens in a hundred.
+    Return(usize),
+}
+
+fn deed() -> impl Strategy<Value = Deed> {
+    prop_oneof![
+        12 => Just(Deed::Decode),
+        4 => (1..90_usize).prop_map(Deed::Prefill),
+        1 => (1..5_usize).prop_map(Deed::Verify),
+        1 => Just(Deed::Rest),
+        1 => (0..100_usize).prop_map(Deed::Return),
+    ]
+}
+
+#[test]
+fn a_ragged_batch_gives_what_each_gives_alone() {
+    for golden in ["qwen3-f32-tied", "llama-f32-sliding", "qwen2-q4-mixed", "mistral-q4-bf16"] {
+        let folder = copy_of(golden);
+        for kernels in [Kernels::Composed, Kernels::Fused] {
+            let model = loaded(folder.path(), kernels);
+            let texts: Vec<Vec<u32>> = (0..7).map(text).collect();
+            let expected: Vec<Vec<Vec<f32>>> = texts.iter().map(|text| alone(&model, text)).collect();
+            let mut runner = TestRunner::new_with_rng(
+                ProptestConfig { cases: 3, failure_persistence: None, ..ProptestConfig::default() },
+                TestRng::deterministic_rng(RngAlgorithm::ChaCha),
+            );
+            let deeds = proptest::collection::vec(proptest::collection::vec(deed(), 7), 60);
+            runner
+                .run(&deeds, |rounds| {
+                    let mut store = model.decoder.new_store();
+                    let mut at = [0_usize; 7];
+                    (0..7).for_each(|sequence| store.join(sequence, None));
+                    for round in rounds {
+                        let mut parts: Vec<(u64, &[u32], bool)> = Vec::new();
+                        for (sequence, deed) in round.into_iter().enumerate() {
+                            let (key, left) = (sequence as u64, TEXT - at[sequence]);
+                            let (count, logits) = match deed {
+                                Deed::Decode => (1, true),
+                                Deed::Prefill(count) => (count, false),
+                                Deed::Verify(count) => (count, true),
+                                Deed::Rest => (0, false),
+                                Deed::Return(percent) => {
+                                    let layers = store.leave(key).unwrap().unwrap();
+                                    at[sequence] = at[sequence] * percent / 100;
+                                    let kept: Vec<KeyValueCache> =
+                                        layers.iter().map(|layer| layer.prefix(at[sequence]).unwrap()).collect();
+                                    store.join(key, (at[sequence] > 0).then_some(kept));
+                                    (0, false)
+                                }
+                            };
+                            let count = count.min(left);
+                            if count > 0 {
+                                parts.push((key, &texts[sequence][at[sequence]..at[sequence] + count], logits));
+                            }
+                        }
+                        let found = forward(&model, &mut store, &parts);
+                        for (key, tokens, logits) in parts {
+                            let sequence = key as usize;
+                            at[sequence] += tokens.len();
+                            prop_assert_eq!(store.positions(key) as usize, at[sequence]);
+                            prop_assert_eq!(found.contains_key(&key), logits);
+                            if let Some(found) = found.get(&key) {
+                                let what = format!("{golden} {kernels:?} {sequence} at {}", at[sequence]);
+                                assert_close(found, &expected[sequence][at[sequence] - 1], &what);
+                            }
+                        }
+                    }
+                    Ok(())
+                })
+                .unwrap();
+        }
+    }
+}
