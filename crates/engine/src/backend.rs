@@ -11,8 +11,9 @@ use std::{
 use jiff::{Timestamp, Zoned};
 use mlx_manager_catalogue::Catalogue;
 use mlx_manager_config::{self as config, LocalConfig};
-use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream, KeepAlive};
+use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream, KeepAlive, Priority};
 use mlx_manager_signal::event::{EngineStartError, ModelLoadError};
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -49,7 +50,14 @@ impl Engine {
     pub fn start(config: &LocalConfig, tasks: &TaskTracker) -> Self {
         let memory_limit = machine::memory_limit(config.memory_limit);
         let (max_batch, prompt_cache) = (config.max_batch, config.prompt_cache);
-        let settings = EngineSettings { max_batch, memory_limit, prompt_cache, ..EngineSettings::default() };
+        let (room_wanted, wants_room) = mpsc::unbounded_channel();
+        let settings = EngineSettings {
+            max_batch,
+            memory_limit,
+            room_wanted: Some(room_wanted),
+            prompt_cache,
+            ..EngineSettings::default()
+        };
         let pool = Handle::start(settings)
             .map(|thread| Arc::new(Pool::new(thread, PoolSettings::new(config, memory_limit), tasks.clone())));
         let mut preload: Vec<String> = config.default_model.iter().chain(&config.preload).cloned().collect();
@@ -67,6 +75,7 @@ impl Engine {
         match &inner.pool {
             Ok(pool) => {
                 tasks.spawn(Arc::clone(pool).unload_idle(inner.stop.clone()));
+                tasks.spawn(Arc::clone(pool).unload_for_sequences(wants_room, inner.stop.clone()));
             }
             Err(error) => {
                 EngineStartError { error }.emit();
@@ -132,7 +141,9 @@ impl Engine {
             prompt: prompt.ids,
             sampling: prompt.sampling,
             max_tokens: prompt.max_tokens,
+            open_ended: prompt.open_ended,
             stop_ids: lease.chat.end_ids(&lease.info),
+            priority: Priority::default(),
             span: span.clone(),
         });
         Ok(Box::pin(AnswerStream::begin(transcript, tokens, lease).await?))

@@ -1,19 +1,25 @@
 //! Why the engine can't do what it was asked.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use mlx_manager_llm as llm;
 
-use super::{mlx::Exception, model::LoadError};
+use super::{mlx::Exception, model::LoadError, thread::Bound};
 
 /// Why the engine can't do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum EngineError {
     /// Too many requests wait already.
-    #[error("the local engine is busy: {waiting} requests are waiting")]
+    #[error("{}", overloaded(*waiting, *waiting_tokens, *bound))]
     Overloaded {
         /// How many.
         waiting: usize,
+        /// Their prompts' tokens.
+        waiting_tokens: u64,
+        /// Which bound was met.
+        bound: Bound,
+        /// When there should be room.
+        retry_after: Duration,
     },
     /// The model was not loaded before.
     #[error("model {model:?} is not loaded")]
@@ -35,6 +41,26 @@ pub(crate) enum EngineError {
         /// Its name.
         model: String,
     },
+    /// A sequence that the memory limit has no room for, whatever else ends.
+    #[error(
+        "{tokens} tokens of model {model:?} take {bytes} bytes beside the {weights} of its weights; `local.memory_limit` allows \
+         {limit}: shorten the prompt, lower `max_tokens`, or raise that"
+    )]
+    TooLarge {
+        /// The model.
+        model: String,
+        /// Of prompt and answer.
+        tokens: u64,
+        /// What they take.
+        bytes: u64,
+        /// What the model takes.
+        weights: u64,
+        /// What there may be.
+        limit: u64,
+    },
+    /// MLX had no memory, even after all was given back that could be.
+    #[error("the local engine has no memory for this request now; try again later, or with a shorter prompt")]
+    OutOfMemory,
     /// A prompt without tokens, or no tokens allowed in the answer.
     #[error("{0}")]
     Request(&'static str),
@@ -61,10 +87,13 @@ impl EngineError {
     /// What class of failure it is.
     pub(crate) fn kind(&self) -> llm::ErrorKind {
         match self {
-            Self::Overloaded { .. } => llm::ErrorKind::Overloaded,
-            Self::NotLoaded { .. } | Self::Load { .. } | Self::InUse { .. } | Self::Stopped | Self::Thread(_) => {
-                llm::ErrorKind::Unavailable
-            }
+            Self::Overloaded { .. } | Self::OutOfMemory => llm::ErrorKind::Overloaded,
+            Self::NotLoaded { .. }
+            | Self::Load { .. }
+            | Self::InUse { .. }
+            | Self::TooLarge { .. }
+            | Self::Stopped
+            | Self::Thread(_) => llm::ErrorKind::Unavailable,
             Self::Request(_) => llm::ErrorKind::InvalidRequest,
             Self::Mlx(_) | Self::Panicked => llm::ErrorKind::Engine,
         }
@@ -80,8 +109,27 @@ impl From<EngineError> for llm::Error {
             EngineError::Thread(_) => "the local engine can't be started".to_owned(),
             other => other.to_string(),
         };
-        Self::new(error.kind(), message).with_source(error)
+        let after = match &error {
+            EngineError::Overloaded { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        };
+        let told = Self::new(error.kind(), message).with_source(error);
+        match after {
+            Some(after) => told.with_retry_after(after),
+            None => told,
+        }
     }
+}
+
+fn overloaded(waiting: usize, waiting_tokens: u64, bound: Bound) -> String {
+    let bound = match bound {
+        Bound::Sequences => "local.queue allows no more",
+        Bound::Tokens => "local.queue_tokens allows no more",
+    };
+    format!(
+        "the local engine is busy: {waiting} requests with {waiting_tokens} prompt tokens are waiting, and {bound}; \
+         come back later, or raise that"
+    )
 }
 
 /// An error and its causes in one line.

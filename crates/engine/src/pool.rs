@@ -20,7 +20,7 @@ use mlx_manager_llm::{Error, ErrorKind};
 use mlx_manager_signal::event::{ModelLoadError, ModelWaitsForRoom};
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard},
+    sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard, mpsc::UnboundedReceiver},
     time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -249,6 +249,31 @@ impl Pool {
                         }
                     }
                     Some((at, _)) => drop(timeout_at(at, released).await),
+                }
+            }
+        };
+        stop.run_until_cancelled(unload).await.unwrap_or(())
+    }
+
+    /// Unloads, until `stop`, idle models for sequences that wait for so many bytes each time.
+    pub(crate) async fn unload_for_sequences(
+        self: Arc<Self>,
+        mut wanted: UnboundedReceiver<u64>,
+        stop: CancellationToken,
+    ) {
+        let unload = async {
+            while let Some(mut bytes) = wanted.recv().await {
+                // What was asked for meanwhile is asked for again if it is still missing.
+                while wanted.try_recv().is_ok() {}
+                let _change = self.change.lock().await;
+                while bytes > 0
+                    && let Some(idle) = self.idle_longest()
+                {
+                    let freed = self.held(|name| *name == idle);
+                    if !self.unload(&idle, "memory").await {
+                        break;
+                    }
+                    bytes = bytes.saturating_sub(freed);
                 }
             }
         };

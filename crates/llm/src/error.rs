@@ -1,7 +1,9 @@
 //! Why a request failed: what the client may know, and what only the log may.
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue, header::RETRY_AFTER};
 use strum::IntoStaticStr;
 
 use super::{Dialect, Outcome};
@@ -145,6 +147,14 @@ impl Error {
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
+        self
+    }
+
+    /// Tells the client when to come back, in whole seconds.
+    #[must_use]
+    pub fn with_retry_after(mut self, after: Duration) -> Self {
+        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+        self.headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         self
     }
 

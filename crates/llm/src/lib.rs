@@ -10,6 +10,7 @@ mod capture;
 mod context;
 mod error;
 mod event;
+mod priority;
 mod record;
 mod request;
 mod retry_after;
@@ -20,6 +21,7 @@ pub use capture::{Capture, CapturedMessage, Conversation, Part, ToolResult};
 pub use context::Context;
 pub use error::{Error, ErrorKind, UpstreamBody};
 pub use event::{Event, FinishReason, ToolCallDelta, Usage};
+pub use priority::Priority;
 pub use record::{Inference, Outcome, Record, UsageSource};
 pub use request::{
     Api, Chat, Content, Dialect, KeepAlive, Message, Operation, Reasoning, Request, Role, Sampling, Tool, ToolCall,

@@ -160,8 +160,11 @@ mod tests {
     #[test]
     fn both_attend_alike() {
         for (rows, heads, positions, length) in [(1, 4, 1, 7), (3, 4, 1, 40), (1, 8, 5, 5), (1, 4, 9, 30)] {
-            let (queries, keys, values) =
-                (normal(&[rows, heads, positions, 8], 1), normal(&[rows, 2, length, 8], 2), normal(&[rows, 2, length, 8], 3));
+            let (queries, keys, values) = (
+                normal(&[rows, heads, positions, 8], 1),
+                normal(&[rows, 2, length, 8], 2),
+                normal(&[rows, 2, length, 8], 3),
+            );
             for window in [None, Some(4)] {
                 let seen = if positions == 1 {
                     let ends: Vec<i32> = (0..rows).map(|row| length - 1 - row).collect();
@@ -200,6 +203,9 @@ mod tests {
         assert_eq!(mask, [[false, true, true, false], [false, false, true, true]].concat());
         let mask = up_to(&[0, 2], 4, None).unwrap();
         assert_eq!((mask.shape(), mask.dtype()), (&[2, 1, 1, 4][..], Dtype::Bool));
-        assert_eq!(mask.to_vec_exact::<bool>().unwrap(), [[true, false, false, false], [true, true, true, false]].concat());
+        assert_eq!(
+            mask.to_vec_exact::<bool>().unwrap(),
+            [[true, false, false, false], [true, true, true, false]].concat()
+        );
     }
 }

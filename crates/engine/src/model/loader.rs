@@ -63,7 +63,12 @@ pub(crate) struct Model {
 #[derive(Debug)]
 pub(crate) enum Progress {
     /// There is more to do.
-    More,
+    More {
+        /// Bytes in memory.
+        bytes: u64,
+        /// Bytes that there will be.
+        total: u64,
+    },
     /// The model is ready.
     Done(Box<Model>),
 }
@@ -108,8 +113,9 @@ impl Loader {
                 let model = self.open()?;
                 let mut waiting: Vec<Array> = model.decoder.arrays().cloned().collect();
                 waiting.reverse();
+                let total = model.info.bytes;
                 self.state = State::Reading { model: Box::new(model), waiting };
-                Ok(Progress::More)
+                Ok(Progress::More { bytes: 0, total })
             }
             State::Reading { mut model, mut waiting } => {
                 let mut now = Vec::new();
@@ -127,8 +133,10 @@ impl Loader {
                     model.info.load_duration = self.started.elapsed();
                     return Ok(Progress::Done(model));
                 }
+                let total = model.info.bytes;
+                let bytes = total.saturating_sub(waiting.iter().map(|array| array.nbytes() as u64).sum());
                 self.state = State::Reading { model, waiting };
-                Ok(Progress::More)
+                Ok(Progress::More { bytes, total })
             }
             State::Ended => Err(LoadError::Mlx(Exception::custom("the loader has ended"))),
         }
@@ -140,6 +148,7 @@ impl Loader {
         let kernels = self.kernels.map_or_else(Kernels::for_device, Ok)?;
         let decoder = build(folder, &config, (self.precision, *form), kernels)?;
         let bytes = decoder.arrays().map(|array| array.nbytes() as u64).sum();
+        let needs = Needs::of(&config, &plan(&config)?, decoder.number_bytes());
         let info = ModelInfo {
             name: self.name.clone(),
             architecture: config.architecture,
@@ -148,7 +157,7 @@ impl Loader {
             end_ids: config.end_ids,
             bytes,
             form: *form,
-            needs: Needs::of(&config, &plan(&config)?, decoder.number_bytes()),
+            needs,
             #[cfg(test)]
             quantization: config.quantization.default,
             load_duration: Duration::ZERO,

@@ -2,12 +2,7 @@
 
 use std::f64::consts::PI;
 
-use mlx_rs::{
-    Array,
-    error::Exception,
-    fast,
-    ops::concatenate,
-};
+use mlx_rs::{Array, error::Exception, fast, ops::concatenate};
 use serde_json::{Map, Value};
 
 use super::{LoadError, kernels::Kernels};
@@ -106,13 +101,7 @@ pub(super) enum Rotation {
 }
 
 impl Rope {
-    pub(crate) fn new(
-        dimensions: i32,
-        base: f32,
-        pairs: RopePairs,
-        scaling: &RopeScaling,
-        kernels: Kernels,
-    ) -> Self {
+    pub(crate) fn new(dimensions: i32, base: f32, pairs: RopePairs, scaling: &RopeScaling, kernels: Kernels) -> Self {
         let plain = plain(dimensions, base);
         let (mut scale, mut magnitude) = (1.0, 1.0);
         let frequencies = match *scaling {
@@ -180,7 +169,8 @@ impl Rope {
                 let x = scaled.as_ref().unwrap_or(x).reshape(&[shape[0], shape[1], 1, -1])?;
                 let traditional = self.pairs == RopePairs::Neighbours;
                 let scale = self.scale as f32;
-                fast::rope_dynamic(&x, self.dimensions, traditional, None, scale, positions, frequencies)?.reshape(shape)
+                fast::rope_dynamic(&x, self.dimensions, traditional, None, scale, positions, frequencies)?
+                    .reshape(shape)
             }
             Rotation::Tables { cosines, sines } => {
                 let half = self.dimensions / 2;

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{scheduler::SequenceId, sequence::Sequence};
+use super::{
+    scheduler::{Chunk, SequenceId},
+    sequence::Sequence,
+};
 use crate::{
     mlx::{self, Array, Exception},
     model::{KeyValueCache, KeyValueStore, Model, Segment},
@@ -45,7 +48,7 @@ pub(super) struct Outcome {
     /// The next token of each sequence that decoded.
     pub(super) tokens: Vec<(SequenceId, u32)>,
     /// Tokens of prompts computed.
-    pub(super) prefilled: Vec<(SequenceId, usize)>,
+    pub(super) prefilled: Vec<Chunk>,
     pub(super) times: StepTimes,
 }
 
@@ -66,6 +69,7 @@ impl Batch {
         Self { model, store, runs_ahead, ahead: None }
     }
 
+    /// The model.
     pub(super) fn model(&self) -> &Model {
         &self.model
     }
@@ -134,7 +138,8 @@ impl Batch {
         let segments: Vec<Segment> = shares.iter().map(segment).collect();
         let mut layout = self.store.arrange(&segments)?;
         let ordered: Vec<&Share<'_>> = layout.order.iter().filter_map(|index| shares.get(*index)).collect();
-        let rows: Vec<SequenceId> = ordered.iter().filter(|share| share.prefill.is_none()).map(|share| share.id).collect();
+        let rows: Vec<SequenceId> =
+            ordered.iter().filter(|share| share.prefill.is_none()).map(|share| share.id).collect();
         let ids = match after {
             None => {
                 let one = NonZeroUsize::MIN;
@@ -167,9 +172,9 @@ impl Batch {
         outcome.times.wait += chosen.elapsed();
         for share in shares.iter_mut() {
             if let Some(count) = share.prefill {
-                let count = share.sequence.next(count).len();
+                let (count, context) = (share.sequence.next(count).len(), share.sequence.computed() as u64);
                 share.sequence.advance(count);
-                outcome.prefilled.push((share.id, count));
+                outcome.prefilled.push(Chunk { id: share.id, tokens: count as u64, context });
             }
         }
         Ok(Ahead { rows, tokens })
@@ -178,9 +183,5 @@ impl Batch {
 
 fn segment(share: &Share<'_>) -> Segment {
     let tokens = share.prefill.map_or(1, |count| share.sequence.next(count).len());
-    Segment {
-        sequence: share.id,
-        tokens: i32::try_from(tokens).unwrap_or(i32::MAX),
-        logits: share.prefill.is_none(),
-    }
+    Segment { sequence: share.id, tokens: i32::try_from(tokens).unwrap_or(i32::MAX), logits: share.prefill.is_none() }
 }

@@ -132,6 +132,11 @@ impl Handle {
     }
 
     #[cfg(test)]
+    pub(super) fn fail_steps(&self, words: Vec<&'static str>) {
+        self.link.send(Command::Work(Work::FailSteps(words))).map_err(drop).expect("the engine runs");
+    }
+
+    #[cfg(test)]
     pub(super) fn make_it_fail(&self) {
         self.link.send(Command::Work(Work::Fail)).map_err(drop).expect("the engine runs");
     }

@@ -5,6 +5,7 @@
 //! other: [`sequences`] is the queue, in the order that [`scheduler`] decides; [`memory`] holds the [`models`] and what was
 //! computed for prompts; a [`sequence`] is one prompt and its answer on the device.
 
+mod admission;
 mod batch;
 mod command;
 mod handle;
@@ -20,6 +21,9 @@ mod tests;
 
 pub(crate) use command::{Generate, GenerationEvent};
 pub(crate) use handle::Handle;
+pub(crate) use scheduler::Bound;
+
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::mlx::Precision;
 
@@ -30,10 +34,14 @@ pub(crate) struct EngineSettings {
     pub(crate) max_batch: usize,
     /// Sequences that may wait beyond them; more are refused as overloaded.
     pub(crate) queue_limit: usize,
-    /// Prompt tokens computed at once, between two decode steps of other sequences.
+    /// Prompt tokens that those may have together.
+    pub(crate) queue_tokens: u64,
+    /// The most prompt tokens computed in one step.
     pub(crate) prefill_chunk: usize,
     /// Bytes that MLX is asked to stay below.
     pub(crate) memory_limit: Option<u64>,
+    /// Hears how many bytes sequences wait for that only a model's going would free.
+    pub(crate) room_wanted: Option<UnboundedSender<u64>>,
     /// Bytes that keys and values of sequences that ended may take, for prompts that begin alike; 0 keeps none.
     pub(crate) prompt_cache: u64,
     /// `None` takes the fastest precision for the device.
@@ -47,8 +55,11 @@ impl Default for EngineSettings {
         Self {
             max_batch: 16,
             queue_limit: 256,
-            prefill_chunk: 2048,
+            queue_tokens: 1_000_000,
+            // A GPU is fastest with the largest chunks, a CPU with those that fit its caches.
+            prefill_chunk: if cfg!(target_os = "macos") { 2048 } else { 256 },
             memory_limit: None,
+            room_wanted: None,
             prompt_cache: 512 << 20,
             precision: None,
             run_ahead: None,

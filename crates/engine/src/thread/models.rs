@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, rc::Rc, sync::Arc};
 
-use mlx_manager_signal::event::{EngineMemory, ModelLoadError, ModelLoaded};
+use mlx_manager_signal::event::{EngineMemory, ModelLoadError, ModelLoaded, ModelLoading};
 
 use super::command::LoadReply;
 use crate::{
@@ -10,6 +10,9 @@ use crate::{
     mlx::{self, Exception, Precision},
     model::{Loader, Model, ModelInfo, ModelName, Progress, Source},
 };
+
+/// The part of the memory limit that MLX may keep in freed buffers.
+const CACHED_SHARE: u64 = 10;
 
 /// The models that the thread knows.
 pub(super) struct Models {
@@ -114,7 +117,10 @@ impl Models {
         let Some(slot) = self.slots.get_mut(name) else { return LoadStep::Unwanted };
         let SlotState::Loading { loader, replies } = &mut slot.state else { return LoadStep::Unwanted };
         match loader.step() {
-            Ok(Progress::More) => LoadStep::More,
+            Ok(Progress::More { bytes, total }) => {
+                ModelLoading { model: name, bytes, total }.emit();
+                LoadStep::More
+            }
             Ok(Progress::Done(model)) => {
                 let info = Arc::new(model.info.clone());
                 let (bytes, duration, weights) = (info.bytes, info.load_duration, info.form.as_str());
@@ -124,6 +130,7 @@ impl Models {
                 LoadStep::Ready
             }
             Err(source) => {
+                ModelLoading { model: name, bytes: 0, total: 0 }.emit();
                 ModelLoadError { model: name, folder: Some(&slot.source.folder), error: &source }.emit();
                 let error = EngineError::Load { model: name.to_string(), source: Arc::new(source) };
                 answer_all(replies, &Err(error.clone()));
@@ -189,6 +196,7 @@ impl Models {
     pub(super) fn precision(&mut self) -> Result<Precision, Exception> {
         if let Some(bytes) = self.untold_limit {
             mlx::limit_memory(bytes)?;
+            mlx::limit_cache(bytes / CACHED_SHARE)?;
             self.untold_limit = None;
         }
         self.precision.map_or_else(Precision::for_device, Ok)

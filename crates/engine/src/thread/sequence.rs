@@ -2,7 +2,13 @@
 
 use std::num::NonZeroUsize;
 
-use crate::sample::{Sampler, SamplingParameters};
+use crate::{
+    model::KeyValueCache,
+    sample::{Sampler, SamplingParameters},
+};
+
+/// Tokens of an answer that memory is set aside for where nobody named a limit.
+const EXPECTED: usize = 1024;
 
 /// What a sequence is to do.
 #[derive(Debug)]
@@ -12,12 +18,14 @@ pub(super) struct SequencePlan {
     pub(super) sampling: SamplingParameters,
     /// At least 1.
     pub(super) max_tokens: u32,
+    /// Whether nobody named that limit.
+    pub(super) open_ended: bool,
     pub(super) stop_ids: Vec<u32>,
 }
 
 /// What a token led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum Produced {
     /// A token of the answer; more will follow.
     Token(u32),
     /// The last token that was allowed.
@@ -38,16 +46,26 @@ pub(super) struct Sequence {
     /// Tokens whose keys and values are computed.
     computed: usize,
     max_tokens: usize,
+    open_ended: bool,
     stop_ids: Vec<u32>,
     sampler: Sampler,
 }
 
 impl Sequence {
     pub(super) fn new(plan: SequencePlan) -> Self {
-        let SequencePlan { prompt, sampling, max_tokens, stop_ids } = plan;
+        let SequencePlan { prompt, sampling, max_tokens, open_ended, stop_ids } = plan;
         let sampler = Sampler::new(sampling, &prompt);
         let length = prompt.len();
-        Self { tokens: prompt, prompt: length, cached: 0, computed: 0, max_tokens: max_tokens as usize, stop_ids, sampler }
+        Self {
+            tokens: prompt,
+            prompt: length,
+            cached: 0,
+            computed: 0,
+            max_tokens: max_tokens as usize,
+            open_ended,
+            stop_ids,
+            sampler,
+        }
     }
 
     /// It gets a place, with so many of its first tokens computed. Never all of them: the last one goes through the decode
@@ -81,21 +99,27 @@ impl Sequence {
     }
 
     /// Takes the token that was chosen.
-    pub(super) fn take(&mut self, token: u32) -> Step {
+    pub(super) fn take(&mut self, token: u32) -> Produced {
         self.tokens.push(token);
         self.sampler.hear(token);
         if self.stop_ids.contains(&token) {
-            Step::Stop
+            Produced::Stop
         } else if self.tokens.len() - self.prompt >= self.max_tokens {
-            Step::LastToken(token)
+            Produced::LastToken(token)
         } else {
-            Step::Token(token)
+            Produced::Token(token)
         }
     }
 
     /// Whether a token after the next one may follow.
     pub(super) fn goes_on(&self) -> bool {
         self.tokens.len() - self.prompt + 1 < self.max_tokens
+    }
+
+    /// Tokens that it will have at its end, as far as can be told. Where nobody named a limit they are [`EXPECTED`] at first, and
+    /// more as it grows beyond them.
+    pub(super) fn expected_length(&self) -> u64 {
+        expected_length(self.prompt, self.tokens.len() - self.prompt, self.max_tokens, self.open_ended)
     }
 
     pub(super) fn sampler(&self) -> &Sampler {
@@ -128,8 +152,24 @@ impl Sequence {
         self.tokens.get(self.prompt..).and_then(<[u32]>::last).copied()
     }
 
-    /// The tokens whose keys and values are computed.
-    pub(super) fn computed(&self) -> &[u32] {
-        self.tokens.get(..self.computed).unwrap_or_default()
+    /// How many of its tokens are computed.
+    pub(super) fn computed(&self) -> usize {
+        self.computed
     }
+
+    /// Those of its tokens that layers hold which were computed of it. They may hold one more than was waited for, and one
+    /// that nobody read.
+    pub(super) fn held(&self, layers: &[KeyValueCache]) -> &[u32] {
+        let positions = layers.first().map_or(0, |layer| usize::try_from(layer.offset()).unwrap_or_default());
+        self.tokens.get(..positions).unwrap_or(&self.tokens)
+    }
+}
+
+/// See [`Sequence::expected_length`].
+pub(super) fn expected_length(prompt: usize, produced: usize, max_tokens: usize, open_ended: bool) -> u64 {
+    let answer = match open_ended {
+        true => (produced / EXPECTED + 1).saturating_mul(EXPECTED).min(max_tokens),
+        false => max_tokens,
+    };
+    prompt.saturating_add(answer) as u64
 }

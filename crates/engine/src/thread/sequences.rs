@@ -74,7 +74,12 @@ pub(super) struct Ended {
 
 impl Sequences {
     pub(super) fn new(settings: &EngineSettings) -> Self {
-        let limits = Limits { max_batch: settings.max_batch, queue: settings.queue_limit, prefill_chunk: settings.prefill_chunk };
+        let limits = Limits {
+            max_batch: settings.max_batch,
+            queue: settings.queue_limit,
+            queue_tokens: settings.queue_tokens,
+            prefill_chunk: settings.prefill_chunk,
+        };
         Self { scheduler: Scheduler::new(limits), open: HashMap::new(), next_id: 0, told_waiting: 0 }
     }
 
@@ -93,15 +98,18 @@ impl Sequences {
         let Submission { request, mut events, submitted, queue_span } = submission;
         let id = self.next_id;
         self.next_id += 1;
-        let tokens = request.prompt.len() as u64;
-        if let Err(QueueFull) = self.scheduler.submit(id, ModelName::clone(&model), tokens, submitted) {
-            let error = EngineError::Overloaded { waiting: self.scheduler.waiting() };
+        let (now, tokens) = (Instant::now(), request.prompt.len() as u64);
+        if let Err(full) = self.scheduler.submit(id, ModelName::clone(&model), request.priority, tokens, now) {
+            let QueueFull { waiting, waiting_tokens, bound } = full;
+            let retry_after = self.scheduler.retry_after(now);
+            let error = EngineError::Overloaded { waiting, waiting_tokens, bound, retry_after };
             return events.tell(GenerationEvent::Failed(error));
         }
         let plan = SequencePlan {
             prompt: request.prompt,
             sampling: request.sampling,
             max_tokens: request.max_tokens,
+            open_ended: request.open_ended,
             stop_ids: request.stop_ids,
         };
         let place = QueuePlace { since: submitted, span: queue_span };
@@ -127,7 +135,20 @@ impl Sequences {
 
     /// A sequence has its place: so many tokens are to be computed before it decodes, so many are already.
     pub(super) fn started(&mut self, id: SequenceId, to_prefill: usize, computed: usize) {
-        self.scheduler.started(id, to_prefill, computed);
+        self.scheduler.started(id, to_prefill as u64, computed as u64);
+    }
+
+    /// There is no memory for a sequence that was to start: it waits on.
+    pub(super) fn hold(&mut self, id: SequenceId) {
+        self.scheduler.hold(id);
+    }
+
+    /// The models of the sequences that are computed, and how long each will be.
+    pub(super) fn expected_lengths(&self) -> impl Iterator<Item = (&ModelName, u64)> {
+        self.open.values().filter_map(|open| match &open.phase {
+            Phase::Running(running) => Some((&open.model, running.sequence.expected_length())),
+            Phase::Waiting(_) | Phase::Moving => None,
+        })
     }
 
     /// A step was computed.
@@ -217,6 +238,14 @@ impl Open {
     pub(super) fn take_waiting(&mut self) -> Option<Waiting> {
         match std::mem::replace(&mut self.phase, Phase::Moving) {
             Phase::Waiting(waiting) => Some(*waiting),
+            Phase::Running(_) | Phase::Moving => None,
+        }
+    }
+
+    /// It, if it waits.
+    pub(super) fn waiting(&self) -> Option<&Sequence> {
+        match &self.phase {
+            Phase::Waiting(waiting) => Some(&waiting.sequence),
             Phase::Running(_) | Phase::Moving => None,
         }
     }

@@ -4,24 +4,25 @@
 use std::{collections::HashMap, collections::HashSet, num::NonZeroUsize, rc::Rc, time::Instant};
 
 use mlx_manager_llm::FinishReason;
-use mlx_manager_signal::event::{CacheNotCleared, PromptNotKept, QueueDepth};
+use mlx_manager_signal::event::{CacheNotCleared, EngineOutOfMemory, PromptNotKept, QueueDepth};
 
 #[cfg(test)]
 use super::command::EngineStats;
 use super::{
     EngineSettings,
+    admission::{Verdict, Wanted},
     batch::{Batch, Outcome, Share},
     command::{GenerationEvent, LoadReply, Submission, Work},
     memory::Memory,
     models::{LoadStep, Loading},
-    scheduler::{self, Action, SequenceId},
-    sequence::Step,
+    scheduler::{Action, SequenceId, Step},
+    sequence::{Produced, expected_length},
     sequences::{Ended, Sequences, Waiting},
 };
 use crate::{
     error::EngineError,
     mlx::{self, Exception},
-    model::{KeyValueCache, Kernels, ModelName, Source},
+    model::{Kernels, KeyValueCache, Model, ModelName, Source},
 };
 
 /// Everything that the thread holds.
@@ -36,6 +37,11 @@ pub(super) struct Core {
     suspects: HashSet<SequenceId>,
     /// Whether MLX may hold buffers that nobody needs.
     worked: bool,
+    /// The most tokens of a prompt that are computed at once.
+    prefill_chunk: u64,
+    /// What MLX says at the next steps.
+    #[cfg(test)]
+    failures: std::collections::VecDeque<&'static str>,
 }
 
 impl Core {
@@ -48,6 +54,9 @@ impl Core {
             run_ahead: settings.run_ahead,
             suspects: HashSet::new(),
             worked: false,
+            prefill_chunk: settings.prefill_chunk as u64,
+            #[cfg(test)]
+            failures: Default::default(),
         }
     }
 
@@ -82,6 +91,8 @@ impl Core {
             Work::Stats { reply } => drop(reply.send(self.stats())),
             #[cfg(test)]
             Work::Panic => panic!("as a test asked"),
+            #[cfg(test)]
+            Work::FailSteps(words) => self.failures.extend(words),
             #[cfg(test)]
             Work::Fail => {
                 let error = EngineError::mlx(&mlx::Exception::custom("as a test asked"));
@@ -119,7 +130,10 @@ impl Core {
     fn step_load(&mut self, name: &ModelName) {
         match self.memory.models.step(name) {
             LoadStep::More => {}
-            LoadStep::Ready => self.sequences.model_is_ready(name),
+            LoadStep::Ready => {
+                self.sequences.model_is_ready(name);
+                self.tell_memory();
+            }
             LoadStep::Failed(error) => {
                 for id in self.sequences.of_model(name) {
                     self.fail(id, error.clone());
@@ -138,7 +152,9 @@ impl Core {
         }
         self.sequences.model_is_gone(name);
         self.batches.remove(name);
-        self.memory.unload(name, reason)
+        self.memory.unload(name, reason)?;
+        self.tell_memory();
+        Ok(())
     }
 
     fn submit(&mut self, mut submission: Submission) {
@@ -150,13 +166,64 @@ impl Core {
         let Some((name, loading)) = self.memory.models.wanted(&request.model) else {
             return refuse(EngineError::NotLoaded { model: request.model.clone() });
         };
+        if let Some(model) = self.memory.models.ready(&name) {
+            let prompt = request.prompt.len();
+            let length = expected_length(prompt, 0, request.max_tokens as usize, request.open_ended);
+            let wanted = wanted(model, length, prompt, self.prefill_chunk);
+            // What can't ever be must not wait for its turn to hear so.
+            if self.memory.limit().is_some_and(|limit| wanted.exceeds(limit)) {
+                return refuse(self.too_large(&name, length, wanted));
+            }
+        }
         if loading == Loading::Begun {
             self.sequences.model_loads(ModelName::clone(&name));
         }
         self.sequences.submit(name, submission);
     }
 
+    /// Whether there is memory for a sequence whose turn has come.
+    ///
+    /// # Errors
+    /// When there can't be, whatever ends.
+    fn has_room(&mut self, id: SequenceId) -> Result<bool, EngineError> {
+        let Some(open) = self.sequences.get_mut(id) else { return Ok(true) };
+        let Some((sequence, model)) = open.waiting().zip(self.memory.models.ready(&open.model)) else {
+            return Ok(true);
+        };
+        let length = sequence.expected_length();
+        let wanted = wanted(model, length, sequence.length(), self.prefill_chunk);
+        let name = ModelName::clone(&open.model);
+        let mut running = 0;
+        let mut growth = 0_u64;
+        for (name, batch) in &self.batches {
+            let lengths = self.sequences.expected_lengths().filter(|(of, _)| *of == name).map(|(_, length)| length);
+            let needs = &batch.model().info.needs;
+            let expected = lengths.inspect(|_| running += 1).map(|length| needs.sequence(length));
+            growth = growth.saturating_add(expected.fold(0, u64::saturating_add).saturating_sub(batch.bytes()));
+        }
+        match self.memory.admit(wanted, growth, running) {
+            Verdict::Yes | Verdict::MakeRoom { .. } => Ok(true),
+            Verdict::Wait { .. } => Ok(false),
+            Verdict::Never => Err(self.too_large(&name, length, wanted)),
+        }
+    }
+
+    fn too_large(&self, model: &ModelName, tokens: u64, wanted: Wanted) -> EngineError {
+        EngineError::TooLarge {
+            model: model.to_string(),
+            tokens,
+            bytes: wanted.own(),
+            weights: wanted.weights,
+            limit: self.memory.limit().unwrap_or(u64::MAX),
+        }
+    }
+
     fn start(&mut self, id: SequenceId) {
+        match self.has_room(id) {
+            Ok(true) => {}
+            Ok(false) => return self.sequences.hold(id),
+            Err(error) => return self.fail(id, error),
+        }
         let Some(open) = self.sequences.get_mut(id) else { return self.discard(id) };
         let Some(Waiting { mut sequence, place }) = open.take_waiting() else { return self.discard(id) };
         let Some(model) = self.memory.models.ready(&open.model).map(Rc::clone) else {
@@ -173,7 +240,7 @@ impl Core {
         if sequence.produced() == 0 {
             open.events.tell(GenerationEvent::Started { queued, cached: sequence.cached_tokens() });
         }
-        let (to_prefill, computed_tokens) = (sequence.to_prefill(), sequence.computed().len());
+        let (to_prefill, computed_tokens) = (sequence.to_prefill(), sequence.computed());
         let name = ModelName::clone(&open.model);
         open.run(sequence, self.memory.keeps_prompts());
         let runs_ahead = self.run_ahead.unwrap_or_else(|| model.decoder.kernels() == Kernels::Fused);
@@ -188,7 +255,7 @@ impl Core {
         let Some(running) = open.running() else { return self.discard(id) };
         let layers = self.batches.get_mut(&name).map(|batch| batch.leave(id)).transpose().map(Option::flatten);
         match layers {
-            Ok(Some(layers)) => self.memory.keep(&name, running.sequence.computed(), &layers),
+            Ok(Some(layers)) => self.memory.keep(&name, running.sequence.held(&layers), &layers),
             Ok(None) => {}
             Err(error) => return self.fail(id, EngineError::mlx(&error)),
         }
@@ -197,13 +264,16 @@ impl Core {
     }
 
     /// Computes one step of a model's sequences: of all of them, but of those that a step failed by one by one.
-    fn compute(&mut self, step: scheduler::Step) {
+    fn compute(&mut self, step: Step) {
         self.worked = true;
-        let (alone, together): (Vec<SequenceId>, Vec<SequenceId>) =
-            step.decode.iter().chain(step.prefill.iter().map(|chunk| &chunk.id)).partition(|id| self.suspects.contains(id));
+        let (alone, together): (Vec<SequenceId>, Vec<SequenceId>) = step
+            .decode
+            .iter()
+            .chain(step.prefill.iter().map(|chunk| &chunk.id))
+            .partition(|id| self.suspects.contains(id));
         let groups = alone.iter().map(|id| vec![*id]).chain(Some(together).filter(|ids| !ids.is_empty()));
         for ids in groups.collect::<Vec<_>>() {
-            let part = scheduler::Step {
+            let part = Step {
                 model: ModelName::clone(&step.model),
                 decode: step.decode.iter().filter(|id| ids.contains(id)).copied().collect(),
                 prefill: step.prefill.iter().filter(|chunk| ids.contains(&chunk.id)).cloned().collect(),
@@ -216,12 +286,20 @@ impl Core {
         }
     }
 
-    fn step_of(&mut self, step: &scheduler::Step) -> Result<Outcome, Exception> {
+    fn step_of(&mut self, step: &Step) -> Result<Outcome, Exception> {
+        #[cfg(test)]
+        if let Some(words) = self.failures.pop_front() {
+            return Err(Exception::custom(words));
+        }
         let Some(batch) = self.batches.get_mut(&step.model) else {
             return Err(Exception::custom("sequences without a model"));
         };
-        let chunk = |id| step.prefill.iter().find(|chunk| chunk.id == id).and_then(|chunk| NonZeroUsize::new(chunk.tokens));
-        let ids: Vec<SequenceId> = step.decode.iter().copied().chain(step.prefill.iter().map(|chunk| chunk.id)).collect();
+        let chunk = |id| {
+            let tokens = step.prefill.iter().find(|chunk| chunk.id == id).map(|chunk| chunk.tokens);
+            tokens.and_then(|tokens| NonZeroUsize::new(usize::try_from(tokens).unwrap_or(usize::MAX)))
+        };
+        let ids: Vec<SequenceId> =
+            step.decode.iter().copied().chain(step.prefill.iter().map(|chunk| chunk.id)).collect();
         let mut shares: Vec<Share<'_>> = self
             .sequences
             .several(&ids)
@@ -232,11 +310,10 @@ impl Core {
     }
 
     /// A step was computed: its tokens are told.
-    fn stepped(&mut self, step: scheduler::Step, outcome: Outcome, began: Instant) {
+    fn stepped(&mut self, step: Step, outcome: Outcome, began: Instant) {
         let Outcome { tokens, prefilled, times: _ } = outcome;
         let decode = tokens.iter().map(|(id, _)| *id).collect();
-        let prefill = prefilled.into_iter().map(|(id, tokens)| scheduler::Chunk { id, tokens }).collect();
-        let done = scheduler::Step { decode, prefill, ..step };
+        let done = Step { decode, prefill: prefilled, ..step };
         self.sequences.stepped(&done, began.elapsed());
         done.decode.iter().chain(done.prefill.iter().map(|chunk| &chunk.id)).for_each(|id| {
             self.suspects.remove(id);
@@ -248,8 +325,15 @@ impl Core {
 
     /// Whoever it failed by must not take the others along: each is computed anew, by itself, until it has passed a step.
     fn step_failed(&mut self, model: &ModelName, ids: &[SequenceId], error: &Exception) {
-        if let [id] = ids {
-            return self.fail(*id, EngineError::mlx(error));
+        let out_of_memory = mlx::is_out_of_memory(error);
+        if out_of_memory {
+            self.give_all_back(model, error);
+        }
+        if let [id] = ids
+            && (!out_of_memory || self.suspects.contains(id))
+        {
+            let error = if out_of_memory { EngineError::OutOfMemory } else { EngineError::mlx(error) };
+            return self.fail(*id, error);
         }
         if let Some(batch) = self.batches.get_mut(model) {
             batch.forget(ids.iter().copied());
@@ -263,6 +347,15 @@ impl Core {
         }
     }
 
+    /// MLX had no memory: what can be given back is.
+    fn give_all_back(&mut self, model: &ModelName, error: &Exception) {
+        let bytes = self.memory.drop_kept(u64::MAX);
+        EngineOutOfMemory { model, bytes, error }.emit();
+        if let Err(error) = mlx::clear_cache() {
+            CacheNotCleared { error: &error }.emit();
+        }
+    }
+
     /// Tells a token of a sequence, and ends it with its last one.
     fn tell(&mut self, id: SequenceId, token: u32) {
         let Some(open) = self.sequences.get_mut(id) else { return };
@@ -270,16 +363,16 @@ impl Core {
         let step = running.sequence.take(token);
         let tokens = running.sequence.produced();
         #[cfg(test)]
-        let stop_id = running.sequence.last_token().filter(|_| step == Step::Stop);
+        let stop_id = running.sequence.last_token().filter(|_| step == Produced::Stop);
         let is_first = open.token_is_there();
-        if let Step::Token(token) | Step::LastToken(token) = step {
+        if let Produced::Token(token) | Produced::LastToken(token) = step {
             open.events.tell(GenerationEvent::Token(token));
         }
         let reason = match step {
-            Step::Token(_) if is_first => return self.tell_memory(),
-            Step::Token(_) => return,
-            Step::LastToken(_) => FinishReason::Length,
-            Step::Stop => FinishReason::Stop,
+            Produced::Token(_) if is_first => return self.tell_memory(),
+            Produced::Token(_) => return,
+            Produced::LastToken(_) => FinishReason::Length,
+            Produced::Stop => FinishReason::Stop,
         };
         if let Some(mut ended) = self.remove(id) {
             ended.events.tell(GenerationEvent::Finished {
@@ -325,7 +418,7 @@ impl Core {
         let Ended { id, model, sequence, .. } = ended;
         let Some(sequence) = sequence else { return };
         match self.batches.get_mut(&model).map(|batch| batch.leave(id)).transpose().map(Option::flatten) {
-            Ok(Some(layers)) => self.memory.keep(&model, sequence.computed(), &layers),
+            Ok(Some(layers)) => self.memory.keep(&model, sequence.held(&layers), &layers),
             Ok(None) => {}
             Err(error) => PromptNotKept { error: &error }.emit(),
         }
@@ -348,6 +441,14 @@ impl Core {
 
     fn tell_memory(&self) {
         self.memory.tell(|model| self.batches.get(model).map_or(0, Batch::bytes));
+        if let Ok(held) = self.memory.held(self.live_bytes()) {
+            held.emit();
+        }
+    }
+
+    /// Bytes of keys and values of running sequences.
+    fn live_bytes(&self) -> u64 {
+        self.batches.values().map(Batch::bytes).sum()
     }
 
     #[cfg(test)]
@@ -359,8 +460,21 @@ impl Core {
         EngineStats {
             waiting,
             running,
-            active_memory: mlx::active_memory().unwrap_or_default(),
+            active_memory: mlx::active_memory().unwrap(),
+            cache_memory: mlx::cache_memory().unwrap(),
+            held: self.memory.held(self.live_bytes()).unwrap(),
             models: models.map(|(name, info)| (std::sync::Arc::clone(info), bytes(name))).collect(),
         }
+    }
+}
+
+/// What a sequence takes that will have so many tokens, of which `computed` are computed at first, a chunk at a time.
+fn wanted(model: &Model, length: u64, computed: usize, chunk: u64) -> Wanted {
+    let needs = &model.info.needs;
+    let computed = computed as u64;
+    Wanted {
+        sequence: needs.sequence(length),
+        step: needs.step(computed.min(chunk), computed),
+        weights: model.info.bytes,
     }
 }

@@ -1,11 +1,12 @@
 //! Replays what the reference implementation computed, through the whole thread, and puts the thread under stress.
 
 mod prompts;
+mod room;
 mod weights;
 
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
-use mlx_manager_llm::FinishReason;
+use mlx_manager_llm::{FinishReason, Priority};
 use mlx_manager_signal::{route::Kind, span, testing::lines_of};
 use serde::Deserialize;
 use tokio::{
@@ -64,7 +65,9 @@ fn greedy(model: &str, prompt: &[u32], max_tokens: u32) -> Generate {
         prompt: prompt.to_vec(),
         sampling: SamplingParameters::GREEDY,
         max_tokens,
+        open_ended: false,
         stop_ids: Vec::new(),
+        priority: Priority::Normal,
         span: tracing::Span::none(),
     }
 }
@@ -234,7 +237,10 @@ async fn a_full_queue_refuses() {
     first_token(&mut running).await;
     let _waiting = endless();
     let (_, refused) = drain(endless()).await;
-    assert!(matches!(refused, Some(GenerationEvent::Failed(EngineError::Overloaded { waiting: 1 }))), "{refused:?}");
+    assert!(
+        matches!(refused, Some(GenerationEvent::Failed(EngineError::Overloaded { waiting: 1, .. }))),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]

@@ -230,7 +230,7 @@ impl EngineMemory<'_> {
 }
 
 /// What MLX's memory is for. Together it is all that MLX holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EngineMemoryHeld {
     /// Weights of the models in memory.
     pub weights: u64,

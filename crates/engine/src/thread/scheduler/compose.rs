@@ -1,0 +1,144 @@
+//! What goes into a step.
+
+use std::iter;
+
+use tokio::time::Instant;
+
+use super::{Chunk, Running, Scheduler, Step, Turns, pace::Prompts};
+use crate::model::ModelName;
+
+/// A step takes at most so many times what a decode step usually takes, so that nobody who reads an answer sees it stop.
+const GAP: f64 = 3.0;
+/// Seconds that a step may take however fast decode steps are.
+const SHORTEST_GAP: f64 = 0.05;
+/// How much of that is planned with; the rest is for steps that take longer than predicted.
+const PLANNED: f64 = 0.85;
+/// Seconds that a step may take when nobody decodes, so that those who come don't wait long.
+const LONGEST_STEP: f64 = 1.0;
+/// The fewest prompt tokens computed in a step, unless a prompt has less or is told to take less.
+const SMALLEST: u64 = 4;
+/// The first chunks of a model of which nothing is known, beside rows that decode and alone.
+const FIRST_BESIDE: u64 = 8;
+const FIRST_ALONE: u64 = 32;
+/// Steps in a row that may leave prompts as they are, because not even the smallest chunk fits or decode is measured.
+const LONGEST_WITHOUT: u32 = 3;
+/// Prompt tokens after which the next sequence of the same class has its turn.
+pub(super) const SHARE: u64 = 64;
+
+impl Scheduler {
+    /// The next step, of the model that waited for the longest.
+    pub(super) fn compose(&mut self, now: Instant) -> Option<Step> {
+        let started = self.running.iter().filter(|running| running.left.is_some()).map(Running::model);
+        let last = |model: &ModelName| self.models.get(model).map_or(0, |turns| turns.last);
+        let model = ModelName::clone(started.min_by_key(|model| last(model))?);
+        let of_model = |running: &&Running| *running.model() == model;
+        let decoding = self.running.iter().filter(of_model).filter(|running| running.decodes());
+        let decode: Vec<_> = decoding.map(|running| running.place.ticket.id).collect();
+        let mut prompts: Vec<&Running> =
+            self.running.iter().filter(of_model).filter(|running| running.prefills()).collect();
+        prompts.sort_by_key(|running| (running.place.class(now), running.turn));
+        let prefill = self.chunks(&model, decode.len(), &prompts);
+        let is_left_out = prefill.is_empty() && !prompts.is_empty();
+        let turn = self.take_turn();
+        let turns = self.models.entry(ModelName::clone(&model)).or_default();
+        turns.last = turn;
+        turns.without_prefill = if is_left_out { turns.without_prefill + 1 } else { 0 };
+        Some(Step { model, decode, prefill })
+    }
+
+    /// As many tokens of these prompts, in this order, as fit beside so many rows that decode.
+    fn chunks(&self, model: &ModelName, rows: usize, prompts: &[&Running]) -> Vec<Chunk> {
+        if prompts.is_empty() {
+            return Vec::new();
+        }
+        let new = Turns::default();
+        let Turns { pace, without_prefill, .. } = self.models.get(model).unwrap_or(&new);
+        let may_leave_out = rows > 0 && *without_prefill < LONGEST_WITHOUT;
+        if may_leave_out && pace.is_to_measure(rows) {
+            return Vec::new();
+        }
+        let (seconds, is_alone) = self.time_for(model, rows);
+        let first = if is_alone { FIRST_ALONE } else { FIRST_BESIDE };
+        let most = (self.limits.prefill_chunk as u64).min((2 * pace.largest()).max(first));
+        for tokens in sizes(most) {
+            let chunks = take(prompts, tokens);
+            if pace.predict(rows, sum(&chunks)).is_none_or(|predicted| predicted <= seconds) {
+                return chunks;
+            }
+        }
+        if may_leave_out { Vec::new() } else { take(prompts, SMALLEST.min(most)) }
+    }
+
+    /// Seconds that a model's step with so many decoding rows may take, and whether nobody decodes at all. Between two tokens
+    /// of a sequence lies a step of each model, so the time that decode steps leave is shared by those models that prefill.
+    fn time_for(&self, model: &ModelName, rows: usize) -> (f64, bool) {
+        let usual = |model: &ModelName, rows| self.models.get(model).and_then(|turns| turns.pace.usual(rows));
+        let decoding: Vec<&Running> = self.running.iter().filter(|running| running.decodes()).collect();
+        if decoding.is_empty() {
+            return (LONGEST_STEP, true);
+        }
+        let all_usual: f64 =
+            distinct(&decoding).iter().map(|(model, rows)| usual(model, *rows).unwrap_or_default()).sum();
+        let prefilling: Vec<&Running> = self.running.iter().filter(|running| running.prefills()).collect();
+        let to_spare = (GAP * all_usual).max(SHORTEST_GAP) * PLANNED - all_usual;
+        let share = to_spare.max(0.0) / distinct(&prefilling).len().max(1) as f64;
+        (usual(model, rows).unwrap_or_default() + share, false)
+    }
+}
+
+/// The models of sequences, each with how many it has.
+fn distinct<'a>(sequences: &[&'a Running]) -> Vec<(&'a ModelName, usize)> {
+    let mut models: Vec<(&ModelName, usize)> = Vec::new();
+    for running in sequences {
+        match models.iter_mut().find(|(model, _)| *model == running.model()) {
+            Some((_, count)) => *count += 1,
+            None => models.push((running.model(), 1)),
+        }
+    }
+    models
+}
+
+/// Sizes of chunks to try, the largest first: four to an octave, since what doesn't fit is time that nobody uses.
+fn sizes(most: u64) -> impl Iterator<Item = u64> {
+    iter::successors(Some(most), |size| {
+        let below = size.checked_sub(1).filter(|below| *below >= SMALLEST)?;
+        let grid = ((1 << below.ilog2()) / 4).max(SMALLEST);
+        Some(below / grid * grid)
+    })
+}
+
+/// The first so many tokens of these prompts.
+fn take(prompts: &[&Running], tokens: u64) -> Vec<Chunk> {
+    let mut room = tokens;
+    let mut chunks = Vec::new();
+    for running in prompts {
+        let tokens = running.left.unwrap_or_default().min(room);
+        if tokens == 0 {
+            break;
+        }
+        room -= tokens;
+        chunks.push(Chunk { id: running.place.ticket.id, tokens, context: running.computed });
+    }
+    chunks
+}
+
+fn sum(chunks: &[Chunk]) -> Prompts {
+    let mut prompts = Prompts::default();
+    for chunk in chunks {
+        prompts.add(chunk.tokens, chunk.context);
+    }
+    prompts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sizes;
+
+    #[test]
+    fn sizes_end_at_the_smallest_and_are_four_to_an_octave() {
+        assert_eq!(sizes(3).collect::<Vec<_>>(), [3]);
+        assert_eq!(sizes(7).collect::<Vec<_>>(), [7, 4]);
+        let expected = [100, 96, 80, 64, 56, 48, 40, 32, 28, 24, 20, 16, 12, 8, 4];
+        assert_eq!(sizes(100).collect::<Vec<_>>(), expected);
+    }
+}
