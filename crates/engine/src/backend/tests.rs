@@ -268,7 +268,12 @@ async fn models_make_room_for_each_other_but_not_while_in_use() {
     let root = tempfile::tempdir().unwrap();
     let tasks = TaskTracker::new();
     copy_demo(&root.path().join("models/second"));
-    // Room for one of them.
+    // Room for one of them, and for a short answer.
+    let short = || {
+        let mut chat = said("Hi.");
+        chat.sampling.max_tokens = Some(8);
+        chat
+    };
     let config = LocalConfig { memory_limit: MemoryLimit::Bytes(2_500_000), ..config(root.path()) };
     let engine = Engine::start(&config, &tasks);
     let pool = Arc::clone(engine.inner.pool.as_ref().unwrap());
@@ -281,7 +286,7 @@ async fn models_make_room_for_each_other_but_not_while_in_use() {
     let mut third = Box::pin(pool.lease("second", place()));
     for _ in 0..3 {
         assert!((&mut second).now_or_never().is_none() && (&mut third).now_or_never().is_none());
-        hear(&engine, "demo", said("Hi.")).await.unwrap();
+        hear(&engine, "demo", short()).await.unwrap();
     }
     drop(second);
     assert_eq!(names(), ["demo"]);
@@ -295,18 +300,18 @@ async fn models_make_room_for_each_other_but_not_while_in_use() {
     let engine = Engine::start(&config, &tasks);
     let pool = Arc::clone(engine.inner.pool.as_ref().unwrap());
     let lease = pool.lease("demo", Place::BuiltinDemo).await.unwrap();
-    let error = hear(&engine, "second", said("Hi.")).await.unwrap_err();
+    let error = hear(&engine, "second", short()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Overloaded);
     assert!(error.message.contains("local.load_timeout"), "{error}");
     drop(lease);
-    hear(&engine, "second", said("Hi.")).await.unwrap();
+    hear(&engine, "second", short()).await.unwrap();
     engine.shutdown().await;
 
     // What is pinned stays, so that another never fits.
     let config = LocalConfig { pin: vec!["demo".into()], preload: vec!["demo".into()], ..config };
     let engine = Engine::start(&config, &tasks);
-    hear(&engine, "demo", said("Hi.")).await.unwrap();
-    let error = hear(&engine, "second", said("Hi.")).await.unwrap_err();
+    hear(&engine, "demo", short()).await.unwrap();
+    let error = hear(&engine, "second", short()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
     assert!(error.message.contains("local.pin"), "{error}");
     engine.shutdown().await;
@@ -321,14 +326,14 @@ async fn models_make_room_for_each_other_but_not_while_in_use() {
     };
     let engine = Engine::start(&config, &tasks);
     for model in ["demo", "second"] {
-        hear(&engine, model, said("Hi.")).await.unwrap();
+        hear(&engine, model, short()).await.unwrap();
         assert_eq!(engine.inner.pool.as_ref().unwrap().names(), [model]);
     }
     engine.shutdown().await;
 
     let config = LocalConfig { memory_limit: MemoryLimit::Bytes(1_000_000), ..config };
     let engine = Engine::start(&config, &tasks);
-    let error = hear(&engine, "demo", said("Hi.")).await.unwrap_err();
+    let error = hear(&engine, "demo", short()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
     assert!(error.message.contains("local.memory_limit"), "{error}");
     engine.shutdown().await;
