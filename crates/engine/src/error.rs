@@ -41,6 +41,26 @@ pub(crate) enum EngineError {
         /// Its name.
         model: String,
     },
+    /// A sequence that the memory limit has no room for, whatever else ends.
+    #[error(
+        "{tokens} tokens of model {model:?} take {bytes} bytes beside the {weights} of its weights; `local.memory_limit` allows \
+         {limit}: shorten the prompt, lower `max_tokens`, or raise that"
+    )]
+    TooLarge {
+        /// The model.
+        model: String,
+        /// Of prompt and answer.
+        tokens: u64,
+        /// What they take.
+        bytes: u64,
+        /// What the model takes.
+        weights: u64,
+        /// What there may be.
+        limit: u64,
+    },
+    /// MLX had no memory, even after all was given back that could be.
+    #[error("the local engine has no memory for this request now; try again later, or with a shorter prompt")]
+    OutOfMemory,
     /// A prompt without tokens, or no tokens allowed in the answer.
     #[error("{0}")]
     Request(&'static str),
@@ -71,10 +91,13 @@ impl EngineError {
     /// What class of failure it is.
     pub(crate) fn kind(&self) -> llm::ErrorKind {
         match self {
-            Self::Overloaded { .. } => llm::ErrorKind::Overloaded,
-            Self::NotLoaded { .. } | Self::Load { .. } | Self::InUse { .. } | Self::Stopped | Self::Thread(_) => {
-                llm::ErrorKind::Unavailable
-            }
+            Self::Overloaded { .. } | Self::OutOfMemory => llm::ErrorKind::Overloaded,
+            Self::NotLoaded { .. }
+            | Self::Load { .. }
+            | Self::InUse { .. }
+            | Self::TooLarge { .. }
+            | Self::Stopped
+            | Self::Thread(_) => llm::ErrorKind::Unavailable,
             #[cfg(target_os = "linux")]
             Self::Kernels(_) => llm::ErrorKind::Unavailable,
             Self::Request(_) => llm::ErrorKind::InvalidRequest,

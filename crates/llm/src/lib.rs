@@ -24,6 +24,7 @@ pub use event::{Event, FinishReason, ToolCallDelta, Usage};
 pub use priority::Priority;
 pub use record::{Inference, Outcome, Record, UsageSource};
 pub use request::{
-    Api, Chat, Content, Dialect, Message, Operation, Reasoning, Request, Role, Sampling, Tool, ToolCall, ToolChoice,
+    Api, Chat, Content, Dialect, KeepAlive, Message, Operation, Reasoning, Request, Role, Sampling, Tool, ToolCall,
+    ToolChoice,
 };
 pub use retry_after::retry_after;

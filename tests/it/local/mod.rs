@@ -5,3 +5,4 @@ mod logs;
 mod prompt_cache;
 mod pull;
 mod serve;
+mod shutdown;

@@ -109,6 +109,7 @@ impl Sequences {
             prompt: request.prompt,
             sampling: request.sampling,
             max_tokens: request.max_tokens,
+            open_ended: request.open_ended,
             stop_ids: request.stop_ids,
         };
         let place = QueuePlace { since: submitted, span: queue_span };
@@ -135,6 +136,19 @@ impl Sequences {
     /// A sequence has its place: so many tokens are to be computed before it decodes, so many are already.
     pub(super) fn started(&mut self, id: SequenceId, to_prefill: usize, computed: usize) {
         self.scheduler.started(id, to_prefill as u64, computed as u64);
+    }
+
+    /// There is no memory for a sequence that was to start: it waits on.
+    pub(super) fn hold(&mut self, id: SequenceId) {
+        self.scheduler.hold(id);
+    }
+
+    /// The models of the sequences that are computed, and how long each will be.
+    pub(super) fn expected_lengths(&self) -> impl Iterator<Item = (&ModelName, u64)> {
+        self.open.values().filter_map(|open| match &open.phase {
+            Phase::Running(running) => Some((&open.model, running.sequence.expected_length())),
+            Phase::Waiting(_) | Phase::Moving => None,
+        })
     }
 
     /// A step was computed.
@@ -224,6 +238,14 @@ impl Open {
     pub(super) fn take_waiting(&mut self) -> Option<Waiting> {
         match std::mem::replace(&mut self.phase, Phase::Moving) {
             Phase::Waiting(waiting) => Some(*waiting),
+            Phase::Running(_) | Phase::Moving => None,
+        }
+    }
+
+    /// It, if it waits.
+    pub(super) fn waiting(&self) -> Option<&Sequence> {
+        match &self.phase {
+            Phase::Waiting(waiting) => Some(&waiting.sequence),
             Phase::Running(_) | Phase::Moving => None,
         }
     }

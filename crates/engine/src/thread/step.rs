@@ -1,27 +1,28 @@
 //! The step loop: one command or one step of computation at a time. It ties the queue of sequences to what holds memory,
 //! and is the only one to know both.
 
-use std::{collections::HashMap, collections::HashSet, num::NonZeroUsize, path::PathBuf, rc::Rc, time::Instant};
+use std::{collections::HashMap, collections::HashSet, num::NonZeroUsize, rc::Rc, time::Instant};
 
 use mlx_manager_llm::FinishReason;
-use mlx_manager_signal::event::{CacheNotCleared, PromptNotKept, QueueDepth};
+use mlx_manager_signal::event::{CacheNotCleared, EngineOutOfMemory, PromptNotKept, QueueDepth};
 
 #[cfg(test)]
 use super::command::EngineStats;
 use super::{
     EngineSettings,
+    admission::{Verdict, Wanted},
     batch::{Batch, Outcome, Share},
     command::{GenerationEvent, LoadReply, Submission, Work},
     memory::Memory,
     models::{LoadStep, Loading},
     scheduler::{Action, SequenceId, Step},
-    sequence::Produced,
+    sequence::{Produced, expected_length},
     sequences::{Ended, Sequences, Waiting},
 };
 use crate::{
     error::EngineError,
     mlx::{self, Exception},
-    model::{Kernels, KeyValueCache, ModelName},
+    model::{Kernels, KeyValueCache, Model, ModelName, Source},
 };
 
 /// Everything that the thread holds.
@@ -36,18 +37,26 @@ pub(super) struct Core {
     suspects: HashSet<SequenceId>,
     /// Whether MLX may hold buffers that nobody needs.
     worked: bool,
+    /// The most tokens of a prompt that are computed at once.
+    prefill_chunk: u64,
+    /// What MLX says at the next steps.
+    #[cfg(test)]
+    failures: std::collections::VecDeque<&'static str>,
 }
 
 impl Core {
-    /// `folders` are those of models that a former thread had.
-    pub(super) fn new(settings: &EngineSettings, folders: HashMap<ModelName, PathBuf>) -> Self {
+    /// `sources` are those of models that a former thread had.
+    pub(super) fn new(settings: &EngineSettings, sources: HashMap<ModelName, Source>) -> Self {
         Self {
             sequences: Sequences::new(settings),
             batches: HashMap::new(),
-            memory: Memory::new(settings, folders),
+            memory: Memory::new(settings, sources),
             run_ahead: settings.run_ahead,
             suspects: HashSet::new(),
             worked: false,
+            prefill_chunk: settings.prefill_chunk as u64,
+            #[cfg(test)]
+            failures: Default::default(),
         }
     }
 
@@ -56,9 +65,9 @@ impl Core {
         self.sequences.is_idle()
     }
 
-    /// The folders of all models, for a thread that takes over.
-    pub(super) fn folders(&self) -> HashMap<ModelName, PathBuf> {
-        self.memory.models.folders()
+    /// Where all models are from, for a thread that takes over.
+    pub(super) fn sources(&self) -> HashMap<ModelName, Source> {
+        self.memory.models.sources()
     }
 
     /// Ends everything with an error.
@@ -71,13 +80,19 @@ impl Core {
     /// Does what it is told, which never takes long: what does is begun here and goes on in [`Self::step`].
     pub(super) fn obey(&mut self, work: Work) {
         match work {
-            Work::Load { name, folder, reply } => self.load(name, folder, reply),
+            Work::Load { name, source, reply } => self.load(name, source, reply),
+            Work::Precision { reply } => {
+                let precision = self.memory.models.precision().map_err(|error| EngineError::mlx(&error));
+                drop(reply.send(precision));
+            }
             Work::Unload { name, reason, reply } => drop(reply.send(self.unload(&name, reason))),
             Work::Generate(submission) => self.submit(*submission),
             #[cfg(test)]
             Work::Stats { reply } => drop(reply.send(self.stats())),
             #[cfg(test)]
             Work::Panic => panic!("as a test asked"),
+            #[cfg(test)]
+            Work::FailSteps(words) => self.failures.extend(words),
             #[cfg(test)]
             Work::Fail => {
                 let error = EngineError::mlx(&mlx::Exception::custom("as a test asked"));
@@ -106,8 +121,8 @@ impl Core {
         self.sequences.tell_depth();
     }
 
-    fn load(&mut self, name: ModelName, folder: PathBuf, reply: LoadReply) {
-        if self.memory.models.load(&name, folder, reply) == Loading::Begun {
+    fn load(&mut self, name: ModelName, source: Source, reply: LoadReply) {
+        if self.memory.models.load(&name, source, reply) == Loading::Begun {
             self.sequences.model_loads(name);
         }
     }
@@ -115,7 +130,10 @@ impl Core {
     fn step_load(&mut self, name: &ModelName) {
         match self.memory.models.step(name) {
             LoadStep::More => {}
-            LoadStep::Ready => self.sequences.model_is_ready(name),
+            LoadStep::Ready => {
+                self.sequences.model_is_ready(name);
+                self.tell_memory();
+            }
             LoadStep::Failed(error) => {
                 for id in self.sequences.of_model(name) {
                     self.fail(id, error.clone());
@@ -127,12 +145,16 @@ impl Core {
     }
 
     fn unload(&mut self, name: &ModelName, reason: &'static str) -> Result<(), EngineError> {
+        // Who left meanwhile doesn't use it.
+        self.drop_the_gone();
         if self.memory.models.is_loading(name) || !self.sequences.of_model(name).is_empty() {
             return Err(EngineError::InUse { model: name.to_string() });
         }
         self.sequences.model_is_gone(name);
         self.batches.remove(name);
-        self.memory.unload(name, reason)
+        self.memory.unload(name, reason)?;
+        self.tell_memory();
+        Ok(())
     }
 
     fn submit(&mut self, mut submission: Submission) {
@@ -144,13 +166,64 @@ impl Core {
         let Some((name, loading)) = self.memory.models.wanted(&request.model) else {
             return refuse(EngineError::NotLoaded { model: request.model.clone() });
         };
+        if let Some(model) = self.memory.models.ready(&name) {
+            let prompt = request.prompt.len();
+            let length = expected_length(prompt, 0, request.max_tokens as usize, request.open_ended);
+            let wanted = wanted(model, length, prompt, self.prefill_chunk);
+            // What can't ever be must not wait for its turn to hear so.
+            if self.memory.limit().is_some_and(|limit| wanted.exceeds(limit)) {
+                return refuse(self.too_large(&name, length, wanted));
+            }
+        }
         if loading == Loading::Begun {
             self.sequences.model_loads(ModelName::clone(&name));
         }
         self.sequences.submit(name, submission);
     }
 
+    /// Whether there is memory for a sequence whose turn has come.
+    ///
+    /// # Errors
+    /// When there can't be, whatever ends.
+    fn has_room(&mut self, id: SequenceId) -> Result<bool, EngineError> {
+        let Some(open) = self.sequences.get_mut(id) else { return Ok(true) };
+        let Some((sequence, model)) = open.waiting().zip(self.memory.models.ready(&open.model)) else {
+            return Ok(true);
+        };
+        let length = sequence.expected_length();
+        let wanted = wanted(model, length, sequence.length(), self.prefill_chunk);
+        let name = ModelName::clone(&open.model);
+        let mut running = 0;
+        let mut growth = 0_u64;
+        for (name, batch) in &self.batches {
+            let lengths = self.sequences.expected_lengths().filter(|(of, _)| *of == name).map(|(_, length)| length);
+            let needs = &batch.model().info.needs;
+            let expected = lengths.inspect(|_| running += 1).map(|length| needs.sequence(length));
+            growth = growth.saturating_add(expected.fold(0, u64::saturating_add).saturating_sub(batch.bytes()));
+        }
+        match self.memory.admit(wanted, growth, running) {
+            Verdict::Yes | Verdict::MakeRoom { .. } => Ok(true),
+            Verdict::Wait { .. } => Ok(false),
+            Verdict::Never => Err(self.too_large(&name, length, wanted)),
+        }
+    }
+
+    fn too_large(&self, model: &ModelName, tokens: u64, wanted: Wanted) -> EngineError {
+        EngineError::TooLarge {
+            model: model.to_string(),
+            tokens,
+            bytes: wanted.own(),
+            weights: wanted.weights,
+            limit: self.memory.limit().unwrap_or(u64::MAX),
+        }
+    }
+
     fn start(&mut self, id: SequenceId) {
+        match self.has_room(id) {
+            Ok(true) => {}
+            Ok(false) => return self.sequences.hold(id),
+            Err(error) => return self.fail(id, error),
+        }
         let Some(open) = self.sequences.get_mut(id) else { return self.discard(id) };
         let Some(Waiting { mut sequence, place }) = open.take_waiting() else { return self.discard(id) };
         let Some(model) = self.memory.models.ready(&open.model).map(Rc::clone) else {
@@ -214,6 +287,10 @@ impl Core {
     }
 
     fn step_of(&mut self, step: &Step) -> Result<Outcome, Exception> {
+        #[cfg(test)]
+        if let Some(words) = self.failures.pop_front() {
+            return Err(Exception::custom(words));
+        }
         let Some(batch) = self.batches.get_mut(&step.model) else {
             return Err(Exception::custom("sequences without a model"));
         };
@@ -248,8 +325,15 @@ impl Core {
 
     /// Whoever it failed by must not take the others along: each is computed anew, by itself, until it has passed a step.
     fn step_failed(&mut self, model: &ModelName, ids: &[SequenceId], error: &Exception) {
-        if let [id] = ids {
-            return self.fail(*id, EngineError::mlx(error));
+        let out_of_memory = mlx::is_out_of_memory(error);
+        if out_of_memory {
+            self.give_all_back(model, error);
+        }
+        if let [id] = ids
+            && (!out_of_memory || self.suspects.contains(id))
+        {
+            let error = if out_of_memory { EngineError::OutOfMemory } else { EngineError::mlx(error) };
+            return self.fail(*id, error);
         }
         if let Some(batch) = self.batches.get_mut(model) {
             batch.forget(ids.iter().copied());
@@ -260,6 +344,15 @@ impl Core {
             let to_prefill = running.sequence.to_prefill();
             self.sequences.started(*id, to_prefill, 0);
             self.suspects.insert(*id);
+        }
+    }
+
+    /// MLX had no memory: what can be given back is.
+    fn give_all_back(&mut self, model: &ModelName, error: &Exception) {
+        let bytes = self.memory.drop_kept(u64::MAX);
+        EngineOutOfMemory { model, bytes, error }.emit();
+        if let Err(error) = mlx::clear_cache() {
+            CacheNotCleared { error: &error }.emit();
         }
     }
 
@@ -348,6 +441,14 @@ impl Core {
 
     fn tell_memory(&self) {
         self.memory.tell(|model| self.batches.get(model).map_or(0, Batch::bytes));
+        if let Ok(held) = self.memory.held(self.live_bytes()) {
+            held.emit();
+        }
+    }
+
+    /// Bytes of keys and values of running sequences.
+    fn live_bytes(&self) -> u64 {
+        self.batches.values().map(Batch::bytes).sum()
     }
 
     #[cfg(test)]
@@ -359,8 +460,21 @@ impl Core {
         EngineStats {
             waiting,
             running,
-            active_memory: mlx::active_memory().unwrap_or_default(),
+            active_memory: mlx::active_memory().unwrap(),
+            cache_memory: mlx::cache_memory().unwrap(),
+            held: self.memory.held(self.live_bytes()).unwrap(),
             models: models.map(|(name, info)| (std::sync::Arc::clone(info), bytes(name))).collect(),
         }
+    }
+}
+
+/// What a sequence takes that will have so many tokens, of which `computed` are computed at first, a chunk at a time.
+fn wanted(model: &Model, length: u64, computed: usize, chunk: u64) -> Wanted {
+    let needs = &model.info.needs;
+    let computed = computed as u64;
+    Wanted {
+        sequence: needs.sequence(length),
+        step: needs.step(computed.min(chunk), computed),
+        weights: model.info.bytes,
     }
 }

@@ -26,9 +26,9 @@ pub use daemon::{
     LogFilesReopened, LogReloaded, NoDelayRefused, ReloadRefused, StopSignalled, TasksLeftBehind,
 };
 pub use engine::{
-    CacheNotCleared, DecodeError, DecodeFinished, EngineAbsent, EngineMemory, EngineStartError, FolderLeftOver,
-    KernelsPicked, MachineMemoryUnknown, MlxThreadGone, ModelLoadError, ModelLoaded, ModelUnloaded, PrefillFinished,
-    PrefixLookedUp, PromptNotKept, QueueDepth, QueueLeft,
+    CacheNotCleared, DecodeError, DecodeFinished, EngineAbsent, EngineMemory, EngineMemoryHeld, EngineOutOfMemory,
+    EngineStartError, FolderLeftOver, KernelsPicked, MachineMemoryUnknown, MlxThreadGone, ModelLoadError, ModelLoaded, ModelLoading,
+    ModelUnloaded, ModelWaitsForRoom, PrefillFinished, PrefixLookedUp, PromptNotKept, QueueDepth, QueueLeft,
 };
 pub use http::{HttpRequestFinished, HttpRequestStarted};
 pub use pull::{DownloadFinished, DownloadRetried, FileDownloaded, PullFinished, PullStarted};

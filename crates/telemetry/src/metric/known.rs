@@ -17,8 +17,9 @@ use mlx_manager_signal::{
 const RETRY_REASONS: [&str; 5] = ["connect", "timeout", "rate_limited", "server_error", "conflict"];
 
 /// How a request may end before it reaches a target.
-const OUTCOMES_WITHOUT_TARGET: [Outcome; 6] = [
+const OUTCOMES_WITHOUT_TARGET: [Outcome; 7] = [
     Outcome::ClientAbort,
+    Outcome::Shutdown,
     Outcome::Shed,
     Outcome::InvalidRequest,
     Outcome::Unauthorized,
@@ -119,7 +120,7 @@ fn open_local_model(model: &str) {
         add(counter, labels.clone(), 0);
     }
     // Adding nothing leaves a model that is already loaded as it is.
-    for gauge in [Gauge::ModelLoaded, Gauge::ModelMemoryBytes, Gauge::KvCacheBytes] {
+    for gauge in [Gauge::ModelLoaded, Gauge::ModelLoading, Gauge::ModelMemoryBytes, Gauge::KvCacheBytes] {
         shift(gauge, labels.clone(), 0.0);
     }
 }

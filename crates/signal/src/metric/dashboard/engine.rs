@@ -198,6 +198,21 @@ const MEMORY: Row = Row {
             ..Panel::AREAS
         },
         Panel {
+            title: "Memory of MLX",
+            description: "What the engine holds, by what it is for. What is `other` and grows is a leak.",
+            unit: "bytes",
+            queries: &[query("{{kind}}", "sum by (kind) (mlx_manager_engine_memory_bytes{$daemon})")],
+            ..Panel::AREAS
+        },
+        Panel {
+            title: "Loading",
+            description: "How much of a model that is being loaded is read.",
+            unit: "percentunit",
+            max: Some(1.0),
+            queries: &[query("{{model}}", "max by (model) (mlx_manager_model_loading_ratio{$daemon})")],
+            ..Panel::LINES
+        },
+        Panel {
             title: "Loaded",
             description: "Which local models are in memory.",
             max: Some(1.0),
@@ -207,7 +222,7 @@ const MEMORY: Row = Row {
         },
         Panel {
             title: "Evictions",
-            description: "Models unloaded because they were idle, or to make room.",
+            description: "Models unloaded because they were idle, to make room, or because somebody asked.",
             unit: "cps",
             queries: &[query("{{reason}}", "sum by (reason) (rate(mlx_manager_evictions_total{$daemon}[$rate]))")],
             ..Panel::LINES

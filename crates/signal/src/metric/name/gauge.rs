@@ -15,6 +15,10 @@ pub enum Gauge {
     ModelLoaded,
     /// Memory that a local model's weights take.
     ModelMemoryBytes,
+    /// Memory of the local engine, by what it is for.
+    EngineMemoryBytes,
+    /// How much of a model that is being loaded is read, from 0 to 1.
+    ModelLoading,
     /// Key-value caches of open sequences, and those kept in the prompt cache.
     KvCacheBytes,
     /// Circuit breaker of a provider: 0 closed, 1 half open, 2 open.
@@ -77,6 +81,22 @@ impl Gauge {
                 otlp_name: "mlx_manager.model.memory",
                 unit: "By",
                 help: "Memory that a local model's weights take.",
+                labels: &[Label::Model],
+                buckets: &[],
+            },
+            Self::EngineMemoryBytes => &Definition {
+                name: "mlx_manager_engine_memory_bytes",
+                otlp_name: "mlx_manager.engine.memory",
+                unit: "By",
+                help: "Memory that MLX holds, by what it is for; together, all of it.",
+                labels: &[Label::Kind],
+                buckets: &[],
+            },
+            Self::ModelLoading => &Definition {
+                name: "mlx_manager_model_loading_ratio",
+                otlp_name: "mlx_manager.model.loading",
+                unit: "1",
+                help: "How much of a local model that is being loaded is read; 0 when none is.",
                 labels: &[Label::Model],
                 buckets: &[],
             },

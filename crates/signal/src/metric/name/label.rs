@@ -27,6 +27,8 @@ pub enum Label {
     Rule,
     /// Why.
     Reason,
+    /// What memory is for.
+    Kind,
     /// The provider that failed.
     From,
     /// The provider tried next.
@@ -144,6 +146,9 @@ impl Label {
             Self::Outcome => "How a request ended",
             Self::Rule => "The pattern of the route that matched, `local` for a local model without one, `none`",
             Self::Reason => "Why it happened",
+            Self::Kind => {
+                "`weights` of models, `kv_live` of open sequences, `prefix_cache` kept for prompts to come, `allocator_cache` of freed buffers, and all `other`"
+            }
             Self::From => "The provider that failed, `mlx` for local models",
             Self::To => "The provider tried next, `mlx` for local models",
             Self::Resource => "What a rate limit counts",
@@ -190,9 +195,11 @@ impl Label {
                 "conflict",
                 "idle",
                 "memory",
+                "request",
                 "queue_full",
                 "write_failed",
             ],
+            Self::Kind => &["weights", "kv_live", "prefix_cache", "allocator_cache", "other"],
             Self::Resource => &["requests", "tokens"],
             Self::Level => {
                 const {
