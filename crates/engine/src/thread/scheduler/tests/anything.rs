@@ -51,8 +51,6 @@ struct Watched {
     ready: HashSet<ModelName>,
     loads: HashMap<ModelName, u8>,
     held: HashSet<SequenceId>,
-    /// Who takes a place that was made.
-    made: bool,
     no_memory: bool,
     /// Steps and loads since a running sequence had its part.
     unserved: HashMap<SequenceId, usize>,
@@ -71,7 +69,6 @@ impl Watched {
             ready: HashSet::from([model(0)]),
             loads: HashMap::new(),
             held: HashSet::new(),
-            made: false,
             no_memory: false,
             unserved: HashMap::new(),
             without: HashMap::new(),
@@ -95,10 +92,11 @@ impl Watched {
     }
 
     fn act(&mut self) -> bool {
+        let preferred = self.world.scheduler.place_for;
         let action = self.world.scheduler.next(self.world.now);
         let is_idle = action == Action::Idle;
         match action {
-            Action::Start(id) => self.start(id),
+            Action::Start(id) => self.start(id, preferred == Some(id)),
             Action::Preempt(id) => self.preempt(id),
             Action::Step(step) => self.step(&step),
             Action::Load(model) => {
@@ -120,16 +118,15 @@ impl Watched {
         is_idle
     }
 
-    fn start(&mut self, id: SequenceId) {
+    fn start(&mut self, id: SequenceId, is_preferred: bool) {
         let others_run = self.running().next().is_some();
         let started = &self.world.open[&id];
         assert!(self.ready.contains(&started.model));
         for (other, waiting) in self.world.open.iter().filter(|(other, waiting)| !waiting.runs && **other != id) {
             let is_ahead = self.class(waiting) == Interactive && (waiting.arrived, *other) < (started.arrived, id);
             let can_start = self.ready.contains(&waiting.model) && (others_run || !self.held.contains(other));
-            assert!(self.made || !is_ahead || !can_start, "{id} passed {other}, which has waited long enough");
+            assert!(is_preferred || !is_ahead || !can_start, "{id} passed {other}, which has waited long enough");
         }
-        self.made = false;
         if std::mem::take(&mut self.no_memory) && others_run {
             self.held.insert(id);
             self.world.scheduler.hold(id);
@@ -142,8 +139,8 @@ impl Watched {
 
     fn preempt(&mut self, id: SequenceId) {
         let worse = self.world.open[&id].clone();
-        let better = self.world.open.values().filter(|sequence| !sequence.runs);
-        assert!(better.map(|sequence| sequence.priority).min() < Some(worse.priority.raised(worse.preempted)));
+        let better = &self.world.open[&self.world.scheduler.place_for.expect("it gives way to somebody")];
+        assert!(!better.runs && better.priority < worse.priority.raised(worse.preempted));
         self.world.preempt(id);
         let most = match worse.priority {
             Interactive => 0,
@@ -153,7 +150,6 @@ impl Watched {
         assert!(self.world.open[&id].preempted <= most);
         self.unserved.remove(&id);
         self.held.clear();
-        self.made = true;
     }
 
     fn step(&mut self, step: &Step) {
