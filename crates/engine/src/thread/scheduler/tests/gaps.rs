@@ -54,7 +54,7 @@ fn alone(machine: Machine, prompt: u64) -> f64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn no_prompt_makes_others_wait_longer_than_three_of_their_usual_gaps(
