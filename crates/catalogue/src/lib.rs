@@ -236,7 +236,7 @@ mod tests {
             cache_dir: root.join("cache"),
             default_model: None,
             memory_limit: MemoryLimit::Share(0.75),
-            prompt_cache: 512 << 20,
+            prefix_cache: 512 << 20,
             preload: Vec::new(),
             pin: Vec::new(),
             max_models: None,

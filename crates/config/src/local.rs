@@ -34,7 +34,7 @@ pub struct LocalConfig {
     /// What becomes of packed weights on a CPU.
     pub unpack: Unpack,
     /// Bytes that keys and values of earlier prompts and answers may take; 0 keeps none.
-    pub prompt_cache: u64,
+    pub prefix_cache: u64,
     /// How long a model stays in memory that nobody uses.
     pub keep_alive: KeepAlive,
     /// The most requests computed at the same time.
@@ -105,15 +105,17 @@ const UNPACK: Key = Key::new(
     "on a CPU packed weights become floats, faster for many requests, if half of the limit stays free",
 );
 const MEMORY_LIMIT: Key = Key::new("memory_limit", "\"75%\"", "of the machine's memory, or a size such as \"8 GB\"");
-const PROMPT_CACHE: Key = Key::new(
-    "prompt_cache",
+const PREFIX_CACHE: Key = Key::new(
+    "prefix_cache",
     "\"512 MiB\"",
     "at most, so that only what is new in a prompt is computed; \"0 B\" is off",
 );
+/// What `prefix_cache` was called.
+const PROMPT_CACHE: Key = Key::bare("prompt_cache", "");
 const KEEP_ALIVE: Key =
     Key::new("keep_alive", "\"forever\"", "how long an unused model stays, or a duration such as \"15 min\"");
-/// What `keep_alive` was called first.
-const IDLE_UNLOAD: Key = Key::bare("idle_unload", "what `keep_alive` was called first");
+/// What `keep_alive` was called.
+const IDLE_UNLOAD: Key = Key::bare("idle_unload", "");
 const MAX_BATCH: Key = Key::new("max_batch", "16", "requests computed at the same time");
 
 pub(super) const TABLE: Table = Table::single(
@@ -126,11 +128,10 @@ pub(super) const TABLE: Table = Table::single(
         PIN,
         MAX_MODELS,
         KEEP_ALIVE,
-        IDLE_UNLOAD,
         LOAD_TIMEOUT,
         MEMORY_LIMIT,
         UNPACK,
-        PROMPT_CACHE,
+        PREFIX_CACHE,
         MAX_BATCH,
     ],
 );
@@ -187,12 +188,12 @@ impl Choice for Unpack {
 
 pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
     let section = decoder.table(&TABLE);
-    decoder.check_keys(&section, &["models"]);
+    decoder.check_keys(&section, &["models", PROMPT_CACHE.name, IDLE_UNLOAD.name]);
     let models_dir = decoder.path(&section, &MODELS_DIR);
     let memory_limit = decoder.get(&section, &MEMORY_LIMIT);
-    let prompt_cache = decoder.get::<SizeOrZero>(&section, &PROMPT_CACHE);
+    let prefix_cache = decode_renamed::<SizeOrZero>(decoder, &section, (&PREFIX_CACHE, &PROMPT_CACHE));
     let unpack = decoder.get(&section, &UNPACK);
-    let keep_alive = decode_keep_alive(decoder, &section);
+    let keep_alive = decode_renamed(decoder, &section, (&KEEP_ALIVE, &IDLE_UNLOAD));
     let preload = decode_names(decoder, &section, &PRELOAD);
     let pin = decode_names(decoder, &section, &PIN);
     let max_models = match decoder.find(&section, &MAX_MODELS) {
@@ -228,26 +229,31 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
         load_timeout: load_timeout?,
         memory_limit: memory_limit?,
         unpack: unpack?,
-        prompt_cache: prompt_cache?.0,
+        prefix_cache: prefix_cache?.0,
         keep_alive: keep_alive?,
         max_batch: max_batch?.0 as usize,
         models: models?,
     })
 }
 
-/// By its name, or by the one that it had first.
-fn decode_keep_alive<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Option<KeepAlive> {
-    let former = decoder.find(section, &IDLE_UNLOAD);
-    match former {
-        Ok(Some(former)) if decoder.given(section, &KEEP_ALIVE) => {
-            let path = section.path_of(&IDLE_UNLOAD);
-            decoder.report_relation(&path, former.place, "is the former name of `keep_alive`", "keep one of the two");
-            None
-        }
-        Ok(Some(former)) => decoder.read(&former),
-        Ok(None) => decoder.get(section, &KEEP_ALIVE),
-        Err(_) => None,
+/// Under its name or its former one, but not both.
+fn decode_renamed<'a, T: Setting>(
+    decoder: &mut Decoder<'a>,
+    section: &Section<'a>,
+    (key, former): (&Key, &Key),
+) -> Option<T> {
+    if !decoder.given(section, former) {
+        return decoder.get(section, key);
     }
+    let found = decoder.find(section, former).ok().flatten()?;
+    if decoder.given(section, key) {
+        let relation = format!("and `{}` are both there", section.path_of(key));
+        let hint = "leave it out: it is the former name of that one";
+        decoder.report_relation(&found.path, found.place, &relation, hint);
+        decoder.get::<T>(section, key);
+        return None;
+    }
+    decoder.read(&found)
 }
 
 fn decode_names<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, key: &Key) -> Option<Vec<String>> {

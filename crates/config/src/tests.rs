@@ -94,12 +94,22 @@ fn the_default_is_the_contract() {
     assert!(!config.otlp[0].is_active());
     assert_eq!(config.otlp[0].spool.as_ref().unwrap().size, 256_000_000);
     assert_eq!(config.local.models[0].path, ModelPath::BuiltinDemo);
-    assert_eq!((config.local.memory_limit, config.local.prompt_cache), (MemoryLimit::Share(0.75), 512 << 20));
+    assert_eq!((config.local.memory_limit, config.local.prefix_cache), (MemoryLimit::Share(0.75), 512 << 20));
     assert!(config.providers.iter().all(|provider| provider.api_key.as_ref().unwrap().is_empty()));
     assert!(config.providers.iter().all(|provider| !provider.send_trace_context));
     assert_eq!(config.providers[0].calls.breaker, Breaker { failures: 5, open: Duration::from_secs(30) });
     assert_eq!(config.cloud.routes[1].targets[0].provider, "anthropic");
     assert_eq!(config.database.url.expose(), "sqlite:/work-dir/mlx-manager.db");
+}
+
+#[test]
+fn the_prefix_cache_is_found_under_its_former_name() {
+    let former = loaded("local.prompt_cache = \"1 MiB\"");
+    assert_eq!(former.config.local.prefix_cache, 1 << 20);
+    check(
+        "[local]\nprompt_cache = \"1 MiB\"\nprefix_cache = \"2 MiB\"",
+        &[("2:16 `local.prompt_cache` and `local.prefix_cache` are both there", "leave it out")],
+    );
 }
 
 #[test]
@@ -129,7 +139,7 @@ fn single_values() {
     check("traces.semconv = 1.41", &[("1:18 `traces.semconv` can't be 1.41", "\"1.41\", \"latest\", \"both\"")]);
     check("local.memory_limit = \"175%\"", &[("1:22 `local.memory_limit`", "\"75%\"")]);
     check("local.memory_limit = \"NaN%\"", &[("1:22 `local.memory_limit`", "\"75%\"")]);
-    check("local.prompt_cache = 0", &[("1:22 `local.prompt_cache` can't be 0", "say the unit: \"0 B\"")]);
+    check("local.prefix_cache = 0", &[("1:22 `local.prefix_cache` can't be 0", "say the unit: \"0 B\"")]);
     check("local.prompt_cache = \"50%\"", &[("1:22 `local.prompt_cache` can't be \"50%\"", "\"0 B\"")]);
     check("local.idle_unload = \"nevr\"", &[("1:21 `local.idle_unload` can't be \"nevr\"", "\"forever\"")]);
     check("local.keep_alive = 5", &[("1:20 `local.keep_alive` can't be 5", "say the unit: \"5 s\"")]);

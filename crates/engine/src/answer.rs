@@ -13,6 +13,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use uuid::Uuid;
 
 use super::{
+    cache::PrefixLookup,
     chat::Prompt,
     detokenizer::Detokenizer,
     parse::{ParsedCall, Parser, Piece},
@@ -34,6 +35,8 @@ pub(crate) struct Transcript {
     stop: StopMatcher,
     /// Whether the model marks its reasoning, so that its tokens can be counted.
     reasons: bool,
+    /// How much of the prompt was computed before; known once the answer has begun.
+    lookup: Option<PrefixLookup>,
     counts: Counts,
 }
 
@@ -55,6 +58,7 @@ impl Transcript {
             parser: Parser::new(&prompt.parser),
             stop: StopMatcher::new(&prompt.stop),
             reasons: prompt.parser.reasoning.is_some(),
+            lookup: None,
             counts: Counts::default(),
         }
     }
@@ -62,8 +66,10 @@ impl Transcript {
     /// Takes one event. After `Finished` there is nothing more to tell.
     fn take(&mut self, event: GenerationEvent, events: &mut VecDeque<Event>) -> Result<(), Error> {
         match event {
-            GenerationEvent::Started { queued, cached } => {
-                let usage = Usage { input: Some(self.prompt_tokens), cache_read: Some(cached), ..Usage::default() };
+            GenerationEvent::Started { queued, lookup } => {
+                let cached = Some(lookup.restored as u64);
+                self.lookup = Some(lookup);
+                let usage = Usage { input: Some(self.prompt_tokens), cache_read: cached, ..Usage::default() };
                 events.push_back(Event::Started { id: None, model: Some(self.model.clone()), usage });
                 events.push_back(Event::Queued(queued));
             }
@@ -172,6 +178,11 @@ impl AnswerStream {
         transcript.take(first, &mut pending)?;
         Ok(Self { transcript, pending, tokens: Some(tokens), _lease: lease })
     }
+
+    /// How much of the prompt was computed before.
+    pub(crate) fn lookup(&self) -> Option<PrefixLookup> {
+        self.transcript.lookup
+    }
 }
 
 impl Stream for AnswerStream {
@@ -226,12 +237,15 @@ mod tests {
             parser: Parser::new(&options),
             stop: StopMatcher::new(&[stop.to_owned()]),
             reasons: true,
+            lookup: None,
             counts: Counts::default(),
         };
         let ids = tokenizer.encode(text).unwrap();
         let tokens = ids.len() as u64;
         let mut told = VecDeque::new();
-        transcript.take(GenerationEvent::Started { queued: Duration::ZERO, cached: 0 }, &mut told).unwrap();
+        transcript
+            .take(GenerationEvent::Started { queued: Duration::ZERO, lookup: PrefixLookup::off(5) }, &mut told)
+            .unwrap();
         for id in ids {
             transcript.take(GenerationEvent::Token(id), &mut told).unwrap();
         }

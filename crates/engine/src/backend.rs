@@ -18,8 +18,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     answer::{AnswerStream, Transcript},
+    cache::PrefixLookup,
     error::EngineError,
-    machine,
+    machine, mlx,
     pool::{Lease, Pool, PoolSettings},
     states::States,
     thread::{EngineSettings, Generate, Handle},
@@ -46,12 +47,20 @@ struct Inner {
     stop: CancellationToken,
 }
 
+/// An answer that has begun.
+pub struct LocalAnswer {
+    /// How much of its prompt was computed before.
+    pub lookup: Option<PrefixLookup>,
+    /// Its events.
+    pub events: EventStream,
+}
+
 impl Engine {
     /// Starts the MLX thread and, in the background, loads the models that are wanted at start. A failure of either is logged; the engine
     /// then answers with it, and the daemon serves what it can.
     pub fn start(config: &LocalConfig, tasks: &TaskTracker) -> Self {
         let memory_limit = machine::memory_limit(config.memory_limit);
-        let (max_batch, prompt_cache) = (config.max_batch, config.prompt_cache);
+        let (max_batch, prefix_cache) = (config.max_batch, config.prefix_cache);
         let states = States::default();
         let (room_wanted, wants_room) = mpsc::unbounded_channel();
         let settings = EngineSettings {
@@ -59,10 +68,10 @@ impl Engine {
             memory_limit,
             room_wanted: Some(room_wanted),
             states: states.clone(),
-            prompt_cache,
+            prefix_cache,
             ..EngineSettings::default()
         };
-        let pool = Handle::start(settings).map(|thread| {
+        let pool = mlx::check_kernels().and_then(|()| Handle::start(settings)).map(|thread| {
             Arc::new(Pool::new(thread, PoolSettings::new(config, memory_limit), states.clone(), tasks.clone()))
         });
         let mut preload: Vec<String> = config.default_model.iter().chain(&config.preload).cloned().collect();
@@ -151,7 +160,7 @@ impl Engine {
     ///
     /// # Errors
     /// When the model can't be had, or can't do what is asked.
-    pub async fn answer(&self, model: &str, chat: Chat, span: &tracing::Span) -> Result<EventStream, Error> {
+    pub async fn answer(&self, model: &str, chat: Chat, span: &tracing::Span) -> Result<LocalAnswer, Error> {
         let (pool, lease) = self.inner.lease(model).await?;
         if let Some(keep_alive) = chat.keep_alive {
             lease.keep_alive(match keep_alive {
@@ -179,7 +188,8 @@ impl Engine {
             priority: Priority::default(),
             span: span.clone(),
         });
-        Ok(Box::pin(AnswerStream::begin(transcript, tokens, lease).await?))
+        let answer = AnswerStream::begin(transcript, tokens, lease).await?;
+        Ok(LocalAnswer { lookup: answer.lookup(), events: Box::pin(answer) })
     }
 }
 

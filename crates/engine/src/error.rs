@@ -73,6 +73,10 @@ pub(crate) enum EngineError {
     /// The engine is shut down.
     #[error("the local engine has stopped")]
     Stopped,
+    /// The machine's kernels compute wrong numbers.
+    #[cfg(target_os = "linux")]
+    #[error(transparent)]
+    Kernels(#[from] super::mlx::blas::WrongProduct),
     /// The operating system gave no thread.
     #[error("the local engine's thread can't be started: {0}")]
     Thread(Arc<std::io::Error>),
@@ -94,6 +98,8 @@ impl EngineError {
             | Self::TooLarge { .. }
             | Self::Stopped
             | Self::Thread(_) => llm::ErrorKind::Unavailable,
+            #[cfg(target_os = "linux")]
+            Self::Kernels(_) => llm::ErrorKind::Unavailable,
             Self::Request(_) => llm::ErrorKind::InvalidRequest,
             Self::Mlx(_) | Self::Panicked => llm::ErrorKind::Engine,
         }
@@ -106,6 +112,8 @@ impl From<EngineError> for llm::Error {
         let message = match &error {
             EngineError::Load { model, .. } => format!("model {model:?} can't be loaded; the log says why"),
             EngineError::Mlx(_) => "the local engine failed".to_owned(),
+            #[cfg(target_os = "linux")]
+            EngineError::Kernels(_) => "the local engine can't be started; the log says why".to_owned(),
             EngineError::Thread(_) => "the local engine can't be started".to_owned(),
             other => other.to_string(),
         };

@@ -33,7 +33,13 @@ mod template;
 mod thread;
 mod tokenizer;
 
-pub use backend::Engine;
+pub use backend::{Engine, LocalAnswer};
+pub use cache::{PrefixLookup, Reason};
 
 /// What this engine is called where a build says what it is made of.
 pub const NAME: &str = "mlx";
+
+/// What it computes with on a CPU: the library, and the processor that the kernels it picked are made for.
+pub fn kernels() -> String {
+    mlx::kernels()
+}

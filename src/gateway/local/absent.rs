@@ -9,6 +9,11 @@ use tokio_util::task::TaskTracker;
 /// What this build has for an engine.
 pub const NAME: &str = super::NONE;
 
+/// What this build computes with.
+pub fn kernels() -> String {
+    "no kernels".to_owned()
+}
+
 /// An engine without models.
 #[derive(Debug, Clone)]
 pub struct Engine;

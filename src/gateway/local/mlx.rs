@@ -1,12 +1,16 @@
 //! The engine of a build with local inference: it understands a conversation to its last field before it answers.
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use mlx_manager_dialect as dialect;
 use mlx_manager_llm::{Answer, Backend, BoxFuture, Call, Error};
 use mlx_manager_signal::span;
 use tracing::Instrument;
 
-pub use mlx_manager_engine::{Engine, NAME};
+use mlx_manager_engine::LocalAnswer;
+pub use mlx_manager_engine::{Engine, NAME, kernels};
+
+/// How much of the prompt was computed before, and why not more.
+const CACHE: HeaderName = HeaderName::from_static("x-mlx-manager-cache");
 
 /// The local engine, open for a call.
 #[derive(Debug)]
@@ -31,8 +35,12 @@ impl Backend for Local {
         let answer = async move {
             let chat = dialect::decode_chat(&call.request)?;
             span::capture_input(&call.span, &chat);
-            let events = self.0.answer(&call.model, chat, &call.span).await?;
-            Ok(Answer { headers: HeaderMap::new(), events, retries: 0 })
+            let LocalAnswer { lookup, events } = self.0.answer(&call.model, chat, &call.span).await?;
+            let mut headers = HeaderMap::new();
+            if let Some(value) = lookup.and_then(|lookup| HeaderValue::try_from(lookup.to_string()).ok()) {
+                headers.insert(CACHE, value);
+            }
+            Ok(Answer { headers, events, retries: 0 })
         };
         Box::pin(answer.instrument(span))
     }

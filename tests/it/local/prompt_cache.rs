@@ -1,4 +1,4 @@
-//! What the local engine's prompt cache spares, as everybody who reports it says.
+//! What the local engine's prefix cache spares, as everybody who reports it says.
 
 use serde_json::{Value, json};
 
@@ -55,6 +55,7 @@ async fn ask(daemon: &Daemon, path: &str, messages: &Value, stream: bool) -> (Pr
     let response = daemon.post(path, &body).await;
     assert_eq!(response.status(), 200);
     let trace = response.headers()["traceparent"].to_str().unwrap().split('-').nth(1).unwrap().to_owned();
+    let explained = response.headers()["x-mlx-manager-cache"].to_str().unwrap().to_owned();
     let text = response.text().await.unwrap();
     let frames: Vec<Value> = text
         .lines()
@@ -75,7 +76,18 @@ async fn ask(daemon: &Daemon, path: &str, messages: &Value, stream: bool) -> (Pr
         // Clients read these counts from the first frame.
         (_, true) => of_message(&said("/delta/text"), &frames[0]["message"]["usage"]),
     };
+    let (restored, input) = (format!("; restored={}; reason=\"", prompt.cached), format!("/{}; ", prompt.input));
+    assert!(explained.starts_with("matched=") && explained.contains(&restored), "{explained} of {prompt:?}");
+    assert!(explained.contains(&input), "{explained} of {prompt:?}");
     (prompt, trace)
+}
+
+/// The header that says how much of a prompt was computed before.
+async fn explained(daemon: &Daemon, path: &str, messages: &Value, stream: bool) -> String {
+    let response = daemon.post(path, &asking(messages, stream)).await;
+    let header = response.headers()["x-mlx-manager-cache"].to_str().unwrap().to_owned();
+    response.text().await.unwrap();
+    header
 }
 
 #[tokio::test]
@@ -84,7 +96,7 @@ async fn both_apis_the_metrics_the_spans_and_the_audit_agree_on_what_was_cached(
     let collector = format!("[[otlp]]\nname = \"collector\"\nkind = \"otlp\"\nendpoint = \"{}\"\n", otlp.endpoint());
     let mut daemon = Daemon::start(&collector).await;
     let page = daemon.scrape().await;
-    for name in ["lookups", "hits"] {
+    for name in ["lookups", "hits", "queried_tokens", "hit_tokens"] {
         let series = format!("mlx_manager_prefix_cache_{name}_total{{model=\"demo\"}} 0");
         assert!(page.contains(&series), "{series} is missing at the start");
     }
@@ -116,6 +128,10 @@ async fn both_apis_the_metrics_the_spans_and_the_audit_agree_on_what_was_cached(
     assert_eq!((tokens("input").await, tokens("cache_read").await), (input, cached));
     assert_eq!(daemon.metric("mlx_manager_prefix_cache_lookups_total", &[("model", "demo")]).await, 6.0);
     assert_eq!(daemon.metric("mlx_manager_prefix_cache_hits_total", &[("model", "demo")]).await, 5.0);
+    let looked_up = async |name: &str| {
+        daemon.metric(&format!("mlx_manager_prefix_cache_{name}_tokens_total"), &[("model", "demo")]).await
+    };
+    assert_eq!((looked_up("queried").await, looked_up("hit").await), (input, cached));
     assert!(daemon.metric("mlx_manager_kv_cache_bytes", &[("model", "demo")]).await > 0.0, "what is kept takes memory");
     assert_eq!(daemon.metric("mlx_manager_cost_usd_total", &[("provider", "mlx")]).await, 0.0);
 
@@ -136,16 +152,40 @@ async fn both_apis_the_metrics_the_spans_and_the_audit_agree_on_what_was_cached(
         assert_eq!((usage("input_tokens"), usage("cache_read.input_tokens")), (prompt.input, prompt.cached));
         let prefill = |name: &str| span("prefill").integer(&format!("mlx_manager.{name}")).unwrap();
         assert_eq!((prefill("tokens"), prefill("cached_tokens")), (prompt.input, prompt.cached));
+        let lookup = span("cache lookup");
+        let found = |name: &str| lookup.integer(&format!("mlx_manager.{name}")).unwrap();
+        assert_eq!((found("tokens"), found("cached_tokens")), (prompt.input, prompt.cached));
+        assert!(found("matched_tokens") >= prompt.cached && lookup.text("mlx_manager.reason").is_some());
     }
 }
 
 #[tokio::test]
+async fn every_answer_says_why_no_more_of_its_prompt_was_cached() {
+    let daemon = Daemon::start("").await;
+    let question = json!([user("What is 23 + 14?")]);
+    let first = explained(&daemon, CHAT, &question, false).await;
+    let tokens: usize =
+        first.strip_prefix("matched=0/").and_then(|rest| rest.split(';').next()).unwrap().parse().unwrap();
+    assert_eq!(first, format!("matched=0/{tokens}; restored=0; reason=\"nothing alike\""));
+    for (path, stream) in [(CHAT, false), (CHAT, true), (MESSAGES, false), (MESSAGES, true)] {
+        let again = explained(&daemon, path, &question, stream).await;
+        assert_eq!(again, format!("matched={tokens}/{tokens}; restored={}; reason=\"whole prompt\"", tokens - 1));
+    }
+    let other = explained(&daemon, MESSAGES, &json!([user("What is 23 + 14? And what is the capital?")]), true).await;
+    assert!(other.contains("reason=\"diverges at token "), "{other}");
+    // A refusal was never looked up.
+    let refused = daemon.post(CHAT, &json!({ "model": "demo", "messages": [] })).await;
+    assert!(!refused.headers().contains_key("x-mlx-manager-cache"));
+}
+
+#[tokio::test]
 async fn without_room_for_it_nothing_is_looked_up() {
-    let daemon = Daemon::start("[local]\nprompt_cache = \"0 B\"\n").await;
+    let daemon = Daemon::start("[local]\nprefix_cache = \"0 B\"\n").await;
     let question = json!([user("What is 23 + 14?")]);
     let (first, _) = ask(&daemon, CHAT, &question, false).await;
     let (second, _) = ask(&daemon, CHAT, &question, false).await;
     assert_eq!(first, second);
     assert_eq!(second.cached, 0);
+    assert!(explained(&daemon, CHAT, &question, true).await.ends_with("restored=0; reason=\"cache off\""));
     assert_eq!(daemon.metric("mlx_manager_prefix_cache_lookups_total", &[("model", "demo")]).await, 0.0);
 }

@@ -21,7 +21,7 @@ fn config(root: &Path) -> LocalConfig {
         cache_dir: root.join("cache"),
         default_model: None,
         memory_limit: MemoryLimit::Share(0.75),
-        prompt_cache: 512 << 20,
+        prefix_cache: 512 << 20,
         preload: Vec::new(),
         pin: Vec::new(),
         max_models: None,
@@ -78,7 +78,7 @@ struct Heard {
 }
 
 async fn hear(engine: &Engine, model: &str, chat: Chat) -> Result<Heard, Error> {
-    let mut events = timeout(PATIENCE, engine.answer(model, chat, &Span::none())).await.unwrap()?;
+    let mut events = timeout(PATIENCE, engine.answer(model, chat, &Span::none())).await.unwrap()?.events;
     let mut heard = Heard::default();
     let mut first = true;
     while let Some(event) = timeout(PATIENCE, events.next()).await.unwrap() {
@@ -185,7 +185,7 @@ async fn dropping_the_stream_ends_the_work() {
     copy_endless_demo(&root.path().join("models/endless"));
     let engine = Engine::start(&config(root.path()), &tasks);
     let chat = said("Tell me a story about a fox.");
-    let mut events = engine.answer("endless", chat, &Span::none()).await.unwrap();
+    let mut events = engine.answer("endless", chat, &Span::none()).await.unwrap().events;
     let pool = Arc::clone(engine.inner.pool.as_ref().unwrap());
     while !matches!(timeout(PATIENCE, events.next()).await.unwrap().unwrap().unwrap(), Event::Text(_)) {}
     drop(events);

@@ -1,5 +1,7 @@
 //! The keys and values of one attention layer, for one sequence.
 
+use std::ops::Range;
+
 use mlx_rs::{
     Array,
     error::Exception,
@@ -29,7 +31,8 @@ impl KeyValueCache {
 
     /// Keys and values of all positions, if there are any.
     pub(super) fn all(&self) -> Result<Option<(Array, Array)>, Exception> {
-        self.map(|buffer| buffer.try_index((Ellipsis, ..self.offset, ..)))
+        let all = |buffer: &Array| buffer.try_index((Ellipsis, ..self.offset, ..));
+        self.buffers.as_ref().map(|(keys, values)| Ok((all(keys)?, all(values)?))).transpose()
     }
 
     /// Positions held.
@@ -73,22 +76,71 @@ impl KeyValueCache {
         Ok(all)
     }
 
-    /// The first so many positions, as many as there are, on the same buffers. They have no room left there, so that what is
-    /// appended goes to buffers of its own.
-    pub(crate) fn prefix(&self, positions: usize) -> Result<Self, Exception> {
-        let end = i32::try_from(positions).unwrap_or(i32::MAX).min(self.offset);
-        let buffers = self.map(|buffer| buffer.try_index((Ellipsis, ..end, ..)))?;
-        Ok(Self { buffers, offset: end })
+    /// Some of the positions held, in buffers of their own: a slice would keep all of the buffer that it is cut from.
+    /// Nothing is computed yet.
+    pub(crate) fn run(&self, positions: Range<usize>) -> Result<KeyValueRun, Exception> {
+        let held = usize::try_from(self.offset).unwrap_or_default();
+        match &self.buffers {
+            Some((keys, values)) if positions.end <= held && !positions.is_empty() => {
+                KeyValueRun::cut(keys, values, positions)
+            }
+            _ => Err(Exception::custom(format!("positions {positions:?} of {held} can't be taken"))),
+        }
     }
 
-    /// The same in buffers that share no memory with any other. Nothing is computed yet.
-    pub(crate) fn compact(&self) -> Result<Self, Exception> {
-        Ok(Self { buffers: self.map(Array::contiguous)?, offset: self.offset })
+    /// Starts with the positions of these runs, in order, in buffers of its own that have room for more. Nothing is
+    /// computed yet. Without runs it is empty.
+    pub(crate) fn from_runs(runs: &[&KeyValueRun]) -> Result<Self, Exception> {
+        let Some(first) = runs.first() else { return Ok(Self::default()) };
+        let offset: i32 = runs.iter().map(|run| run.keys.dim(2)).sum();
+        // At least one position is free, so that the buffers are no run's even if there is one only.
+        let free = BLOCK - offset % BLOCK;
+        let joined = |part: for<'a> fn(&'a KeyValueRun) -> &'a Array| {
+            let like = part(first);
+            let room = zeros_dtype(&[like.dim(0), like.dim(1), free, like.dim(3)], like.dtype())?;
+            let parts: Vec<&Array> = runs.iter().map(|run| part(run)).chain([&room]).collect();
+            concatenate(&parts, 2)
+        };
+        Ok(Self { buffers: Some((joined(|run| &run.keys)?, joined(|run| &run.values)?)), offset })
+    }
+}
+
+/// Keys and values of consecutive positions, each of shape [1, heads, positions, head_dim]. They never change.
+#[derive(Debug)]
+pub(crate) struct KeyValueRun {
+    keys: Array,
+    values: Array,
+}
+
+impl KeyValueRun {
+    /// Bytes of both.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.keys.nbytes() + self.values.nbytes()) as u64
     }
 
-    fn map(&self, change: impl Fn(&Array) -> Result<Array, Exception>) -> Result<Option<(Array, Array)>, Exception> {
-        let changed = self.buffers.as_ref().map(|(keys, values)| Ok((change(keys)?, change(values)?)));
-        changed.transpose()
+    /// Both, for evaluation.
+    pub(crate) fn arrays(&self) -> [&Array; 2] {
+        [&self.keys, &self.values]
+    }
+
+    /// Its first so many positions, on the same memory.
+    pub(crate) fn first(&self, positions: usize) -> Result<Self, Exception> {
+        let end = i32::try_from(positions).unwrap_or(i32::MAX).min(self.keys.dim(2));
+        let first = |array: &Array| array.try_index((Ellipsis, ..end, ..));
+        Ok(Self { keys: first(&self.keys)?, values: first(&self.values)? })
+    }
+
+    /// Its first `at` positions and the others, in buffers of their own. Nothing is computed yet.
+    pub(crate) fn split(&self, at: usize) -> Result<(Self, Self), Exception> {
+        let end = usize::try_from(self.keys.dim(2)).unwrap_or_default();
+        Ok((Self::cut(&self.keys, &self.values, 0..at)?, Self::cut(&self.keys, &self.values, at..end)?))
+    }
+
+    fn cut(keys: &Array, values: &Array, positions: Range<usize>) -> Result<Self, Exception> {
+        let index = |position| i32::try_from(position).map_err(|_| Exception::custom("more than 2^31 positions"));
+        let (start, end) = (index(positions.start)?, index(positions.end)?);
+        let own = |array: &Array| array.try_index((Ellipsis, start..end, ..))?.contiguous();
+        Ok(Self { keys: own(keys)?, values: own(values)? })
     }
 }
 
@@ -106,9 +158,11 @@ fn grown(buffer: &Array, used: i32, added: &Array) -> Result<Array, Exception> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use mlx_rs::Array;
 
-    use super::{BLOCK, KeyValueCache};
+    use super::{BLOCK, KeyValueCache, KeyValueRun};
     use crate::mlx;
 
     fn positions(first: i32, count: i32) -> Array {
@@ -136,31 +190,55 @@ mod tests {
         assert!(cache.bytes() >= 8 * written as u64);
     }
 
+    fn keys_of(run: &KeyValueRun) -> Vec<f32> {
+        let [keys, values] = run.arrays().map(contents);
+        assert_eq!(keys, values);
+        keys
+    }
+
+    fn counting(positions: Range<i32>) -> Vec<f32> {
+        positions.map(|value| value as f32).collect()
+    }
+
     #[test]
-    fn sequences_that_share_a_prefix_do_not_write_into_each_other() {
+    fn sequences_that_share_a_run_do_not_write_into_each_other() {
         for length in [10, BLOCK - 1, BLOCK, BLOCK + 1] {
             let mut cache = KeyValueCache::default();
             cache.append(&positions(0, length), &positions(0, length)).unwrap();
-            let kept = cache.prefix(length as usize).unwrap().compact().unwrap();
-            mlx::evaluate(kept.arrays()).unwrap();
-            assert_eq!(kept.bytes(), 8 * length as u64, "no room is kept");
+            let run = cache.run(0..length as usize).unwrap();
+            mlx::evaluate(run.arrays()).unwrap();
+            assert_eq!(run.bytes(), 8 * length as u64, "no room is kept");
             // Two that go on from its first positions, one from all of them, and the one that it came from.
             for shared in [length - 4, length - 4, length] {
-                let mut other = kept.prefix(shared as usize).unwrap();
-                assert_eq!((other.offset(), other.bytes()), (shared, 8 * shared as u64));
+                let mut other = KeyValueCache::from_runs(&[&run.first(shared as usize).unwrap()]).unwrap();
+                assert_eq!(other.offset(), shared);
                 for step in 0..3 {
                     let added = positions(1000 * (step + 1), 1);
                     let (keys, values) = other.append(&added, &added).unwrap();
-                    let mut expected: Vec<f32> = (0..shared).map(|value| value as f32).collect();
+                    let mut expected = counting(0..shared);
                     expected.extend((0..=step).map(|step| 1000.0 * (step as f32 + 1.0)));
                     assert_eq!((contents(&keys), contents(&values)), (expected.clone(), expected));
                 }
             }
             cache.append(&positions(5000, 2), &positions(5000, 2)).unwrap();
             mlx::evaluate(cache.arrays()).unwrap();
-            let all: Vec<f32> = (0..length).map(|value| value as f32).collect();
-            kept.arrays().for_each(|array| assert_eq!(contents(array), all));
+            assert_eq!(keys_of(&run), counting(0..length));
         }
+    }
+
+    #[test]
+    fn runs_are_cut_and_joined_at_any_position() {
+        let mut cache = KeyValueCache::default();
+        cache.append(&positions(0, 300), &positions(0, 300)).unwrap();
+        let (first, rest) = (cache.run(0..70).unwrap(), cache.run(70..300).unwrap());
+        let (second, third) = rest.split(187).unwrap();
+        let expected = [counting(0..70), counting(70..257), counting(257..300)];
+        assert_eq!([&first, &second, &third].map(keys_of), expected);
+        assert_eq!([&first, &second, &third].map(KeyValueRun::bytes), [70, 187, 43].map(|length| 8 * length));
+        let joined = KeyValueCache::from_runs(&[&first, &second, &third.first(5).unwrap()]).unwrap();
+        assert_eq!(keys_of(&joined.run(0..262).unwrap()), counting(0..262));
+        assert_eq!((joined.offset(), joined.bytes()), (262, 8 * 2 * BLOCK as u64), "there is room for more");
+        assert_eq!(KeyValueCache::from_runs(&[]).unwrap().offset(), 0);
     }
 
     #[test]
@@ -179,11 +257,10 @@ mod tests {
     }
 
     #[test]
-    fn there_are_no_more_positions_in_a_prefix_than_there_were() {
+    fn positions_that_are_not_there_can_not_be_taken() {
         let mut cache = KeyValueCache::default();
-        assert_eq!(cache.prefix(3).unwrap().offset(), 0);
+        assert!(cache.run(0..1).is_err());
         cache.append(&positions(0, 10), &positions(0, 10)).unwrap();
-        let all = cache.prefix(1000).unwrap();
-        assert_eq!((all.offset(), all.bytes()), (10, 80));
+        assert!(cache.run(0..10).is_ok() && cache.run(5..11).is_err() && cache.run(5..5).is_err());
     }
 }

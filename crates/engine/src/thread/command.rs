@@ -12,6 +12,7 @@ use tokio::{
 use tracing::Span;
 
 use crate::{
+    cache::PrefixLookup,
     error::EngineError,
     mlx::Precision,
     model::{ModelInfo, ModelName, Source},
@@ -46,8 +47,8 @@ pub(crate) enum GenerationEvent {
     Started {
         /// From submission to now.
         queued: Duration,
-        /// How many tokens of the prompt came from the prompt cache.
-        cached: u64,
+        /// How much of the prompt came from the prefix cache.
+        lookup: PrefixLookup,
     },
     /// One more token of the answer.
     Token(u32),

@@ -2,8 +2,12 @@
 
 use std::collections::HashMap;
 
-use mlx_manager_signal::event::{EngineMemory, EngineMemoryHeld, ModelUnloaded, PromptNotKept};
+use mlx_manager_signal::{
+    event::{EngineMemory, EngineMemoryHeld, ModelUnloaded, PrefixLookedUp, PromptNotKept},
+    span,
+};
 use tokio::sync::mpsc::UnboundedSender;
+use tracing::Span;
 
 use super::{
     EngineSettings,
@@ -11,16 +15,16 @@ use super::{
     models::Models,
 };
 use crate::{
-    cache::PromptCache,
+    cache::{PrefixCache, PrefixLookup, Reason},
     error::EngineError,
     mlx::{self, Exception},
     model::{KeyValueCache, ModelName, Source},
 };
 
-/// The models and the prompt cache, within a limit.
+/// The models and the prefix cache, within a limit.
 pub(super) struct Memory {
     pub(super) models: Models,
-    prompts: PromptCache,
+    prompts: PrefixCache,
     /// Bytes that MLX was asked to stay below.
     limit: Option<u64>,
     /// Hears what sequences wait for that only a model's going would free.
@@ -32,7 +36,7 @@ impl Memory {
     pub(super) fn new(settings: &EngineSettings, sources: HashMap<ModelName, Source>) -> Self {
         Self {
             models: Models::new(sources, settings),
-            prompts: PromptCache::new(settings.prompt_cache),
+            prompts: PrefixCache::new(settings.prefix_cache),
             limit: settings.memory_limit,
             room_wanted: settings.room_wanted.clone(),
         }
@@ -48,23 +52,29 @@ impl Memory {
         mlx::clear_cache().map_err(|error| EngineError::mlx(&error))
     }
 
-    /// Whether anything is kept of sequences that ended.
-    pub(super) fn keeps_prompts(&self) -> bool {
-        self.prompts.is_on()
-    }
-
-    /// Keys and values, layer by layer, of as many of the first of these tokens as were computed before.
+    /// Keys and values, layer by layer, of as many of the first of these tokens as were computed before, never of
+    /// the last one, and how far that went. The search, when there is one, is a child of `span`, which is the inference span.
     pub(super) fn computed_before(
         &mut self,
         model: &ModelName,
         tokens: &[u32],
-    ) -> Result<Option<Vec<KeyValueCache>>, Exception> {
-        self.prompts.longest(model, tokens)
+        span: &Span,
+    ) -> Result<(PrefixLookup, Option<Vec<KeyValueCache>>), Exception> {
+        let search = span::cache_lookup(span, tokens.len() as u64);
+        let found = self.prompts.restore(model, tokens)?;
+        let PrefixLookup { prompt, matched, restored, reason } = found.0;
+        let why = reason.to_string();
+        if reason != Reason::Off {
+            let looked_up = PrefixLookedUp { model, prompt, matched, restored, reason: &why };
+            span.in_scope(|| looked_up.emit());
+        }
+        span::cache_looked_up(&search, matched as u64, restored as u64, &why);
+        Ok(found)
     }
 
     /// Keeps what was computed of these tokens, which are the first of those that `layers` hold, for prompts that begin alike.
     pub(super) fn keep(&mut self, model: &ModelName, tokens: &[u32], layers: &[KeyValueCache]) {
-        if let Err(error) = self.prompts.keep(model, tokens.to_vec(), layers) {
+        if let Err(error) = self.prompts.keep(model, tokens, layers) {
             PromptNotKept { error: &error }.emit();
             self.prompts.forget(model);
         }
@@ -80,7 +90,7 @@ impl Memory {
         let Some(limit) = self.limit else { return false };
         let is_near = || mlx::active_memory().is_ok_and(|active| active > limit / 10 * 9);
         let mut dropped = false;
-        while self.prompts.bytes() > 0 && is_near() && self.prompts.drop_oldest() {
+        while self.prompts.bytes() > 0 && is_near() && self.prompts.evict() {
             dropped = true;
         }
         dropped
@@ -114,7 +124,7 @@ impl Memory {
     /// Gives back at least so many bytes of what is kept, if there are; says how many.
     pub(super) fn drop_kept(&mut self, bytes: u64) -> u64 {
         let before = self.prompts.bytes();
-        while before - self.prompts.bytes() < bytes && self.prompts.drop_oldest() {}
+        while before - self.prompts.bytes() < bytes && self.prompts.evict() {}
         before - self.prompts.bytes()
     }
 

@@ -45,7 +45,7 @@ pub(crate) struct EngineSettings {
     /// Hears where each model stands.
     pub(crate) states: States,
     /// Bytes that keys and values of sequences that ended may take, for prompts that begin alike; 0 keeps none.
-    pub(crate) prompt_cache: u64,
+    pub(crate) prefix_cache: u64,
     /// `None` takes the fastest precision for the device.
     pub(crate) precision: Option<Precision>,
     /// Whether a step is begun before the one before it is read; `None` does what is faster on the device.
@@ -63,7 +63,7 @@ impl Default for EngineSettings {
             memory_limit: None,
             room_wanted: None,
             states: States::default(),
-            prompt_cache: 512 << 20,
+            prefix_cache: 512 << 20,
             precision: None,
             run_ahead: None,
         }

@@ -77,8 +77,12 @@ impl Sequence {
         }
     }
 
-    /// The tokens that a prefix cache may know.
-    pub(super) fn before_last(&self) -> &[u32] {
+    /// All tokens so far.
+    pub(super) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    fn before_last(&self) -> &[u32] {
         self.tokens.split_last().map_or(&[], |(_, before)| before)
     }
 

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use mlx_manager_llm::Usage;
 use mlx_manager_signal::{
-    event::{DecodeFinished, PrefillFinished, PrefixLookedUp, QueueDepth, QueueLeft},
+    event::{DecodeFinished, PrefillFinished, QueueDepth, QueueLeft},
     span,
 };
 use tokio::time::Instant;
@@ -258,12 +258,14 @@ impl Open {
         wait
     }
 
-    /// Begins its prefill. `looked_up` says whether a cache was asked for the beginning of its prompt.
-    pub(super) fn run(&mut self, sequence: Sequence, looked_up: bool) {
+    /// The inference span.
+    pub(super) fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// Begins its prefill.
+    pub(super) fn run(&mut self, sequence: Sequence) {
         let (tokens, cached) = (sequence.prompt_tokens(), sequence.cached_tokens());
-        if looked_up {
-            self.span.in_scope(|| PrefixLookedUp { model: &self.model, tokens, cached }.emit());
-        }
         let span = span::prefill(&self.span, tokens, cached);
         let running = Running { sequence, started: Instant::now(), span, first_token: None };
         self.phase = Phase::Running(Box::new(running));

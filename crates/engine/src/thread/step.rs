@@ -231,18 +231,18 @@ impl Core {
             return self.fail(id, error);
         };
         let queued = open.leave_queue(place);
-        let computed = match self.memory.computed_before(&open.model, sequence.before_last()) {
-            Ok(computed) => computed,
+        let (lookup, computed) = match self.memory.computed_before(&open.model, sequence.tokens(), open.span()) {
+            Ok(found) => found,
             Err(error) => return self.fail(id, EngineError::mlx(&error)),
         };
         let positions = computed.as_ref().and_then(|layers| layers.first()).map_or(0, KeyValueCache::offset);
         sequence.place(usize::try_from(positions).unwrap_or_default());
         if sequence.produced() == 0 {
-            open.events.tell(GenerationEvent::Started { queued, cached: sequence.cached_tokens() });
+            open.events.tell(GenerationEvent::Started { queued, lookup });
         }
         let (to_prefill, computed_tokens) = (sequence.to_prefill(), sequence.computed());
         let name = ModelName::clone(&open.model);
-        open.run(sequence, self.memory.keeps_prompts());
+        open.run(sequence);
         let runs_ahead = self.run_ahead.unwrap_or_else(|| model.decoder.kernels() == Kernels::Fused);
         self.batches.entry(name).or_insert_with(|| Batch::new(model, runs_ahead)).join(id, computed);
         self.sequences.started(id, to_prefill, computed_tokens);

@@ -209,7 +209,7 @@ async fn a_seed_gives_the_same_answer_whoever_else_asks() {
 
 #[tokio::test]
 async fn a_client_that_leaves_frees_its_place() {
-    let engine = Handle::start(EngineSettings { max_batch: 1, prompt_cache: 0, ..settings() }).unwrap();
+    let engine = Handle::start(EngineSettings { max_batch: 1, prefix_cache: 0, ..settings() }).unwrap();
     let (_, golden) = loaded(&engine, "qwen2-f32-tied").await;
     let endless = || engine.generate(greedy("qwen2-f32-tied", &golden.prompt_ids, 1_000_000));
     let mut running = endless();

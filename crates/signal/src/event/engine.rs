@@ -132,27 +132,34 @@ impl QueueLeft {
     }
 }
 
-/// It was looked whether a prompt begins like one that was computed before.
+/// It was looked how much of a prompt was computed before. Counts are tokens.
 #[derive(Debug)]
 pub struct PrefixLookedUp<'a> {
     /// The model.
     pub model: &'a str,
-    /// Prompt tokens.
-    pub tokens: u64,
+    /// The whole prompt.
+    pub prompt: usize,
+    /// How many of its first tokens agree with what is kept.
+    pub matched: usize,
     /// How many of them need not be computed; 0 when nothing was found.
-    pub cached: u64,
+    pub restored: usize,
+    /// Why it isn't more. It names positions, never tokens.
+    pub reason: &'a str,
 }
 
 impl PrefixLookedUp<'_> {
     /// States the fact.
     pub fn emit(self) {
-        tracing::trace!(
+        let Self { model, prompt, matched, restored, reason } = self;
+        tracing::debug!(
             target: target::SERVER_ENGINE,
-            model = self.model, tokens = self.tokens, cached = self.cached, "prompt looked up"
+            model, prompt, matched, restored, reason, "prompt looked up"
         );
-        let labels = Labels::none().with_text(Label::Model, self.model);
+        let labels = Labels::none().with_text(Label::Model, model);
         add(Counter::PrefixCacheLookups, labels.clone(), 1);
-        add(Counter::PrefixCacheHits, labels, u64::from(self.cached > 0));
+        add(Counter::PrefixCacheHits, labels.clone(), u64::from(restored > 0));
+        add(Counter::PrefixCacheQueriedTokens, labels.clone(), prompt as u64);
+        add(Counter::PrefixCacheHitTokens, labels, restored as u64);
     }
 }
 
@@ -320,6 +327,27 @@ impl EngineAbsent {
         tracing::warn!(
             target: target::SERVER_ENGINE_ABSENT,
             "built without local inference (feature `mlx`): local models are not served"
+        );
+    }
+}
+
+/// The library that MLX computes with on a CPU has picked its kernels.
+#[derive(Debug)]
+pub struct KernelsPicked<'a> {
+    /// Its name.
+    pub library: &'static str,
+    /// Its version.
+    pub version: &'a str,
+    /// The processor that the kernels are made for, which may be an older one than the machine's.
+    pub core: &'a str,
+}
+
+impl KernelsPicked<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::info!(
+            target: target::SERVER_ENGINE_BACKEND,
+            library = self.library, version = self.version, core = self.core, "kernels picked"
         );
     }
 }

@@ -27,8 +27,9 @@ pub use daemon::{
 };
 pub use engine::{
     CacheNotCleared, DecodeError, DecodeFinished, EngineAbsent, EngineMemory, EngineMemoryHeld, EngineOutOfMemory,
-    EngineStartError, FolderLeftOver, MachineMemoryUnknown, MlxThreadGone, ModelLoadError, ModelLoaded, ModelLoading,
-    ModelUnloaded, ModelWaitsForRoom, PrefillFinished, PrefixLookedUp, PromptNotKept, QueueDepth, QueueLeft,
+    EngineStartError, FolderLeftOver, KernelsPicked, MachineMemoryUnknown, MlxThreadGone, ModelLoadError, ModelLoaded,
+    ModelLoading, ModelUnloaded, ModelWaitsForRoom, PrefillFinished, PrefixLookedUp, PromptNotKept, QueueDepth,
+    QueueLeft,
 };
 pub use http::{HttpRequestFinished, HttpRequestStarted};
 pub use pull::{DownloadFinished, DownloadRetried, FileDownloaded, PullFinished, PullStarted};

@@ -16,6 +16,25 @@ pub fn queue(parent: &Span) -> Span {
     span
 }
 
+/// Looking how much of a prompt was computed before, and restoring that; a child of an inference span.
+pub fn cache_lookup(parent: &Span, tokens: u64) -> Span {
+    let span = tracing::info_span!(target: target::SERVER_ENGINE, parent: parent, "cache lookup");
+    let template = "cache lookup of {mlx_manager.tokens} tokens";
+    start(&span, template, format!("cache lookup of {tokens} tokens"), |_| vec![count("mlx_manager.tokens", tokens)]);
+    span
+}
+
+/// Ends the span of a lookup: how many tokens agree with what is kept, how many were restored, and why not more.
+pub fn cache_looked_up(span: &Span, matched: u64, restored: u64, reason: &str) {
+    let Some((_, context)) = recording(span) else { return end(span) };
+    let attributes = vec![
+        count("mlx_manager.matched_tokens", matched),
+        count("mlx_manager.cached_tokens", restored),
+        KeyValue::new("mlx_manager.reason", reason.to_owned()),
+    ];
+    finish(&context.span(), attributes, None);
+}
+
 /// Computing a prompt; a child of an inference span.
 pub fn prefill(parent: &Span, tokens: u64, cached: u64) -> Span {
     let span = tracing::info_span!(target: target::SERVER_ENGINE, parent: parent, "prefill");

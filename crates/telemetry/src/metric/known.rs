@@ -110,7 +110,13 @@ fn open_local_model(model: &str) {
     let labels = Labels::none().with_text(Label::Model, model);
     open(Histogram::Prefill, labels.clone());
     open(Histogram::DecodeTokensPerSecond, labels.clone());
-    for counter in [Counter::PrefixCacheLookups, Counter::PrefixCacheHits] {
+    let prefix_cache = [
+        Counter::PrefixCacheLookups,
+        Counter::PrefixCacheHits,
+        Counter::PrefixCacheQueriedTokens,
+        Counter::PrefixCacheHitTokens,
+    ];
+    for counter in prefix_cache {
         add(counter, labels.clone(), 0);
     }
     // Adding nothing leaves a model that is already loaded as it is.

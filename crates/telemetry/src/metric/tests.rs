@@ -41,7 +41,7 @@ fn metrics_of(
         cache_dir: "cache".into(),
         default_model: Some("demo".into()),
         memory_limit: MemoryLimit::Share(0.75),
-        prompt_cache: 512 << 20,
+        prefix_cache: 512 << 20,
         preload: Vec::new(),
         pin: Vec::new(),
         max_models: None,

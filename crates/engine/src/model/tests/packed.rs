@@ -124,9 +124,10 @@ fn a_ragged_batch_gives_what_each_gives_alone() {
                             Deed::Return(percent) => {
                                 let layers = store.leave(key).unwrap().unwrap();
                                 at[sequence] = at[sequence] * percent / 100;
-                                let kept: Vec<KeyValueCache> =
-                                    layers.iter().map(|layer| layer.prefix(at[sequence]).unwrap()).collect();
-                                store.join(key, (at[sequence] > 0).then_some(kept));
+                                let kept = |layer: &KeyValueCache| {
+                                    KeyValueCache::from_runs(&[&layer.run(0..at[sequence]).unwrap()]).unwrap()
+                                };
+                                store.join(key, (at[sequence] > 0).then(|| layers.iter().map(kept).collect()));
                                 (0, false)
                             }
                         };

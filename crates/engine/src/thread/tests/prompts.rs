@@ -1,6 +1,7 @@
 //! The prompt cache: answers are the same with and without, and nothing is kept that must not be.
 
 use super::*;
+use crate::cache::{PrefixLookup, Reason};
 
 /// Tokens of each answer, few enough for all cases of all models.
 const TOKENS: u32 = 16;
@@ -10,7 +11,7 @@ async fn answered(mut events: UnboundedReceiver<GenerationEvent>) -> (Vec<u32>, 
     let (mut tokens, mut from_cache) = (Vec::new(), None);
     while let Some(event) = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap() {
         match event {
-            GenerationEvent::Started { cached, .. } => from_cache = Some(cached as usize),
+            GenerationEvent::Started { lookup, .. } => from_cache = Some(lookup.restored),
             GenerationEvent::Token(id) => tokens.push(id),
             GenerationEvent::Failed(error) => panic!("{error}"),
             GenerationEvent::Finished { .. } => {}
@@ -40,7 +41,7 @@ fn joined(parts: &[&[u32]]) -> Vec<u32> {
 
 #[tokio::test]
 async fn answers_are_the_same_from_the_cache() {
-    let cold = Handle::start(EngineSettings { prompt_cache: 0, ..settings() }).unwrap();
+    let cold = Handle::start(EngineSettings { prefix_cache: 0, ..settings() }).unwrap();
     let warm = Handle::start(EngineSettings { prefill_chunk: 50, ..settings() }).unwrap();
     for (name, (folder, golden)) in goldens() {
         cold.load(&name, folder.clone()).await.unwrap();
@@ -92,7 +93,7 @@ async fn what_was_computed_up_to_a_stop_token_is_kept() {
 
 async fn stop_after(run_ahead: bool) {
     let settings = EngineSettings { run_ahead: Some(run_ahead), ..settings() };
-    let cold = Handle::start(EngineSettings { prompt_cache: 0, ..settings.clone() }).unwrap();
+    let cold = Handle::start(EngineSettings { prefix_cache: 0, ..settings.clone() }).unwrap();
     let warm = Handle::start(settings).unwrap();
     let (_, golden) = loaded(&warm, "qwen3-f32-tied").await;
     loaded(&cold, "qwen3-f32-tied").await;
@@ -151,7 +152,7 @@ fn of_a_prompt_that_is_not_wanted_any_more_the_computed_part_is_kept() {
             core.step();
         }
         match leaving.try_recv() {
-            Ok(GenerationEvent::Started { cached, .. }) => computed.push(cached),
+            Ok(GenerationEvent::Started { lookup, .. }) => computed.push(lookup.restored),
             other => panic!("{other:?}"),
         }
         drop(leaving);
@@ -166,7 +167,7 @@ fn of_a_prompt_that_is_not_wanted_any_more_the_computed_part_is_kept() {
     let mut from_cache = None;
     while let Ok(event) = events.try_recv() {
         match event {
-            GenerationEvent::Started { cached, .. } => from_cache = Some(cached),
+            GenerationEvent::Started { lookup, .. } => from_cache = Some(lookup.restored),
             GenerationEvent::Token(id) => tokens.push(id),
             _ => {}
         }
@@ -174,6 +175,56 @@ fn of_a_prompt_that_is_not_wanted_any_more_the_computed_part_is_kept() {
     computed.extend(from_cache);
     assert_eq!(tokens, golden.greedy_ids[..8]);
     assert!(computed[0] == 0 && computed.is_sorted_by(|before, after| before < after), "{computed:?}");
+}
+
+/// What is said of the search for a prompt's beginning.
+async fn explained(engine: &Handle, model: &str, prompt: &[u32]) -> PrefixLookup {
+    let mut events = engine.generate(greedy(model, prompt, 1));
+    let mut explained = None;
+    while let Some(event) = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap() {
+        match event {
+            GenerationEvent::Started { lookup, .. } => explained = Some(lookup),
+            GenerationEvent::Failed(error) => panic!("{error}"),
+            _ => {}
+        }
+    }
+    explained.expect("it started")
+}
+
+#[tokio::test]
+async fn a_beginning_that_prompts_share_is_kept_once_and_every_search_says_why_it_found_no_more() {
+    let model = "qwen3-q4-tied";
+    let cold = Handle::start(EngineSettings { prefix_cache: 0, ..settings() }).unwrap();
+    let engine = Handle::start(settings()).unwrap();
+    loaded(&cold, model).await;
+    let (_, golden) = loaded(&engine, model).await;
+    let system = &golden.prompt_ids[..150];
+    for user in 0..8 {
+        let prompt = joined(&[system, &[3 + user; 20]]);
+        let shared = if user == 0 { 0 } else { 150 };
+        assert_eq!(ask(&engine, model, &prompt).await, (ask(&cold, model, &prompt).await.0, shared));
+        let new = 20 + u64::from(TOKENS) - 1;
+        assert_eq!(kept_bytes(&engine).await, 1024 * (150 + new * (u64::from(user) + 1)));
+    }
+    let cases: [(Vec<u32>, usize, usize, Reason); 5] = [
+        (system.to_vec(), 150, 149, Reason::WholePrompt),
+        (joined(&[system, &[60, 60]]), 150, 150, Reason::DivergesAt(150)),
+        (joined(&[&system[..5], &[61; 30]]), 5, 0, Reason::TooShort),
+        (vec![62; 40], 0, 0, Reason::NothingAlike),
+        (vec![62; 60], 40, 40, Reason::EndsAt(40)),
+    ];
+    for (prompt, matched, restored, reason) in cases {
+        let expected = PrefixLookup { prompt: prompt.len(), matched, restored, reason };
+        assert_eq!(explained(&engine, model, &prompt).await, expected);
+    }
+    assert_eq!(explained(&cold, model, system).await.reason, Reason::Off);
+    // Room for one of two.
+    let engine = Handle::start(EngineSettings { prefix_cache: 1024 * 100, ..settings() }).unwrap();
+    loaded(&engine, model).await;
+    for start in [0, 60] {
+        ask(&engine, model, &golden.prompt_ids[start..start + 60]).await;
+    }
+    assert_eq!(explained(&engine, model, &golden.prompt_ids[..60]).await.reason, Reason::Evicted);
 }
 
 #[tokio::test]
@@ -235,17 +286,17 @@ async fn models_do_not_share_what_they_computed() {
 async fn the_bound_on_bytes_holds() {
     // Of the 55 positions that a prompt of 40 and its answer keep, twice as many and some more.
     let limit = 2 * 55 * 1024 + 1000;
-    for prompt_cache in [limit, 55 * 1024 - 1, 0] {
-        let engine = Handle::start(EngineSettings { prompt_cache, ..settings() }).unwrap();
+    for prefix_cache in [limit, 55 * 1024 - 1, 0] {
+        let engine = Handle::start(EngineSettings { prefix_cache, ..settings() }).unwrap();
         let (_, golden) = loaded(&engine, "qwen3-q4-tied").await;
         for start in 0..6 {
             let prompt = &golden.prompt_ids[start * 40..start * 40 + 40];
             assert_eq!(ask(&engine, "qwen3-q4-tied", prompt).await.1, 0);
             let kept = kept_bytes(&engine).await;
-            let expected = if prompt_cache < limit { 0 } else { 55 * 1024 * (start as u64 + 1).min(2) };
-            assert_eq!(kept, expected, "of {prompt_cache}");
+            let expected = if prefix_cache < limit { 0 } else { 55 * 1024 * (start as u64 + 1).min(2) };
+            assert_eq!(kept, expected, "of {prefix_cache}");
             let again = ask(&engine, "qwen3-q4-tied", prompt).await.1;
-            assert_eq!(again, if prompt_cache < limit { 0 } else { 39 });
+            assert_eq!(again, if prefix_cache < limit { 0 } else { 39 });
         }
     }
 }

@@ -17,7 +17,7 @@ async fn check(engine: &Handle, when: &str) -> crate::thread::command::EngineSta
 
 #[tokio::test]
 async fn what_is_held_adds_up_from_loading_to_unloading() {
-    let engine = Handle::start(EngineSettings { prompt_cache: 64 << 20, ..settings() }).unwrap();
+    let engine = Handle::start(EngineSettings { prefix_cache: 64 << 20, ..settings() }).unwrap();
     let (info, golden) = loaded(&engine, "qwen3-f32-tied").await;
     assert_eq!(check(&engine, "loaded").await.held.weights, info.bytes);
     let mut running = engine.generate(greedy("qwen3-f32-tied", &golden.prompt_ids, 1_000_000));
@@ -59,7 +59,7 @@ async fn who_has_no_room_waits_for_others_and_who_never_fits_is_told_the_figures
     let one = needs.needs.sequence(prompt + 2000) + needs.needs.step(prompt, prompt);
     // Room for one and a half, and what a step of a batch takes besides.
     let limit = needs.bytes + one + one / 2;
-    let engine = Handle::start(EngineSettings { memory_limit: Some(limit), prompt_cache: 0, ..settings() }).unwrap();
+    let engine = Handle::start(EngineSettings { memory_limit: Some(limit), prefix_cache: 0, ..settings() }).unwrap();
     engine.load(name, folder).await.unwrap();
     let ask = |tokens| engine.generate(greedy(name, &golden.prompt_ids, tokens));
     let mut first = ask(2000);

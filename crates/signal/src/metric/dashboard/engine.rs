@@ -52,7 +52,7 @@ const GLANCE: Row = Row {
         },
         Panel {
             title: "Key-value caches",
-            description: "Memory that the caches of open sequences take, and the prompt cache.",
+            description: "Memory that the caches of open sequences take, and the prefix cache.",
             unit: "bytes",
             queries: &[query("", "sum(mlx_manager_kv_cache_bytes{$daemon})")],
             ..Panel::STAT
@@ -170,8 +170,8 @@ const MEMORY: Row = Row {
     title: "Caches and memory",
     panels: &[
         Panel {
-            title: "Prompt cache",
-            description: "Share of prompts that begin like an earlier one, and of input tokens that were not computed again.",
+            title: "Prefix cache",
+            description: "Share of prompts that begin like an earlier one, and of their tokens that were not computed again.",
             unit: "percentunit",
             max: Some(1.0),
             spans: r#"name="prefill""#,
@@ -182,14 +182,14 @@ const MEMORY: Row = Row {
                 ),
                 query(
                     "{{model}} tokens",
-                    r#"sum by (model) (rate(mlx_manager_tokens_total{$daemon,provider="mlx",type="cache_read"}[$rate])) / (sum by (model) (rate(mlx_manager_tokens_total{$daemon,provider="mlx",type="input"}[$rate])) > 0)"#,
+                    "sum by (model) (rate(mlx_manager_prefix_cache_hit_tokens_total{$daemon}[$rate])) / (sum by (model) (rate(mlx_manager_prefix_cache_queried_tokens_total{$daemon}[$rate])) > 0)",
                 ),
             ],
             ..Panel::LINES
         },
         Panel {
             title: "Memory",
-            description: "What the weights of loaded models take, the key-value caches of open sequences and the prompt cache.",
+            description: "What the weights of loaded models take, the key-value caches of open sequences and the prefix cache.",
             unit: "bytes",
             queries: &[
                 query("{{model}} weights", "sum by (model) (mlx_manager_model_memory_bytes{$daemon})"),

@@ -36,10 +36,14 @@ pub enum Counter {
     Retries,
     /// Requests that moved on to the next target of their route.
     Fallbacks,
-    /// Prompts for whose beginning the prompt cache was searched.
+    /// Prompts for whose beginning the prefix cache was searched.
     PrefixCacheLookups,
-    /// Prompts whose beginning came from the prompt cache.
+    /// Prompts whose beginning came from the prefix cache.
     PrefixCacheHits,
+    /// Tokens of prompts for whose beginning the prefix cache was searched.
+    PrefixCacheQueriedTokens,
+    /// Tokens of prompts that came from the prefix cache.
+    PrefixCacheHitTokens,
     /// Local models unloaded to give memory back.
     Evictions,
     /// Log records written, by sink.
@@ -155,7 +159,7 @@ impl Counter {
                 name: "mlx_manager_prefix_cache_lookups_total",
                 otlp_name: "mlx_manager.prefix_cache.lookups",
                 unit: "{prompt}",
-                help: "Prompts for whose beginning the prompt cache was searched.",
+                help: "Prompts for whose beginning the prefix cache was searched.",
                 labels: &[Label::Model],
                 buckets: &[],
             },
@@ -163,7 +167,23 @@ impl Counter {
                 name: "mlx_manager_prefix_cache_hits_total",
                 otlp_name: "mlx_manager.prefix_cache.hits",
                 unit: "{prompt}",
-                help: "Prompts whose beginning came from the prompt cache.",
+                help: "Prompts whose beginning came from the prefix cache.",
+                labels: &[Label::Model],
+                buckets: &[],
+            },
+            Self::PrefixCacheQueriedTokens => &Definition {
+                name: "mlx_manager_prefix_cache_queried_tokens_total",
+                otlp_name: "mlx_manager.prefix_cache.queried_tokens",
+                unit: "{token}",
+                help: "Tokens of prompts for whose beginning the prefix cache was searched.",
+                labels: &[Label::Model],
+                buckets: &[],
+            },
+            Self::PrefixCacheHitTokens => &Definition {
+                name: "mlx_manager_prefix_cache_hit_tokens_total",
+                otlp_name: "mlx_manager.prefix_cache.hit_tokens",
+                unit: "{token}",
+                help: "Tokens of prompts that came from the prefix cache.",
                 labels: &[Label::Model],
                 buckets: &[],
             },
