@@ -2,9 +2,8 @@
 //! does without them leaves the crate out.
 //!
 //! Enter at [`Engine`], which answers conversations. `pool` knows what is in memory, and has `folder` read what isn't (`states`
-//! tells how far that is); what
-//! there is on disk is the catalogue's to know. A conversation becomes token ids (`chat`, with `template` and `tokenizer`),
-//! `thread` generates from them and knows nothing of text, and what it generates becomes events again (`answer`, with
+//! tells how far that is); what there is on disk is the catalogue's to know. A conversation becomes token ids (`chat`, with
+//! `template` and `tokenizer`), `thread` generates from them and knows nothing of text, and what it generates becomes events again (`answer`, with
 //! `detokenizer`, `parse` and `stop`).
 //!
 //! The thread computes with `model`, chooses with `sample`, and keeps in `cache` what prompts have in common. `mlx` is the
