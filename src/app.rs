@@ -206,7 +206,7 @@ fn routes(dispatch: &Arc<Dispatch>, stop: &CancellationToken) -> Vec<Route> {
             (false, false) => Readiness::NothingToServe,
         })
     };
-    [api::routes(dispatch), health::routes(&probe)].concat()
+    [api::routes(dispatch, stop), health::routes(&probe)].concat()
 }
 
 fn address(listener: &TcpListener) -> String {

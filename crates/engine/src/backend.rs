@@ -11,7 +11,7 @@ use std::{
 use jiff::{Timestamp, Zoned};
 use mlx_manager_catalogue::Catalogue;
 use mlx_manager_config::{self as config, LocalConfig};
-use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream, KeepAlive, Priority};
+use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream, KeepAlive, ModelState, ModelStates, Priority};
 use mlx_manager_signal::event::{EngineStartError, ModelLoadError};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -22,6 +22,7 @@ use super::{
     error::EngineError,
     machine, mlx,
     pool::{Lease, Pool, PoolSettings},
+    states::States,
     thread::{EngineSettings, Generate, Handle},
 };
 
@@ -41,6 +42,7 @@ struct Inner {
     starting: AtomicBool,
     /// Or why there is none.
     pool: Result<Arc<Pool>, EngineError>,
+    states: States,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -59,17 +61,19 @@ impl Engine {
     pub fn start(config: &LocalConfig, tasks: &TaskTracker) -> Self {
         let memory_limit = machine::memory_limit(config.memory_limit);
         let (max_batch, prefix_cache) = (config.max_batch, config.prefix_cache);
+        let states = States::default();
         let (room_wanted, wants_room) = mpsc::unbounded_channel();
         let settings = EngineSettings {
             max_batch,
             memory_limit,
             room_wanted: Some(room_wanted),
+            states: states.clone(),
             prefix_cache,
             ..EngineSettings::default()
         };
-        let pool = mlx::check_kernels()
-            .and_then(|()| Handle::start(settings))
-            .map(|thread| Arc::new(Pool::new(thread, PoolSettings::new(config, memory_limit), tasks.clone())));
+        let pool = mlx::check_kernels().and_then(|()| Handle::start(settings)).map(|thread| {
+            Arc::new(Pool::new(thread, PoolSettings::new(config, memory_limit), states.clone(), tasks.clone()))
+        });
         let mut preload: Vec<String> = config.default_model.iter().chain(&config.preload).cloned().collect();
         let mut seen = HashSet::new();
         preload.retain(|name| seen.insert(name.clone()));
@@ -79,6 +83,7 @@ impl Engine {
             starting: AtomicBool::new(!preload.is_empty()),
             preload,
             pool,
+            states,
             tasks: tasks.clone(),
             stop: CancellationToken::new(),
         });
@@ -113,6 +118,33 @@ impl Engine {
             return false;
         }
         pool.has_any() || self.models().iter().any(|(name, _)| Some(name) != inner.default_model.as_ref())
+    }
+
+    /// Where a model stands on its way into memory.
+    pub fn state(&self, model: &str) -> ModelState {
+        self.inner.states.of(model)
+    }
+
+    /// Where a model stands, now and after each change.
+    pub fn watch(&self, model: &str) -> ModelStates {
+        self.inner.states.watch(model.to_owned())
+    }
+
+    /// Brings a model into memory.
+    ///
+    /// # Errors
+    /// When it can't be had.
+    pub async fn load(&self, model: &str) -> Result<(), Error> {
+        self.inner.lease(model).await.map(drop)
+    }
+
+    /// Takes a model out of memory.
+    ///
+    /// # Errors
+    /// When it is in use.
+    pub async fn unload(&self, model: &str) -> Result<(), Error> {
+        let pool = self.inner.pool.as_ref().map_err(|error| Error::from(error.clone()))?;
+        pool.unload_now(model).await
     }
 
     /// Ends the MLX thread, and open answers with an error.

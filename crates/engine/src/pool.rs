@@ -31,6 +31,7 @@ use super::{
     folder::{Folder, FolderError},
     mlx::Precision,
     model::{Footprint, Form, LoadError, ModelInfo, Source},
+    states::{States, WaitingForRoom},
     thread::Handle,
 };
 
@@ -174,6 +175,7 @@ pub(crate) struct Pool {
     change: Arc<AsyncMutex<()>>,
     /// Told when nobody uses a model any more.
     released: Arc<Notify>,
+    states: States,
 }
 
 /// A model that has room.
@@ -186,9 +188,9 @@ struct Prepared {
 
 impl Pool {
     /// A pool without models yet.
-    pub(crate) fn new(thread: Handle, settings: PoolSettings, tasks: TaskTracker) -> Self {
+    pub(crate) fn new(thread: Handle, settings: PoolSettings, states: States, tasks: TaskTracker) -> Self {
         let (models, change, released) = (Mutex::default(), Arc::default(), Arc::default());
-        Self { thread, settings, tasks, models, change, released }
+        Self { thread, settings, tasks, models, change, released, states }
     }
 
     /// The model, loaded if it isn't. Waits for room while other models are in use; whoever drops this future has given its
@@ -280,6 +282,16 @@ impl Pool {
         stop.run_until_cancelled(unload).await.unwrap_or(())
     }
 
+    /// Takes a model out of memory because somebody asks; one that isn't there is what was asked for.
+    pub(crate) async fn unload_now(&self, name: &str) -> Result<(), Error> {
+        let _change = self.change.lock().await;
+        if !self.models.lock().contains_key(name) || self.unload(name, "request").await {
+            return Ok(());
+        }
+        let message = format!("model {name:?} is in use; try again when its requests have ended");
+        Err(Error::new(ErrorKind::Overloaded, message).with_param("model"))
+    }
+
     fn loaded(&self, name: &str) -> Option<Lease> {
         self.models.lock().get(name).map(Lease::new)
     }
@@ -315,7 +327,7 @@ impl Pool {
     /// Unloads models that nobody uses, those not used for longest first, until one more fits, and waits where there is none
     /// to unload. Gives the form in which it fits.
     async fn make_room(&self, name: &str, footprint: Footprint, deadline: Instant) -> Result<Form, Error> {
-        let mut waits = false;
+        let mut waits = None;
         loop {
             let mut released = pin!(self.released.notified());
             released.as_mut().enable();
@@ -338,7 +350,8 @@ impl Pool {
             {
                 continue;
             }
-            if !std::mem::replace(&mut waits, true) {
+            if waits.is_none() {
+                waits = Some(WaitingForRoom::new(&self.states, name));
                 ModelWaitsForRoom { model: name, bytes, held }.emit();
             }
             if timeout_at(deadline, released).await.is_err() {

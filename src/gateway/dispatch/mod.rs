@@ -79,6 +79,11 @@ impl Dispatch {
         Meter::open(api, context, self.audit.clone(), self.cut_off.clone())
     }
 
+    /// The local engine.
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     /// Whether a model or a provider can answer.
     pub(crate) fn is_ready(&self) -> bool {
         self.engine.ready() || self.providers.values().any(|watched| watched.provider.is_off().is_none())

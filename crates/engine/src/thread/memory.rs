@@ -35,7 +35,7 @@ impl Memory {
     /// `sources` are those of models that a former thread had.
     pub(super) fn new(settings: &EngineSettings, sources: HashMap<ModelName, Source>) -> Self {
         Self {
-            models: Models::new(sources, settings.precision, settings.memory_limit),
+            models: Models::new(sources, settings),
             prompts: PrefixCache::new(settings.prefix_cache),
             limit: settings.memory_limit,
             room_wanted: settings.room_wanted.clone(),

@@ -25,7 +25,7 @@ pub(crate) use scheduler::Bound;
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::mlx::Precision;
+use crate::{mlx::Precision, states::States};
 
 /// How the thread works.
 #[derive(Debug, Clone)]
@@ -42,6 +42,8 @@ pub(crate) struct EngineSettings {
     pub(crate) memory_limit: Option<u64>,
     /// Hears how many bytes sequences wait for that only a model's going would free.
     pub(crate) room_wanted: Option<UnboundedSender<u64>>,
+    /// Hears where each model stands.
+    pub(crate) states: States,
     /// Bytes that keys and values of sequences that ended may take, for prompts that begin alike; 0 keeps none.
     pub(crate) prefix_cache: u64,
     /// `None` takes the fastest precision for the device.
@@ -60,6 +62,7 @@ impl Default for EngineSettings {
             prefill_chunk: if cfg!(target_os = "macos") { 2048 } else { 256 },
             memory_limit: None,
             room_wanted: None,
+            states: States::default(),
             prefix_cache: 512 << 20,
             precision: None,
             run_ahead: None,

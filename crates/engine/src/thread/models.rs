@@ -2,13 +2,15 @@
 
 use std::{collections::HashMap, rc::Rc, sync::Arc};
 
+use mlx_manager_llm::ModelState;
 use mlx_manager_signal::event::{EngineMemory, ModelLoadError, ModelLoaded, ModelLoading};
 
-use super::command::LoadReply;
+use super::{EngineSettings, command::LoadReply};
 use crate::{
     error::EngineError,
     mlx::{self, Exception, Precision},
     model::{Loader, Model, ModelInfo, ModelName, Progress, Source},
+    states::States,
 };
 
 /// The part of the memory limit that MLX may keep in freed buffers.
@@ -21,6 +23,7 @@ pub(super) struct Models {
     precision: Option<Precision>,
     /// Bytes that MLX is yet to be asked to stay below.
     untold_limit: Option<u64>,
+    states: States,
 }
 
 /// A model by name.
@@ -67,14 +70,11 @@ pub(super) enum LoadStep {
 impl Models {
     /// `sources` are those of models that a former thread had. MLX is told of the limit, in bytes, before the first model
     /// loads.
-    pub(super) fn new(
-        sources: HashMap<ModelName, Source>,
-        precision: Option<Precision>,
-        memory_limit: Option<u64>,
-    ) -> Self {
+    pub(super) fn new(sources: HashMap<ModelName, Source>, settings: &EngineSettings) -> Self {
         let known = |source| Slot { source, state: SlotState::Known };
         let slots = sources.into_iter().map(|(name, source)| (name, known(source))).collect();
-        Self { slots, precision, untold_limit: memory_limit }
+        let (precision, states) = (settings.precision, settings.states.clone());
+        Self { slots, precision, untold_limit: settings.memory_limit, states }
     }
 
     /// Where all models are from, for a thread that takes over.
@@ -119,18 +119,21 @@ impl Models {
         match loader.step() {
             Ok(Progress::More { bytes, total }) => {
                 ModelLoading { model: name, bytes, total }.emit();
+                self.states.set(name, ModelState::Loading { bytes, total });
                 LoadStep::More
             }
             Ok(Progress::Done(model)) => {
                 let info = Arc::new(model.info.clone());
                 let (bytes, duration, weights) = (info.bytes, info.load_duration, info.form.as_str());
                 ModelLoaded { model: name, bytes, duration, weights }.emit();
+                self.states.set(name, ModelState::Loaded { bytes, weights });
                 answer_all(replies, &Ok(Arc::clone(&info)));
                 slot.state = SlotState::Ready { model: Rc::new(*model), info };
                 LoadStep::Ready
             }
             Err(source) => {
                 ModelLoading { model: name, bytes: 0, total: 0 }.emit();
+                self.states.set(name, ModelState::Failed);
                 ModelLoadError { model: name, folder: Some(&slot.source.folder), error: &source }.emit();
                 let error = EngineError::Load { model: name.to_string(), source: Arc::new(source) };
                 answer_all(replies, &Err(error.clone()));
@@ -163,12 +166,14 @@ impl Models {
 
     /// Drops a model; false when there is none of this name.
     pub(super) fn remove(&mut self, name: &ModelName) -> bool {
+        self.states.set(name, ModelState::OnDisk);
         self.slots.remove(name).is_some()
     }
 
     /// Tells those who wait for a model that it won't come, and that no model has a cache any more.
     pub(super) fn abandon(&mut self, error: &EngineError) {
         for (model, slot) in &mut self.slots {
+            self.states.set(model, ModelState::OnDisk);
             match &mut slot.state {
                 SlotState::Known => {}
                 SlotState::Loading { replies, .. } => answer_all(replies, &Err(error.clone())),
