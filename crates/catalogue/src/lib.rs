@@ -239,6 +239,9 @@ mod tests {
             prompt_cache: 512 << 20,
             idle_unload: IdleUnload::Never,
             max_batch: 1,
+            queue: 256,
+            queue_tokens: 1_000_000,
+            priority: Default::default(),
             models: vec![
                 LocalModel { name: "demo".into(), path: ModelPath::BuiltinDemo },
                 LocalModel { name: "gone".into(), path: ModelPath::Folder(root.join("nowhere")) },

@@ -2,12 +2,14 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use mlx_manager_llm::Priority;
+
 use super::{
     decode::Decoder,
     problem::Place,
     schema::{Key, Table},
     section::{Refusal, Section},
-    setting::{Count, Filled, Raw, Setting, SizeOrZero, parse_size},
+    setting::{Choice, Count, Filled, Raw, Setting, SizeOrZero, parse_size},
 };
 
 /// Local models.
@@ -29,6 +31,12 @@ pub struct LocalConfig {
     pub idle_unload: IdleUnload,
     /// The most requests computed at the same time.
     pub max_batch: usize,
+    /// The most requests that wait beyond them.
+    pub queue: usize,
+    /// The most prompt tokens that those have together.
+    pub queue_tokens: u64,
+    /// Of requests for which neither a header nor a route says it.
+    pub priority: Priority,
     /// Models with a name of their own.
     pub models: Vec<LocalModel>,
 }
@@ -80,11 +88,18 @@ const PROMPT_CACHE: Key = Key::new(
 );
 const IDLE_UNLOAD: Key = Key::new("idle_unload", "\"never\"", "or a duration such as \"15 min\"");
 const MAX_BATCH: Key = Key::new("max_batch", "16", "requests computed at the same time");
+const QUEUE: Key = Key::new("queue", "256", "requests that wait beyond them; more are refused with a `retry-after`");
+const QUEUE_TOKENS: Key = Key::new("queue_tokens", "1000000", "and the tokens of all their prompts");
+const PRIORITY: Key = Key::new(
+    "priority",
+    "\"normal\"",
+    "interactive | normal | batch: who goes first; the header x-mlx-manager-priority or a route may say another",
+);
 
 pub(super) const TABLE: Table = Table::single(
     "local",
     "Models that run on this machine.",
-    &[MODELS_DIR, DEFAULT_MODEL, MEMORY_LIMIT, PROMPT_CACHE, IDLE_UNLOAD, MAX_BATCH],
+    &[MODELS_DIR, DEFAULT_MODEL, MEMORY_LIMIT, PROMPT_CACHE, IDLE_UNLOAD, MAX_BATCH, QUEUE, QUEUE_TOKENS, PRIORITY],
 );
 
 const NAME: Key = Key::bare("name", "what requests call it");
@@ -92,6 +107,11 @@ pub(super) const PATH: Key = Key::bare("path", "builtin:demo is the model inside
 
 pub(super) const MODELS: Table =
     Table::array("local.models", "", &[NAME, PATH], &[&[(NAME, "\"demo\""), (PATH, "\"builtin:demo\"")]]);
+
+impl Choice for Priority {
+    const CHOICES: &'static [(&'static str, Self)] =
+        &[("interactive", Self::Interactive), ("normal", Self::Normal), ("batch", Self::Batch)];
+}
 
 impl Setting for MemoryLimit {
     fn allowed() -> String {
@@ -130,6 +150,9 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
     let prompt_cache = decoder.get::<SizeOrZero>(&section, &PROMPT_CACHE);
     let idle_unload = decoder.get(&section, &IDLE_UNLOAD);
     let max_batch = decoder.get::<Count<1, 1024>>(&section, &MAX_BATCH);
+    let queue = decoder.get::<Count<0, 100_000>>(&section, &QUEUE);
+    let queue_tokens = decoder.get::<Count<1, 1_000_000_000>>(&section, &QUEUE_TOKENS);
+    let priority = decoder.get(&section, &PRIORITY);
     let mut names = Vec::new();
     let mut models = Vec::new();
     for section in decoder.entries(&MODELS) {
@@ -154,6 +177,9 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
         prompt_cache: prompt_cache?.0,
         idle_unload: idle_unload?,
         max_batch: max_batch?.0 as usize,
+        queue: queue?.0 as usize,
+        queue_tokens: queue_tokens?.0.into(),
+        priority: priority?,
         models: models?,
     })
 }

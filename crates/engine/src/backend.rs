@@ -43,8 +43,14 @@ impl Engine {
     /// then answers with it, and the daemon serves what it can.
     pub fn start(config: &LocalConfig, tasks: &TaskTracker) -> Self {
         let memory_limit = machine::memory_limit(config.memory_limit);
-        let (max_batch, prompt_cache) = (config.max_batch, config.prompt_cache);
-        let settings = EngineSettings { max_batch, memory_limit, prompt_cache, ..EngineSettings::default() };
+        let settings = EngineSettings {
+            max_batch: config.max_batch,
+            queue_limit: config.queue,
+            queue_tokens: config.queue_tokens,
+            memory_limit,
+            prompt_cache: config.prompt_cache,
+            ..EngineSettings::default()
+        };
         let pool = Handle::start(settings)
             .map(|thread| Arc::new(Pool::new(thread, config.cache_dir.clone(), memory_limit, tasks.clone())));
         let inner = Arc::new(Inner {
@@ -102,7 +108,13 @@ impl Engine {
     ///
     /// # Errors
     /// When the model can't be had, or can't do what is asked.
-    pub async fn answer(&self, model: &str, chat: Chat, span: &tracing::Span) -> Result<EventStream, Error> {
+    pub async fn answer(
+        &self,
+        model: &str,
+        chat: Chat,
+        priority: Priority,
+        span: &tracing::Span,
+    ) -> Result<EventStream, Error> {
         let (pool, lease) = self.inner.lease(model).await?;
         // A long prompt takes its time to tokenize, which must not hold up other requests.
         let prepared = self.inner.tasks.spawn_blocking(move || {
@@ -120,7 +132,7 @@ impl Engine {
             sampling: prompt.sampling,
             max_tokens: prompt.max_tokens,
             stop_ids: lease.chat.end_ids(&lease.info),
-            priority: Priority::default(),
+            priority,
             span: span.clone(),
         });
         Ok(Box::pin(AnswerStream::begin(transcript, tokens, lease).await?))

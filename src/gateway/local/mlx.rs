@@ -31,7 +31,7 @@ impl Backend for Local {
         let answer = async move {
             let chat = dialect::decode_chat(&call.request)?;
             span::capture_input(&call.span, &chat);
-            let events = self.0.answer(&call.model, chat, &call.span).await?;
+            let events = self.0.answer(&call.model, chat, call.priority, &call.span).await?;
             Ok(Answer { headers: HeaderMap::new(), events, retries: 0 })
         };
         Box::pin(answer.instrument(span))

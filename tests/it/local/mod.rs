@@ -4,4 +4,5 @@ mod demo;
 mod logs;
 mod prompt_cache;
 mod pull;
+mod queue;
 mod serve;

@@ -24,6 +24,9 @@ fn config(root: &Path) -> LocalConfig {
         prompt_cache: 512 << 20,
         idle_unload: IdleUnload::Never,
         max_batch: 4,
+        queue: 256,
+        queue_tokens: 1_000_000,
+        priority: Default::default(),
         models: vec![
             LocalModel { name: "demo".into(), path: ModelPath::BuiltinDemo },
             LocalModel { name: "gone".into(), path: ModelPath::Folder(root.join("nowhere")) },
@@ -73,7 +76,7 @@ struct Heard {
 }
 
 async fn hear(engine: &Engine, model: &str, chat: Chat) -> Result<Heard, Error> {
-    let mut events = timeout(PATIENCE, engine.answer(model, chat, &Span::none())).await.unwrap()?;
+    let mut events = timeout(PATIENCE, engine.answer(model, chat, Priority::Normal, &Span::none())).await.unwrap()?;
     let mut heard = Heard::default();
     let mut first = true;
     while let Some(event) = timeout(PATIENCE, events.next()).await.unwrap() {
@@ -180,7 +183,7 @@ async fn dropping_the_stream_ends_the_work() {
     copy_endless_demo(&root.path().join("models/endless"));
     let engine = Engine::start(&config(root.path()), &tasks);
     let chat = said("Tell me a story about a fox.");
-    let mut events = engine.answer("endless", chat, &Span::none()).await.unwrap();
+    let mut events = engine.answer("endless", chat, Priority::Normal, &Span::none()).await.unwrap();
     let pool = Arc::clone(engine.inner.pool.as_ref().unwrap());
     while !matches!(timeout(PATIENCE, events.next()).await.unwrap().unwrap().unwrap(), Event::Text(_)) {}
     drop(events);

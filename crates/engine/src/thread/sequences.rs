@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, rc::Rc, time::Duration};
 
-use mlx_manager_llm::Usage;
+use mlx_manager_llm::{Priority, Usage};
 use mlx_manager_signal::{
     event::{DecodeFinished, PrefillFinished, PrefixLookedUp, QueueDepth, QueueLeft},
     span,
@@ -56,6 +56,7 @@ pub(super) struct Waiting {
 /// Its time in the queue.
 pub(super) struct QueuePlace {
     since: Instant,
+    priority: Priority,
     span: Span,
 }
 
@@ -116,7 +117,10 @@ impl Sequences {
             max_tokens: request.max_tokens,
             stop_ids: request.stop_ids,
         };
-        let phase = Phase::Waiting(Waiting { plan, place: QueuePlace { since: submitted, span: queue_span } });
+        let phase = Phase::Waiting(Waiting {
+            plan,
+            place: QueuePlace { since: submitted, priority: request.priority, span: queue_span },
+        });
         self.open.insert(id, Open { model, events, span: request.span, phase });
     }
 
@@ -257,7 +261,7 @@ impl Open {
     pub(super) fn leave_queue(&self, place: QueuePlace) -> Duration {
         drop(place.span);
         let wait = place.since.elapsed();
-        self.span.in_scope(|| QueueLeft { wait }.emit());
+        self.span.in_scope(|| QueueLeft { wait, priority: place.priority }.emit());
         wait
     }
 
