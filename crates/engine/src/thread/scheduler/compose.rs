@@ -24,6 +24,8 @@ const FIRST_ALONE: u64 = 32;
 const LONGEST_WITHOUT: u32 = 3;
 /// Prompt tokens after which the next sequence of the same class has its turn.
 pub(super) const SHARE: u64 = 64;
+/// Prompt tokens with which a sequence keeps its turn to the end: of two that take turns to the last token both are late.
+pub(super) const NEARLY_DONE: u64 = 256;
 
 impl Scheduler {
     /// The next step, of the model that waited for the longest.

@@ -281,7 +281,8 @@ impl Scheduler {
             running.left = running.left.map(|left| left.saturating_sub(*tokens));
             running.computed += tokens;
             running.turn_tokens += tokens;
-            if running.turn_tokens >= compose::SHARE {
+            let is_nearly_done = running.left.is_none_or(|left| left <= compose::NEARLY_DONE);
+            if running.turn_tokens >= compose::SHARE && !is_nearly_done {
                 running.turn = turn;
                 running.turn_tokens = 0;
                 self.turns = turn;
