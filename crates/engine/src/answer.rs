@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{
     chat::Prompt,
     detokenizer::Detokenizer,
-    parse::{ParsedCall, Parser, Piece},
+    parse::{Parser, Piece},
     pool::Lease,
     stop::StopMatcher,
     thread::GenerationEvent,
@@ -34,6 +34,8 @@ pub(crate) struct Transcript {
     stop: StopMatcher,
     /// Whether the model marks its reasoning, so that its tokens can be counted.
     reasons: bool,
+    /// Whether the answer ends after its first call.
+    one_tool_call: bool,
     counts: Counts,
 }
 
@@ -42,7 +44,10 @@ pub(crate) struct Transcript {
 struct Counts {
     output: u64,
     reasoning: u64,
+    /// Calls that were begun.
     calls: usize,
+    /// Calls that are complete.
+    complete: usize,
 }
 
 impl Transcript {
@@ -51,10 +56,11 @@ impl Transcript {
         Self {
             model,
             prompt_tokens: prompt.ids.len() as u64,
-            detokenizer: Detokenizer::new(tokenizer),
+            detokenizer: Detokenizer::new(tokenizer, &prompt.parser.special, prompt.continued()),
             parser: Parser::new(&prompt.parser),
             stop: StopMatcher::new(&prompt.stop),
             reasons: prompt.parser.reasoning.is_some(),
+            one_tool_call: prompt.one_tool_call,
             counts: Counts::default(),
         }
     }
@@ -62,6 +68,7 @@ impl Transcript {
     /// Takes one event. After `Finished` there is nothing more to tell.
     fn take(&mut self, event: GenerationEvent, events: &mut VecDeque<Event>) -> Result<(), Error> {
         match event {
+            GenerationEvent::Accepted => {}
             GenerationEvent::Started { queued, cached } => {
                 let usage = Usage { input: Some(self.prompt_tokens), cache_read: Some(cached), ..Usage::default() };
                 events.push_back(Event::Started { id: None, model: Some(self.model.clone()), usage });
@@ -89,7 +96,7 @@ impl Transcript {
         self.tell(pieces, events);
     }
 
-    /// Tells the pieces; true when a stop sequence ended the answer.
+    /// Tells the pieces; true when a stop sequence ended the answer, or its only call.
     fn tell(&mut self, pieces: Vec<Piece>, events: &mut VecDeque<Event>) -> bool {
         for piece in pieces {
             match piece {
@@ -106,9 +113,35 @@ impl Transcript {
                     push_text(self.stop.finish(), events);
                     events.push_back(Event::Reasoning(text));
                 }
-                Piece::ToolCall(call) => {
+                Piece::Call(name) => {
                     push_text(self.stop.finish(), events);
-                    events.push_back(Event::ToolCall(self.call(call)));
+                    let id = Some(format!("call_{}", Uuid::now_v7().simple()));
+                    let index = self.counts.calls;
+                    self.counts.calls += 1;
+                    let call = ToolCallDelta { index, id, name: Some(name), arguments: String::new() };
+                    events.push_back(Event::ToolCall(call));
+                }
+                Piece::Arguments(arguments) => {
+                    let index = self.counts.calls.saturating_sub(1);
+                    match events.back_mut() {
+                        // A call that is there as a whole is told as a whole.
+                        Some(Event::ToolCall(call)) => call.arguments.push_str(&arguments),
+                        _ => events.push_back(Event::ToolCall(ToolCallDelta {
+                            index,
+                            arguments,
+                            ..ToolCallDelta::default()
+                        })),
+                    }
+                }
+                Piece::CallEnd => {
+                    self.counts.complete += 1;
+                    if self.one_tool_call {
+                        events.push_back(Event::Finished { reason: FinishReason::ToolCalls, stop_sequence: None });
+                        return true;
+                    }
+                }
+                Piece::CallDropped => {
+                    events.push_back(Event::ToolCallDropped(self.counts.calls.saturating_sub(1)));
                 }
             }
         }
@@ -118,21 +151,14 @@ impl Transcript {
     fn end(&mut self, reason: FinishReason, events: &mut VecDeque<Event>) {
         let text = self.detokenizer.finish();
         let mut pieces = self.parser.push(&text);
-        pieces.extend(self.parser.finish());
+        pieces.extend(self.parser.finish(reason == FinishReason::Length));
         if self.tell(pieces, events) {
             return;
         }
         push_text(self.stop.finish(), events);
         let reason =
-            if reason == FinishReason::Stop && self.counts.calls > 0 { FinishReason::ToolCalls } else { reason };
+            if reason == FinishReason::Stop && self.counts.complete > 0 { FinishReason::ToolCalls } else { reason };
         events.push_back(Event::Finished { reason, stop_sequence: None });
-    }
-
-    fn call(&mut self, call: ParsedCall) -> ToolCallDelta {
-        let index = self.counts.calls;
-        self.counts.calls += 1;
-        let id = format!("call_{}", Uuid::now_v7().simple());
-        ToolCallDelta { index, id: Some(id), name: Some(call.name), arguments: call.arguments }
     }
 
     fn usage(&self) -> Usage {
@@ -161,7 +187,8 @@ pub(crate) struct AnswerStream {
 }
 
 impl AnswerStream {
-    /// Waits until the sequence's turn has come, so that a refusal is still an error status.
+    /// Waits until the sequence was taken in, so that a refusal is still an error status. What follows may take minutes, in
+    /// the queue and at a long prompt, in which a stream must not be silent.
     pub(crate) async fn begin(
         mut transcript: Transcript,
         mut tokens: UnboundedReceiver<GenerationEvent>,
@@ -209,7 +236,7 @@ mod tests {
     use std::{path::Path, time::Duration};
 
     use super::*;
-    use crate::parse::{ParserOptions, ReasoningFormat, ToolFormat};
+    use crate::parse::{Beginning, ParserOptions, ReasoningFormat, ToolFormat};
 
     const F: &str = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>";
     const G: &str = "<tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
@@ -218,14 +245,21 @@ mod tests {
     fn events(text: &str, stop: &str, reason: FinishReason) -> Vec<Event> {
         let tokenizer = Arc::new(Tokenizer::load(Path::new("../../assets/demo-model")).unwrap());
         let reasoning = ReasoningFormat::of_template("<think>");
-        let options = ParserOptions { reasoning, begins_in_reasoning: false, tools: Some(ToolFormat::Hermes) };
+        let options = ParserOptions {
+            reasoning,
+            begins: Beginning::Start,
+            tools: Some(ToolFormat::Hermes),
+            functions: vec!["f".into(), "g".into()],
+            special: Vec::new(),
+        };
         let mut transcript = Transcript {
             model: "demo".into(),
             prompt_tokens: 5,
-            detokenizer: Detokenizer::new(Arc::clone(&tokenizer)),
+            detokenizer: Detokenizer::new(Arc::clone(&tokenizer), &[], &[]),
             parser: Parser::new(&options),
             stop: StopMatcher::new(&[stop.to_owned()]),
             reasons: true,
+            one_tool_call: false,
             counts: Counts::default(),
         };
         let ids = tokenizer.encode(text).unwrap();
@@ -241,6 +275,9 @@ mod tests {
             match (event, joined.last_mut()) {
                 (Event::Text(text), Some(Event::Text(last))) => last.push_str(&text),
                 (Event::Reasoning(text), Some(Event::Reasoning(last))) => last.push_str(&text),
+                (Event::ToolCall(more), Some(Event::ToolCall(last))) if more.index == last.index => {
+                    last.arguments.push_str(&more.arguments);
+                }
                 (Event::Started { .. } | Event::Queued(_) | Event::Usage(_), _) => {}
                 (event, _) => joined.push(event),
             }

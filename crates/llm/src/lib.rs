@@ -22,6 +22,7 @@ pub use error::{Error, ErrorKind, UpstreamBody};
 pub use event::{Event, FinishReason, ToolCallDelta, Usage};
 pub use record::{Inference, Outcome, Record, UsageSource};
 pub use request::{
-    Api, Chat, Content, Dialect, Message, Operation, Reasoning, Request, Role, Sampling, Tool, ToolCall, ToolChoice,
+    Api, Chat, Content, Dialect, Ending, Message, Operation, Reasoning, Request, Role, Sampling, Tool, ToolCall,
+    ToolChoice,
 };
 pub use retry_after::retry_after;

@@ -32,7 +32,7 @@ impl Backend for Local {
             let chat = dialect::decode_chat(&call.request)?;
             span::capture_input(&call.span, &chat);
             let events = self.0.answer(&call.model, chat, &call.span).await?;
-            Ok(Answer { headers: HeaderMap::new(), events, retries: 0 })
+            Ok(Answer { headers: HeaderMap::new(), events, retries: 0, keep_alive: true })
         };
         Box::pin(answer.instrument(span))
     }

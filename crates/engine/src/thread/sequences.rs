@@ -100,6 +100,7 @@ impl Sequences {
             let error = EngineError::Overloaded { waiting: self.scheduler.waiting() };
             return events.tell(GenerationEvent::Failed(error));
         }
+        events.tell(GenerationEvent::Accepted);
         let plan = SequencePlan {
             prompt: request.prompt,
             sampling: request.sampling,

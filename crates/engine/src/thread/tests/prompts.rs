@@ -13,7 +13,7 @@ async fn answered(mut events: UnboundedReceiver<GenerationEvent>) -> (Vec<u32>, 
             GenerationEvent::Started { cached, .. } => from_cache = Some(cached as usize),
             GenerationEvent::Token(id) => tokens.push(id),
             GenerationEvent::Failed(error) => panic!("{error}"),
-            GenerationEvent::Finished { .. } => {}
+            GenerationEvent::Accepted | GenerationEvent::Finished { .. } => {}
         }
     }
     (tokens, from_cache.expect("it started"))
@@ -140,6 +140,7 @@ fn of_a_prompt_that_is_not_wanted_any_more_the_computed_part_is_kept() {
         for _ in 0..3 {
             core.step();
         }
+        assert!(matches!(leaving.try_recv(), Ok(GenerationEvent::Accepted)));
         let started = leaving.try_recv();
         assert!(matches!(started, Ok(GenerationEvent::Started { cached, .. }) if cached == computed), "{started:?}");
         drop(leaving);
