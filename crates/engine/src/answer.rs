@@ -243,6 +243,10 @@ mod tests {
 
     /// What becomes of an answer of this text, up to its end, joined where the kind doesn't change.
     fn events(text: &str, stop: &str, reason: FinishReason) -> Vec<Event> {
+        events_of(text, stop, reason, false)
+    }
+
+    fn events_of(text: &str, stop: &str, reason: FinishReason, one_tool_call: bool) -> Vec<Event> {
         let tokenizer = Arc::new(Tokenizer::load(Path::new("../../assets/demo-model")).unwrap());
         let reasoning = ReasoningFormat::of_template("<think>");
         let options = ParserOptions {
@@ -259,7 +263,7 @@ mod tests {
             parser: Parser::new(&options),
             stop: StopMatcher::new(&[stop.to_owned()]),
             reasons: true,
-            one_tool_call: false,
+            one_tool_call,
             counts: Counts::default(),
         };
         let ids = tokenizer.encode(text).unwrap();
@@ -299,6 +303,30 @@ mod tests {
         let ids: std::collections::BTreeSet<_> = [first, second, third].map(|call| call.id.clone().unwrap()).into();
         assert!(ids.len() == 3 && ids.iter().all(|id| id.starts_with("call_") && id.len() > 20), "{ids:?}");
         assert_eq!(*reason, FinishReason::ToolCalls);
+    }
+
+    #[test]
+    fn an_answer_of_one_call_ends_with_it() {
+        for text in [format!("{F}\n{G}"), F.replace("\n</tool_call>", "{\"name\": \"g\"}</tool_call>")] {
+            let events = events_of(&text, "", FinishReason::Stop, true);
+            let [Event::ToolCall(call), Event::Finished { reason: FinishReason::ToolCalls, .. }] = &events[..2] else {
+                panic!("{events:?}")
+            };
+            assert_eq!((call.name.as_deref(), call.arguments.as_str()), (Some("f"), "{\"a\": 1}"));
+        }
+    }
+
+    #[test]
+    fn a_call_that_was_none_counts_for_none() {
+        let text = format!("{}{G}", F.replace('1', "@"));
+        let events = events(&text, "", FinishReason::Stop);
+        let [Event::ToolCall(none), Event::ToolCallDropped(0), Event::Text(text), Event::ToolCall(g), _] = &events[..]
+        else {
+            panic!("{events:?}")
+        };
+        assert_eq!((none.index, text.as_str(), g.index), (0, F.replace('1', "@").as_str(), 1));
+        let events = self::events(&F.replace('1', "@"), "", FinishReason::Stop);
+        assert!(matches!(events.last(), Some(Event::Finished { reason: FinishReason::Stop, .. })), "{events:?}");
     }
 
     #[test]

@@ -146,6 +146,27 @@ mod tests {
     }
 
     #[test]
+    fn special_tokens_show_only_as_markers_of_the_answer() {
+        let tokenizer = demo();
+        let special = |text: &str| tokenizer.special(text).unwrap();
+        let word = |text: &str| tokenizer.encode(text).unwrap();
+        let spelled = ["<|im", "_end|>"].map(word).concat();
+        let ids =
+            [word("one "), vec![special("<|endoftext|>")], word("two "), spelled, vec![special("<|im_end|>")]].concat();
+        assert_eq!(pieces(&tokenizer, &ids).concat(), "one two <|im_end|>");
+        let mut detokenizer = Detokenizer::new(Arc::clone(&tokenizer), &["<|im_end|>"], &[]);
+        let shown: String = ids.iter().map(|id| detokenizer.push(*id)).collect();
+        assert_eq!(shown, format!("one two <|im_end|>{SPECIAL}<|im_end|>"));
+    }
+
+    #[test]
+    fn an_answer_that_goes_on_keeps_its_space() {
+        let tokenizer = sentence_piece();
+        let mut detokenizer = Detokenizer::new(Arc::clone(&tokenizer), &[], &[1]);
+        assert_eq!(detokenizer.push(2) + &detokenizer.finish(), " world");
+    }
+
+    #[test]
     fn a_cut_character_is_shown_at_the_end() {
         let tokenizer = sentence_piece();
         assert_eq!(pieces(&tokenizer, &[1, 6 + 0xF0]).concat(), "Hello\u{FFFD}");
@@ -160,8 +181,9 @@ mod tests {
         }
 
         #[test]
-        fn whatever_the_ids(ids in prop::collection::vec(0u32..1536, 0..60)) {
+        fn whatever_the_ids(mut ids in prop::collection::vec(0u32..1536, 0..60)) {
             let tokenizer = demo();
+            ids.retain(|id| !tokenizer.is_special(*id));
             let whole = tokenizer.decode(&ids);
             // Longer runs of rubbish are cut short on purpose.
             prop_assume!(!whole.contains(&REPLACEMENT.to_string().repeat(8)));

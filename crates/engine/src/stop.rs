@@ -145,6 +145,15 @@ mod tests {
         assert_eq!(matcher.push("c").text, "aac");
     }
 
+    #[test]
+    fn many_stops_are_looked_for_at_once() {
+        let stops: Vec<String> = (0..1000).map(|speaker| format!("Speaker {speaker}:")).collect();
+        let mut matcher = StopMatcher::new(&stops);
+        assert_eq!(matcher.push("Well. Speaker 99").text, "Well. ");
+        assert_eq!(matcher.push("8").text, "");
+        assert_eq!(matcher.push(": no").matched.as_deref(), Some("Speaker 998:"));
+    }
+
     proptest! {
         #[test]
         fn any_cut_gives_the_same(
@@ -161,7 +170,12 @@ mod tests {
             prop_assert_eq!(&run(&stops, &pieces), &whole);
             // And it is the right thing: nothing that was sent holds a stop sequence.
             prop_assert!(stops.iter().all(|stop| !whole.0.contains(stop)));
-            if whole.1.is_none() { prop_assert_eq!(whole.0, text); }
+            let ends: Vec<usize> = stops.iter().filter_map(|stop| text.find(stop).map(|at| at + stop.len())).collect();
+            match (&whole.1, ends.into_iter().min()) {
+                (None, None) => prop_assert_eq!(whole.0, text),
+                (Some(stop), Some(end)) => prop_assert_eq!(whole.0 + stop, &text[..end]),
+                (matched, end) => prop_assert!(false, "{:?} at {:?}", matched, end),
+            }
         }
     }
 }
