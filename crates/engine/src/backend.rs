@@ -97,7 +97,7 @@ impl Engine {
         }
     }
 
-    /// Answers a conversation with a model. Resolves once the answer has begun; `span` is the inference span, of which
+    /// Answers a conversation with a model. Resolves once the engine has taken it in; `span` is the inference span, of which
     /// queue, prefill and decode are children.
     ///
     /// # Errors

@@ -66,7 +66,7 @@ impl CallReader {
         }
         // The name is known and the arguments are an object: from here on it is a call, if it goes on as it began.
         let begins = next == '{' && self.field == Field::Arguments && self.told.is_none() && self.arguments.is_none();
-        if begins && let (Some(name), Some(start)) = (&self.name, self.json.as_ref().and_then(Sloppy::member)) {
+        if begins && let (Some(name), Some(start)) = (&self.name, self.json.as_ref().and_then(Sloppy::opened)) {
             self.check(name)?;
             pieces.push(Piece::Call(name.clone()));
             self.told = Some(start);

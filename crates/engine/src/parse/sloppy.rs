@@ -100,9 +100,9 @@ impl Sloppy {
         self.expects == Expects::Nothing
     }
 
-    /// Where the value began of which this is the next character, if it is within the outermost object's.
-    pub(super) fn member(&self) -> Option<usize> {
-        (self.open.len() > 1).then_some(self.began)
+    /// Where the object began that was opened last, if it is a value of the outermost one's.
+    pub(super) fn opened(&self) -> Option<usize> {
+        (self.open == [true, true]).then_some(self.began)
     }
 
     /// Takes the next character.

@@ -188,14 +188,14 @@ fn a_call_within_an_open_thought_is_a_call() {
 fn arguments_are_told_as_they_come() {
     let mut parser = Parser::new(&options(false, false, true));
     let mut told = |text: &str| parser.push(text);
-    assert_eq!(told("<tool_call>{\"name\": \"f\", "), []);
+    assert_eq!(told("<tool_call>{\"name\": \"f\", "), Vec::new());
     assert_eq!(told("\"arguments\": {"), [Piece::Call("f".into()), Piece::Arguments("{".into())]);
     assert_eq!(told("\"a\": \"long"), [Piece::Arguments("\"a\": \"long".into())]);
     // A number may go on, and a comma may be one too many.
     assert_eq!(told("\", \"b\": 1"), [Piece::Arguments("\", \"b\": ".into())]);
     assert_eq!(told(", "), [Piece::Arguments("1".into())]);
     assert_eq!(told("}"), [Piece::Arguments(" }".into())]);
-    assert_eq!(told("}\n"), []);
+    assert_eq!(told("}\n"), Vec::new());
     assert_eq!(told("</tool_call>"), [Piece::CallEnd]);
 }
 
