@@ -4,7 +4,7 @@
 
 use std::fmt::Display;
 
-use mlx_manager_llm::{Body, Error, ErrorKind};
+use mlx_manager_llm::{Body, Chat, Error, ErrorKind, Role};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, value::RawValue};
 
@@ -195,6 +195,32 @@ impl<'a> Node<'a> {
     fn child(&self, name: &str, value: &'a Value) -> Self {
         Node { value, path: format!("{}.{name}", self.path) }
     }
+}
+
+/// Stop sequences of a local answer, of which each byte of text meets every one. What a provider takes it says itself.
+const MAX_STOPS: usize = 1000;
+/// All their bytes.
+const MAX_STOP_BYTES: usize = 64 << 10;
+
+/// Checks that the last message can be gone on with; `name` asks for it.
+pub(super) fn check_continued(name: &str, chat: &Chat) -> Result<(), Error> {
+    match chat.messages.last() {
+        Some(message) if message.role == Role::Assistant && message.tool_calls.is_empty() => Ok(()),
+        _ => Err(invalid(name, "needs a conversation that ends with text of the assistant's")),
+    }
+}
+
+/// Refuses stop sequences that are too many for a local model.
+pub(super) fn bound_stops(name: &str, stop: &[String]) -> Result<(), Error> {
+    let bytes: usize = stop.iter().map(String::len).sum();
+    if stop.len() > MAX_STOPS {
+        return Err(invalid(name, format_args!("must hold at most {MAX_STOPS} strings, but holds {}", stop.len())));
+    }
+    if bytes > MAX_STOP_BYTES {
+        let problem = format_args!("must have at most {MAX_STOP_BYTES} bytes in all, but has {bytes}");
+        return Err(invalid(name, problem));
+    }
+    Ok(())
 }
 
 /// Stop sequences: none may be empty, for an empty one would match at once.

@@ -18,6 +18,8 @@ pub(super) struct Folded {
     pub stop_sequence: Option<String>,
     /// A backend sent what can't be folded; then there is no answer.
     pub torn: bool,
+    /// The indexes of calls that were none. The others' stay as they are until all is told.
+    dropped: Vec<usize>,
 }
 
 impl Folded {
@@ -31,9 +33,12 @@ impl Folded {
             Event::Text(text) => self.text.push_str(&text),
             Event::Reasoning(text) => self.reasoning.push_str(&text),
             Event::ToolCall(delta) => self.torn |= !delta.add_to(&mut self.tool_calls),
+            Event::ToolCallDropped(index) => self.dropped.push(index),
             Event::Usage(usage) => self.usage.update(usage),
             Event::Finished { reason, stop_sequence } => {
                 self.finish = Some(reason);
+                let mut index = 0..;
+                self.tool_calls.retain(|_| index.next().is_some_and(|index| !self.dropped.contains(&index)));
                 self.stop_sequence = stop_sequence;
             }
             Event::Raw { frame, .. } => self.raw = Some(frame),

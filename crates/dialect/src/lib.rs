@@ -121,6 +121,16 @@ impl StreamEncoder {
         out.into()
     }
 
+    /// A frame that says nothing, for a stream that would be silent for long. Clients and proxies hang up on silence.
+    pub fn keep_alive(&self) -> Bytes {
+        let mut out = Vec::new();
+        match &self.wire {
+            WireEncoder::OpenAi(_) => openai::stream::Encoder::keep_alive(&mut out),
+            WireEncoder::Anthropic(_) => anthropic::stream::Encoder::keep_alive(&mut out),
+        }
+        out.into()
+    }
+
     /// The frames that end a stream whose events are through: the final usage and the terminator. Where the events broke
     /// off without [`Event::Finished`], an error frame.
     pub fn finish(mut self) -> Bytes {

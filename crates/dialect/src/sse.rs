@@ -149,6 +149,13 @@ pub(super) fn write_text(out: &mut Vec<u8>, event: Option<&str>, data: &[u8]) {
     out.extend_from_slice(b"\n\n");
 }
 
+/// Writes a comment, as a frame of its own. It must be one line.
+pub(super) fn write_comment(out: &mut Vec<u8>, comment: &str) {
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(comment.as_bytes());
+    out.extend_from_slice(b"\n\n");
+}
+
 fn begin(out: &mut Vec<u8>, event: Option<&str>) {
     if let Some(event) = event {
         out.extend_from_slice(b"event: ");

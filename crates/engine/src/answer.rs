@@ -5,18 +5,19 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_util::Stream;
 use mlx_manager_llm::{Error, ErrorKind, Event, FinishReason, ToolCallDelta, Usage};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::{sync::mpsc::UnboundedReceiver, time::timeout};
 use uuid::Uuid;
 
 use super::{
     cache::PrefixLookup,
     chat::Prompt,
     detokenizer::Detokenizer,
-    parse::{ParsedCall, Parser, Piece},
+    parse::{Parser, Piece},
     pool::Lease,
     stop::StopMatcher,
     thread::GenerationEvent,
@@ -37,6 +38,8 @@ pub(crate) struct Transcript {
     reasons: bool,
     /// How much of the prompt was computed before; known once the answer has begun.
     lookup: Option<PrefixLookup>,
+    /// Whether the answer ends after its first call.
+    one_tool_call: bool,
     counts: Counts,
 }
 
@@ -45,7 +48,10 @@ pub(crate) struct Transcript {
 struct Counts {
     output: u64,
     reasoning: u64,
+    /// Calls that were begun.
     calls: usize,
+    /// Calls that are complete.
+    complete: usize,
 }
 
 impl Transcript {
@@ -54,11 +60,12 @@ impl Transcript {
         Self {
             model,
             prompt_tokens: prompt.ids.len() as u64,
-            detokenizer: Detokenizer::new(tokenizer),
+            detokenizer: Detokenizer::new(tokenizer, &prompt.parser.special, prompt.continued()),
             parser: Parser::new(&prompt.parser),
             stop: StopMatcher::new(&prompt.stop),
             reasons: prompt.parser.reasoning.is_some(),
             lookup: None,
+            one_tool_call: prompt.one_tool_call,
             counts: Counts::default(),
         }
     }
@@ -66,6 +73,7 @@ impl Transcript {
     /// Takes one event. After `Finished` there is nothing more to tell.
     fn take(&mut self, event: GenerationEvent, events: &mut VecDeque<Event>) -> Result<(), Error> {
         match event {
+            GenerationEvent::Accepted => {}
             GenerationEvent::Started { queued, lookup } => {
                 let cached = Some(lookup.restored as u64);
                 self.lookup = Some(lookup);
@@ -95,7 +103,7 @@ impl Transcript {
         self.tell(pieces, events);
     }
 
-    /// Tells the pieces; true when a stop sequence ended the answer.
+    /// Tells the pieces; true when a stop sequence ended the answer, or its only call.
     fn tell(&mut self, pieces: Vec<Piece>, events: &mut VecDeque<Event>) -> bool {
         for piece in pieces {
             match piece {
@@ -112,9 +120,35 @@ impl Transcript {
                     push_text(self.stop.finish(), events);
                     events.push_back(Event::Reasoning(text));
                 }
-                Piece::ToolCall(call) => {
+                Piece::Call(name) => {
                     push_text(self.stop.finish(), events);
-                    events.push_back(Event::ToolCall(self.call(call)));
+                    let id = Some(format!("call_{}", Uuid::now_v7().simple()));
+                    let index = self.counts.calls;
+                    self.counts.calls += 1;
+                    let call = ToolCallDelta { index, id, name: Some(name), arguments: String::new() };
+                    events.push_back(Event::ToolCall(call));
+                }
+                Piece::Arguments(arguments) => {
+                    let index = self.counts.calls.saturating_sub(1);
+                    match events.back_mut() {
+                        // A call that is there as a whole is told as a whole.
+                        Some(Event::ToolCall(call)) => call.arguments.push_str(&arguments),
+                        _ => events.push_back(Event::ToolCall(ToolCallDelta {
+                            index,
+                            arguments,
+                            ..ToolCallDelta::default()
+                        })),
+                    }
+                }
+                Piece::CallEnd => {
+                    self.counts.complete += 1;
+                    if self.one_tool_call {
+                        events.push_back(Event::Finished { reason: FinishReason::ToolCalls, stop_sequence: None });
+                        return true;
+                    }
+                }
+                Piece::CallDropped => {
+                    events.push_back(Event::ToolCallDropped(self.counts.calls.saturating_sub(1)));
                 }
             }
         }
@@ -124,21 +158,14 @@ impl Transcript {
     fn end(&mut self, reason: FinishReason, events: &mut VecDeque<Event>) {
         let text = self.detokenizer.finish();
         let mut pieces = self.parser.push(&text);
-        pieces.extend(self.parser.finish());
+        pieces.extend(self.parser.finish(reason == FinishReason::Length));
         if self.tell(pieces, events) {
             return;
         }
         push_text(self.stop.finish(), events);
         let reason =
-            if reason == FinishReason::Stop && self.counts.calls > 0 { FinishReason::ToolCalls } else { reason };
+            if reason == FinishReason::Stop && self.counts.complete > 0 { FinishReason::ToolCalls } else { reason };
         events.push_back(Event::Finished { reason, stop_sequence: None });
-    }
-
-    fn call(&mut self, call: ParsedCall) -> ToolCallDelta {
-        let index = self.counts.calls;
-        self.counts.calls += 1;
-        let id = format!("call_{}", Uuid::now_v7().simple());
-        ToolCallDelta { index, id: Some(id), name: Some(call.name), arguments: call.arguments }
     }
 
     fn usage(&self) -> Usage {
@@ -167,19 +194,29 @@ pub(crate) struct AnswerStream {
 }
 
 impl AnswerStream {
-    /// Waits until the sequence's turn has come, so that a refusal is still an error status.
+    /// Waits until the sequence was taken in, so that a refusal is still an error status, and then for its turn, when it is
+    /// known how much of its prompt was computed before; but no longer than `queue_patience`. What follows may take minutes,
+    /// in the queue and at a long prompt, in which a stream must not be silent.
     pub(crate) async fn begin(
         mut transcript: Transcript,
         mut tokens: UnboundedReceiver<GenerationEvent>,
         lease: Lease,
+        queue_patience: Option<Duration>,
     ) -> Result<Self, Error> {
         let mut pending = VecDeque::new();
         let first = tokens.recv().await.ok_or_else(broken_off)?;
         transcript.take(first, &mut pending)?;
+        let started = match queue_patience {
+            Some(patience) => timeout(patience, tokens.recv()).await.ok(),
+            None => Some(tokens.recv().await),
+        };
+        if let Some(started) = started {
+            transcript.take(started.ok_or_else(broken_off)?, &mut pending)?;
+        }
         Ok(Self { transcript, pending, tokens: Some(tokens), _lease: lease })
     }
 
-    /// How much of the prompt was computed before.
+    /// How much of the prompt was computed before, if its turn has come.
     pub(crate) fn lookup(&self) -> Option<PrefixLookup> {
         self.transcript.lookup
     }
@@ -220,24 +257,35 @@ mod tests {
     use std::{path::Path, time::Duration};
 
     use super::*;
-    use crate::parse::{ParserOptions, ReasoningFormat, ToolFormat};
+    use crate::parse::{Beginning, ParserOptions, ReasoningFormat, ToolFormat};
 
     const F: &str = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>";
     const G: &str = "<tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
 
     /// What becomes of an answer of this text, up to its end, joined where the kind doesn't change.
     fn events(text: &str, stop: &str, reason: FinishReason) -> Vec<Event> {
+        events_of(text, stop, reason, false)
+    }
+
+    fn events_of(text: &str, stop: &str, reason: FinishReason, one_tool_call: bool) -> Vec<Event> {
         let tokenizer = Arc::new(Tokenizer::load(Path::new("../../assets/demo-model")).unwrap());
         let reasoning = ReasoningFormat::of_template("<think>");
-        let options = ParserOptions { reasoning, begins_in_reasoning: false, tools: Some(ToolFormat::Hermes) };
+        let options = ParserOptions {
+            reasoning,
+            begins: Beginning::Start,
+            tools: Some(ToolFormat::Hermes),
+            functions: vec!["f".into(), "g".into()],
+            special: Vec::new(),
+        };
         let mut transcript = Transcript {
             model: "demo".into(),
             prompt_tokens: 5,
-            detokenizer: Detokenizer::new(Arc::clone(&tokenizer)),
+            detokenizer: Detokenizer::new(Arc::clone(&tokenizer), &[], &[]),
             parser: Parser::new(&options),
             stop: StopMatcher::new(&[stop.to_owned()]),
             reasons: true,
             lookup: None,
+            one_tool_call,
             counts: Counts::default(),
         };
         let ids = tokenizer.encode(text).unwrap();
@@ -255,6 +303,9 @@ mod tests {
             match (event, joined.last_mut()) {
                 (Event::Text(text), Some(Event::Text(last))) => last.push_str(&text),
                 (Event::Reasoning(text), Some(Event::Reasoning(last))) => last.push_str(&text),
+                (Event::ToolCall(more), Some(Event::ToolCall(last))) if more.index == last.index => {
+                    last.arguments.push_str(&more.arguments);
+                }
                 (Event::Started { .. } | Event::Queued(_) | Event::Usage(_), _) => {}
                 (event, _) => joined.push(event),
             }
@@ -276,6 +327,30 @@ mod tests {
         let ids: std::collections::BTreeSet<_> = [first, second, third].map(|call| call.id.clone().unwrap()).into();
         assert!(ids.len() == 3 && ids.iter().all(|id| id.starts_with("call_") && id.len() > 20), "{ids:?}");
         assert_eq!(*reason, FinishReason::ToolCalls);
+    }
+
+    #[test]
+    fn an_answer_of_one_call_ends_with_it() {
+        for text in [format!("{F}\n{G}"), F.replace("\n</tool_call>", "{\"name\": \"g\"}</tool_call>")] {
+            let events = events_of(&text, "", FinishReason::Stop, true);
+            let [Event::ToolCall(call), Event::Finished { reason: FinishReason::ToolCalls, .. }] = &events[..2] else {
+                panic!("{events:?}")
+            };
+            assert_eq!((call.name.as_deref(), call.arguments.as_str()), (Some("f"), "{\"a\": 1}"));
+        }
+    }
+
+    #[test]
+    fn a_call_that_was_none_counts_for_none() {
+        let text = format!("{}{G}", F.replace('1', "@"));
+        let events = events(&text, "", FinishReason::Stop);
+        let [Event::ToolCall(none), Event::ToolCallDropped(0), Event::Text(text), Event::ToolCall(g), _] = &events[..]
+        else {
+            panic!("{events:?}")
+        };
+        assert_eq!((none.index, text.as_str(), g.index), (0, F.replace('1', "@").as_str(), 1));
+        let events = self::events(&F.replace('1', "@"), "", FinishReason::Stop);
+        assert!(matches!(events.last(), Some(Event::Finished { reason: FinishReason::Stop, .. })), "{events:?}");
     }
 
     #[test]

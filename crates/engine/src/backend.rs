@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use jiff::{Timestamp, Zoned};
@@ -47,9 +48,20 @@ struct Inner {
     stop: CancellationToken,
 }
 
+/// What is asked of a model.
+#[derive(Debug)]
+pub struct Ask {
+    /// The conversation.
+    pub chat: Chat,
+    /// Who goes first where requests wait.
+    pub priority: Priority,
+    /// How long its turn is waited for before the answer counts as begun; `None` is as long as it takes.
+    pub queue_patience: Option<Duration>,
+}
+
 /// An answer that has begun.
 pub struct LocalAnswer {
-    /// How much of its prompt was computed before.
+    /// How much of its prompt was computed before, if its turn has come.
     pub lookup: Option<PrefixLookup>,
     /// Its events.
     pub events: EventStream,
@@ -156,18 +168,13 @@ impl Engine {
         }
     }
 
-    /// Answers a conversation with a model. Resolves once the answer has begun; `span` is the inference span, of which
+    /// Answers a conversation with a model. Resolves once the engine has taken it in; `span` is the inference span, of which
     /// queue, prefill and decode are children.
     ///
     /// # Errors
     /// When the model can't be had, or can't do what is asked.
-    pub async fn answer(
-        &self,
-        model: &str,
-        chat: Chat,
-        priority: Priority,
-        span: &tracing::Span,
-    ) -> Result<LocalAnswer, Error> {
+    pub async fn answer(&self, model: &str, ask: Ask, span: &tracing::Span) -> Result<LocalAnswer, Error> {
+        let Ask { chat, priority, queue_patience } = ask;
         let (pool, lease) = self.inner.lease(model).await?;
         if let Some(keep_alive) = chat.keep_alive {
             lease.keep_alive(match keep_alive {
@@ -195,7 +202,7 @@ impl Engine {
             priority,
             span: span.clone(),
         });
-        let answer = AnswerStream::begin(transcript, tokens, lease).await?;
+        let answer = AnswerStream::begin(transcript, tokens, lease, queue_patience).await?;
         Ok(LocalAnswer { lookup: answer.lookup(), events: Box::pin(answer) })
     }
 }

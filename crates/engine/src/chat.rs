@@ -7,13 +7,15 @@ use std::{
 };
 
 use jiff::Zoned;
-use mlx_manager_llm::{Chat, Content, Error, ErrorKind, Message, Reasoning, Sampling, Tool, ToolCall, ToolChoice};
+use mlx_manager_llm::{
+    Chat, Content, Ending, Error, ErrorKind, Message, Reasoning, Sampling, Tool, ToolCall, ToolChoice,
+};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
     model::{ModelInfo, file_name},
-    parse::{ParserOptions, ReasoningFormat, ToolFormat},
+    parse::{Beginning, ParserOptions, ReasoningFormat, ToolFormat},
     sample::SamplingParameters,
     template::{ChatTemplate, TemplateError, Variables},
     tokenizer::{Tokenizer, TokenizerError},
@@ -21,6 +23,10 @@ use super::{
 
 /// Tokens of an answer when neither the caller nor the model's folder sets a bound.
 const UNBOUNDED_ANSWER: u32 = 8192;
+
+/// Stands where a text ends that the answer is to go on with, so that what the template writes after it can be cut off.
+/// Letters alone, which every template passes on as they are.
+const END_OF_GIVEN: &str = "MLXMANAGERENDOFTHEGIVENTEXT";
 
 /// Variables of templates that follow from the request itself.
 const RESERVED: [&str; 6] = ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now"];
@@ -75,6 +81,16 @@ pub(crate) struct Prompt {
     pub(crate) open_ended: bool,
     pub(crate) stop: Vec<String>,
     pub(crate) parser: ParserOptions,
+    /// Whether the answer ends after its first call.
+    pub(crate) one_tool_call: bool,
+    is_continued: bool,
+}
+
+impl Prompt {
+    /// What the answer goes on with, as far as that matters to how it reads.
+    pub(crate) fn continued(&self) -> &[u32] {
+        if self.is_continued { &self.ids } else { &[] }
+    }
 }
 
 /// Tokenizer, template and defaults of a model.
@@ -141,13 +157,33 @@ impl ChatModel {
             open_ended: chat.sampling.max_tokens.is_none(),
             sampling: self.defaults.merge(&chat.sampling),
             stop: chat.sampling.stop.clone(),
-            parser: ParserOptions {
-                reasoning: self.reasoning,
-                begins_in_reasoning: self.reasoning.is_some_and(|format| format.is_open_after(&text)),
-                tools: if shows_tools(chat) { self.tools } else { None },
-            },
+            parser: self.parser(chat, &text),
+            one_tool_call: chat.one_tool_call,
+            is_continued: chat.ending == Ending::LastMessage,
             ids,
         })
+    }
+
+    fn parser(&self, chat: &Chat, prompt: &str) -> ParserOptions {
+        let given = chat.messages.last().filter(|_| chat.ending == Ending::LastMessage).map(text);
+        let is_open = |format: ReasoningFormat| match &given {
+            Some(given) => format.is_open_within(given),
+            None => format.is_open_after(prompt),
+        };
+        let begins = match &given {
+            _ if self.reasoning.is_some_and(is_open) => Beginning::Reasoning,
+            Some(given) if !given.trim().is_empty() => Beginning::Answer,
+            _ => Beginning::Start,
+        };
+        let mut options = ParserOptions {
+            reasoning: self.reasoning,
+            begins,
+            tools: if shows_tools(chat) { self.tools } else { None },
+            functions: chat.tools.iter().map(|tool| tool.name.clone()).collect(),
+            special: Vec::new(),
+        };
+        options.special = options.markers().filter(|marker| self.tokenizer.special(marker).is_some()).collect();
+        options
     }
 
     /// The text of the prompt.
@@ -179,20 +215,35 @@ impl ChatModel {
                 (Some(_), false) => return refuse("reasoning_effort", "this model's reasoning can't be switched off"),
             }
         }
+        let mut messages: Vec<Value> = chat.messages.iter().map(message).collect();
+        let is_continued = chat.ending == Ending::LastMessage;
+        if is_continued && let (Some(last), Some(shown)) = (chat.messages.last(), messages.last_mut()) {
+            shown["content"] = (text(last) + END_OF_GIVEN).into();
+        }
         let variables = Variables {
-            messages: chat.messages.iter().map(message).collect(),
+            messages,
             tools: shows_tools(chat).then(|| chat.tools.iter().map(tool).collect()),
-            add_generation_prompt: true,
+            add_generation_prompt: chat.ending == Ending::NewTurn,
             bos_token: &self.tokenizer.bos_token,
             eos_token: &self.tokenizer.eos_token,
             others,
         };
-        self.template.render(&variables, now).map_err(|error| match error {
+        let rendered = self.template.render(&variables, now).map_err(|error| match error {
             TemplateError::Refused(_) => {
                 Error::new(ErrorKind::InvalidRequest, error.to_string()).with_param("messages")
             }
             error => Error::new(ErrorKind::Engine, error.to_string()).with_source(error),
-        })
+        })?;
+        if !is_continued {
+            return Ok(rendered);
+        }
+        match rendered.rfind(END_OF_GIVEN) {
+            Some(end) => Ok(rendered[..end].to_owned()),
+            None => refuse(
+                "messages",
+                "this model's template doesn't write the last message as it is, so it can't be gone on with",
+            ),
+        }
     }
 }
 
@@ -214,9 +265,14 @@ fn shows_tools(chat: &Chat) -> bool {
     !chat.tools.is_empty() && chat.tool_choice != ToolChoice::None
 }
 
+/// What a message says.
+fn text(message: &Message) -> String {
+    message.content.iter().map(|Content::Text(text)| text.as_str()).collect()
+}
+
 /// A message as templates expect it.
 fn message(message: &Message) -> Value {
-    let content: String = message.content.iter().map(|Content::Text(text)| text.as_str()).collect();
+    let content = text(message);
     let mut fields = Map::new();
     fields.insert("role".to_owned(), message.role.as_str().into());
     fields.insert("content".to_owned(), content.into());

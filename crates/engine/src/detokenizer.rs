@@ -3,14 +3,19 @@
 //! A character may be spread over several tokens, and how a token reads may depend on the one before it (a leading
 //! space). So a short window of tokens is decoded again at each step: those that were given out last, and the new ones;
 //! what the new ones add is the next piece, held back while it ends in an unfinished character.
+//!
+//! Special tokens are no text and don't show, but for the markers that the parser is to see.
 
 use std::sync::Arc;
 
-use super::tokenizer::Tokenizer;
+use super::{parse::SPECIAL, tokenizer::Tokenizer};
 
 /// Tokens held back at most. An unfinished character is four bytes; more than that in a row is rubbish, and decoding it
 /// again and again would cost the square of its length.
 const MOST_HELD: usize = 32;
+
+/// Tokens of a text that the answer goes on with that are looked at.
+const CONTEXT: usize = 8;
 
 /// What a decoder writes for bytes that are no character, or not yet.
 const REPLACEMENT: char = '\u{FFFD}';
@@ -24,15 +29,34 @@ pub(crate) struct Detokenizer {
     given: usize,
     /// The text of these.
     given_text: String,
+    /// Special tokens that mean something in this answer.
+    markers: Vec<(u32, &'static str)>,
 }
 
 impl Detokenizer {
-    pub(crate) fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        Self { tokenizer, window: Vec::new(), given: 0, given_text: String::new() }
+    /// `markers` are given out where they come as special tokens. `before` is what the answer goes on with, if it does: how
+    /// its first token reads may depend on that.
+    pub(crate) fn new(tokenizer: Arc<Tokenizer>, markers: &[&'static str], before: &[u32]) -> Self {
+        let window = before[before.len().saturating_sub(CONTEXT)..].to_vec();
+        Self {
+            given: window.len(),
+            given_text: tokenizer.decode(&window),
+            window,
+            markers: markers.iter().filter_map(|marker| Some((tokenizer.special(marker)?, *marker))).collect(),
+            tokenizer,
+        }
     }
 
     /// Takes the next id and gives the text that is now certain, which may be none.
     pub(crate) fn push(&mut self, id: u32) -> String {
+        if self.tokenizer.is_special(id) {
+            let marker = self.markers.iter().find(|(special, _)| *special == id);
+            let Some(&(_, marker)) = marker else { return String::new() };
+            let mut text = self.finish();
+            text.push(SPECIAL);
+            text.push_str(marker);
+            return text;
+        }
         self.window.push(id);
         let text = self.tokenizer.decode(&self.window);
         let nothing_new = text.ends_with(REPLACEMENT) || text.len() <= self.given_text.len();
@@ -96,7 +120,7 @@ mod tests {
     }
 
     fn pieces(tokenizer: &Arc<Tokenizer>, ids: &[u32]) -> Vec<String> {
-        let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer));
+        let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer), &[], &[]);
         let mut pieces: Vec<String> = ids.iter().map(|&id| detokenizer.push(id)).collect();
         pieces.push(detokenizer.finish());
         pieces
@@ -122,6 +146,27 @@ mod tests {
     }
 
     #[test]
+    fn special_tokens_show_only_as_markers_of_the_answer() {
+        let tokenizer = demo();
+        let special = |text: &str| tokenizer.special(text).unwrap();
+        let word = |text: &str| tokenizer.encode(text).unwrap();
+        let spelled = ["<|im", "_end|>"].map(word).concat();
+        let ids =
+            [word("one "), vec![special("<|endoftext|>")], word("two "), spelled, vec![special("<|im_end|>")]].concat();
+        assert_eq!(pieces(&tokenizer, &ids).concat(), "one two <|im_end|>");
+        let mut detokenizer = Detokenizer::new(Arc::clone(&tokenizer), &["<|im_end|>"], &[]);
+        let shown: String = ids.iter().map(|id| detokenizer.push(*id)).collect();
+        assert_eq!(shown, format!("one two <|im_end|>{SPECIAL}<|im_end|>"));
+    }
+
+    #[test]
+    fn an_answer_that_goes_on_keeps_its_space() {
+        let tokenizer = sentence_piece();
+        let mut detokenizer = Detokenizer::new(Arc::clone(&tokenizer), &[], &[1]);
+        assert_eq!(detokenizer.push(2) + &detokenizer.finish(), " world");
+    }
+
+    #[test]
     fn a_cut_character_is_shown_at_the_end() {
         let tokenizer = sentence_piece();
         assert_eq!(pieces(&tokenizer, &[1, 6 + 0xF0]).concat(), "Hello\u{FFFD}");
@@ -136,8 +181,9 @@ mod tests {
         }
 
         #[test]
-        fn whatever_the_ids(ids in prop::collection::vec(0u32..1536, 0..60)) {
+        fn whatever_the_ids(mut ids in prop::collection::vec(0u32..1536, 0..60)) {
             let tokenizer = demo();
+            ids.retain(|id| !tokenizer.is_special(*id));
             let whole = tokenizer.decode(&ids);
             // Longer runs of rubbish are cut short on purpose.
             prop_assume!(!whole.contains(&REPLACEMENT.to_string().repeat(8)));

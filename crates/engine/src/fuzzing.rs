@@ -1,7 +1,7 @@
 //! Doors for the targets in `fuzz/`, which see public names only. Not in any build but theirs.
 
 use super::{
-    parse::{Parser, ParserOptions, Piece, ReasoningFormat, ToolFormat},
+    parse::{Beginning, Parser, ParserOptions, Piece, ReasoningFormat, ToolFormat},
     stop::StopMatcher,
 };
 
@@ -23,13 +23,15 @@ fn cut<'a>(text: &'a str, lengths: &[u8]) -> Vec<&'a str> {
 pub fn read_answer(text: &str, lengths: &[u8], begins_in_reasoning: bool, tools: bool) {
     let options = ParserOptions {
         reasoning: ReasoningFormat::of_template("<think>"),
-        begins_in_reasoning,
+        begins: if begins_in_reasoning { Beginning::Reasoning } else { Beginning::Start },
         tools: tools.then_some(ToolFormat::Hermes),
+        functions: vec!["f".to_owned()],
+        special: Vec::new(),
     };
     let read = |pieces: &[&str]| {
         let mut parser = Parser::new(&options);
         let mut found: Vec<Piece> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
-        found.extend(parser.finish());
+        found.extend(parser.finish(false));
         joined(found)
     };
     assert_eq!(read(&cut(text, lengths)), read(&[text]));
@@ -42,6 +44,7 @@ fn joined(pieces: Vec<Piece>) -> Vec<Piece> {
         match (piece, joined.last_mut()) {
             (Piece::Text(text), Some(Piece::Text(last))) => last.push_str(&text),
             (Piece::Reasoning(text), Some(Piece::Reasoning(last))) => last.push_str(&text),
+            (Piece::Arguments(text), Some(Piece::Arguments(last))) => last.push_str(&text),
             (piece, _) => joined.push(piece),
         }
     }

@@ -32,7 +32,7 @@ mod template;
 mod thread;
 mod tokenizer;
 
-pub use backend::{Engine, LocalAnswer};
+pub use backend::{Ask, Engine, LocalAnswer};
 pub use cache::{PrefixLookup, Reason};
 
 /// What this engine is called where a build says what it is made of.

@@ -1,6 +1,7 @@
 //! Text to token ids and back: tokenizer.json, and what tokenizer_config.json says of special tokens.
 
 use std::{
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -65,6 +66,8 @@ impl SpecialToken {
 #[derive(Debug)]
 pub(crate) struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// Tokens that are no text: markers of turns, of padding, and the like.
+    special: HashSet<u32>,
     /// For templates; empty if there is none.
     pub(crate) bos_token: String,
     /// For templates; empty if there is none.
@@ -83,13 +86,25 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|source| TokenizerError::Invalid { path, source })?;
         let config = TokenizerConfig::load(folder)?;
         let text = |token: Option<SpecialToken>| token.map(SpecialToken::into_text).unwrap_or_default();
-        Ok(Self { inner, bos_token: text(config.bos_token), eos_token: text(config.eos_token) })
+        let added = inner.get_added_tokens_decoder();
+        let special = added.into_iter().filter_map(|(id, token)| token.special.then_some(id)).collect();
+        Ok(Self { inner, special, bos_token: text(config.bos_token), eos_token: text(config.eos_token) })
     }
 
     /// The ids of a rendered prompt. Nothing is added: templates write the special tokens themselves.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let encoding = self.inner.encode_fast(text, false).map_err(TokenizerError::Encode)?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Whether a token is no text.
+    pub(crate) fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
+    /// The special token of this text.
+    pub(crate) fn special(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text).filter(|id| self.is_special(*id))
     }
 
     /// The text of ids, special tokens included; what can't be decoded is left out.
@@ -108,13 +123,8 @@ impl Tokenizer {
             "llama" => &["<|eot_id|>", "<|eom_id|>"],
             _ => &[],
         };
-        let added = self.inner.get_added_tokens_decoder();
-        let special = |text: &str| {
-            let id = self.inner.token_to_id(text)?;
-            added.get(&id).is_some_and(|token| token.special).then_some(id)
-        };
         let own = (!self.eos_token.is_empty()).then(|| self.inner.token_to_id(&self.eos_token)).flatten();
-        own.into_iter().chain(family.iter().filter_map(|text| special(text))).collect()
+        own.into_iter().chain(family.iter().filter_map(|text| self.special(text))).collect()
     }
 }
 

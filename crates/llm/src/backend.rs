@@ -38,6 +38,8 @@ pub struct Answer {
     pub events: EventStream,
     /// Physical calls made beyond the first.
     pub retries: u32,
+    /// Whether a stream of it is kept alive while nothing comes. A provider's does so itself, if it does.
+    pub keep_alive: bool,
 }
 
 impl std::fmt::Debug for Answer {

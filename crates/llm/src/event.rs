@@ -26,6 +26,9 @@ pub enum Event {
     Reasoning(String),
     /// A tool call, in pieces.
     ToolCall(ToolCallDelta),
+    /// The tool call of this index, told in part, is none: what the model wrote follows as text. A stream that showed the
+    /// pieces can't take them back; everyone else forgets the call.
+    ToolCallDropped(usize),
     /// Cumulative usage; per field the last value that is present wins.
     Usage(Usage),
     /// What a provider reports as usage, as the JSON text it wrote; a later report takes the place of the fields it has.

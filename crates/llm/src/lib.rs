@@ -26,7 +26,7 @@ pub use model_state::{ModelState, ModelStates};
 pub use priority::Priority;
 pub use record::{Inference, Outcome, Record, UsageSource};
 pub use request::{
-    Api, Chat, Content, Dialect, KeepAlive, Message, Operation, Reasoning, Request, Role, Sampling, Tool, ToolCall,
-    ToolChoice,
+    Api, Chat, Content, Dialect, Ending, KeepAlive, Message, Operation, Reasoning, Request, Role, Sampling, Tool,
+    ToolCall, ToolChoice,
 };
 pub use retry_after::retry_after;

@@ -133,6 +133,10 @@ pub struct Chat {
     pub tools: Vec<Tool>,
     /// Which of them it may or must call.
     pub tool_choice: ToolChoice,
+    /// Whether the answer ends after its first call.
+    pub one_tool_call: bool,
+    /// How the prompt ends.
+    pub ending: Ending,
     /// Whether to think first.
     pub reasoning: Reasoning,
     /// Further variables for the chat template (`chat_template_kwargs`).
@@ -150,6 +154,18 @@ pub enum KeepAlive {
     Forever,
     /// This long after its last request.
     For(Duration),
+}
+
+/// How a prompt ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// With the beginning of a new turn of the model's.
+    #[default]
+    NewTurn,
+    /// With the text of the last message, which is the beginning of the answer.
+    LastMessage,
+    /// With the end of the last message, whoever speaks next.
+    Nothing,
 }
 
 /// Who speaks.

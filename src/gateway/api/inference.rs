@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions` and `POST /v1/messages`: the same steps, in the caller's dialect.
 
-use std::{error::Error as _, mem, sync::Arc};
+use std::{error::Error as _, mem, sync::Arc, time::Duration};
 
 use axum::{
     Extension,
@@ -12,13 +12,14 @@ use axum::{
     },
     response::Response,
 };
-use futures_util::{StreamExt, stream};
+use futures_util::{Stream, StreamExt, stream};
 use http_body_util::{BodyExt, LengthLimitError};
 use mlx_manager_dialect as dialect;
 use mlx_manager_dialect::{BodyBuilder, Identity, StreamEncoder};
 use mlx_manager_llm as llm;
-use mlx_manager_llm::{Answer, Api, Context, Error, ErrorKind, Priority};
+use mlx_manager_llm::{Answer, Api, Context, Error, ErrorKind, Event, Priority};
 use mlx_manager_signal::event::RequestDecoded;
+use tokio::time::{Instant, timeout_at};
 
 use super::{add_headers, error_response};
 use crate::gateway::{
@@ -31,6 +32,10 @@ use crate::gateway::{
 
 /// By which a caller says who goes first where requests wait.
 const PRIORITY: HeaderName = HeaderName::from_static("x-mlx-manager-priority");
+
+/// How long a stream of our own may be silent. Proxies and clients hang up after a minute or more, and a long prompt takes
+/// that on a laptop.
+const MOST_SILENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn chat_completions(
     State(dispatch): State<Arc<Dispatch>>,
@@ -63,9 +68,10 @@ async fn infer(dispatch: Arc<Dispatch>, api: Api, context: Context, request: Req
     let identity =
         Identity { id: context.request_id.to_string(), model: request.model.clone(), created: context.arrived_at };
     let headers = mem::take(&mut answer.headers);
+    let silence = answer.keep_alive.then_some(MOST_SILENCE);
     let events = meter.measure(answer);
     let result = if request.stream {
-        Ok(stream_body(events, StreamEncoder::new(&request, identity)))
+        Ok(stream_body(events, StreamEncoder::new(&request, identity), silence))
     } else {
         whole_body(events, BodyBuilder::new(&request, identity)).await.map(Body::from)
     };
@@ -138,12 +144,24 @@ async fn read(body: Body) -> Result<Bytes, Error> {
     Err(Error::new(ErrorKind::InvalidRequest, "the request body broke off").with_source(error))
 }
 
-/// Events as they come, each a few frames. After an error its frame is the last.
-fn stream_body(events: Metered, encoder: StreamEncoder) -> Body {
-    let frames = stream::unfold(Some((events, encoder)), |state| async move {
+/// Events as they come, each a few frames. After an error its frame is the last. With `silence` a frame that says nothing
+/// comes whenever nothing else came for so long.
+fn stream_body(
+    events: impl Stream<Item = Result<Event, Error>> + Send + Unpin + 'static,
+    encoder: StreamEncoder,
+    silence: Option<Duration>,
+) -> Body {
+    let frames = stream::unfold(Some((events, encoder)), move |state| async move {
         let (mut events, mut encoder) = state?;
+        let began = Instant::now();
         loop {
-            match events.next().await {
+            // Counted from the last frame and not from the last event, of which many say nothing to the caller.
+            let next = match silence {
+                Some(silence) => timeout_at(began + silence, events.next()).await,
+                None => Ok(events.next().await),
+            };
+            let Ok(next) = next else { return Some((encoder.keep_alive(), Some((events, encoder)))) };
+            match next {
                 Some(Ok(event)) => {
                     let frames = encoder.encode(&event);
                     // What says nothing to the caller must not become an empty chunk, which would end the body.
@@ -165,4 +183,46 @@ async fn whole_body(mut events: Metered, mut builder: BodyBuilder) -> Result<Byt
         builder.push(event?);
     }
     builder.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_manager_llm::{FinishReason, Usage};
+
+    use super::*;
+
+    /// What a stream of an answer says whose prompt takes long.
+    async fn body(api: Api, silence: Option<Duration>) -> String {
+        let body = br#"{"model":"m","max_tokens":9,"stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
+        let request = dialect::decode_head(api, body).unwrap();
+        let identity = Identity { id: "1".into(), model: "m".into(), created: jiff::Timestamp::UNIX_EPOCH };
+        let events = [
+            Event::Started { id: None, model: None, usage: Usage::default() },
+            Event::Text("hi".into()),
+            Event::Finished { reason: FinishReason::Stop, stop_sequence: None },
+        ];
+        let events = stream::iter(events).then(|event| async move {
+            if matches!(event, Event::Text(_)) {
+                tokio::time::sleep(Duration::from_secs(12)).await;
+            }
+            Ok(event)
+        });
+        let body = stream_body(Box::pin(events), StreamEncoder::new(&request, identity), silence);
+        String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_not_silent_for_long() {
+        let comment = ": keep-alive\n\n";
+        let openai = body(Api::ChatCompletions, Some(MOST_SILENCE)).await;
+        let rest = openai.strip_prefix(comment).and_then(|rest| rest.strip_prefix(comment)).unwrap();
+        assert!(
+            rest.starts_with("data: ") && rest.ends_with("data: [DONE]\n\n") && !rest.contains(comment),
+            "{openai}"
+        );
+        let ping = "event: ping\ndata: {\"type\":\"ping\"}\n\n";
+        let anthropic = body(Api::Messages, Some(MOST_SILENCE)).await;
+        assert!(anthropic.starts_with(&ping.repeat(2)) && anthropic.matches(ping).count() == 2, "{anthropic}");
+        assert!(!body(Api::ChatCompletions, None).await.contains(comment));
+    }
 }

@@ -119,7 +119,7 @@ impl Provider {
         match begun {
             Ok(events) => {
                 observed.finish(Some(status), None);
-                Ok(Answer { headers, events, retries: resend })
+                Ok(Answer { headers, events, retries: resend, keep_alive: false })
             }
             Err(error) => {
                 let error_type = if error.kind == ErrorKind::Upstream { "decode" } else { "timeout" };

@@ -211,6 +211,12 @@ impl Meter {
                     call.add_to(&mut captured.tool_calls);
                 }
             }
+            Event::ToolCallDropped(index) => {
+                if let Some(captured) = &mut self.captured {
+                    // A call without a name is none; the others keep their places.
+                    captured.tool_calls.get_mut(*index).into_iter().for_each(|call| call.name.clear());
+                }
+            }
             Event::Raw { content, .. } => {
                 self.raw = true;
                 if *content {
@@ -265,11 +271,18 @@ impl Meter {
                 record,
                 response_id: self.response_id.as_deref(),
                 reported_usage: self.reported_usage.each_ref().map(Option::as_deref),
-                content: self.captured.as_ref().map(|captured| genai::Answer {
-                    text: &captured.text,
-                    reasoning: &captured.reasoning,
-                    tool_calls: &captured.tool_calls,
-                }),
+                content: self
+                    .captured
+                    .as_mut()
+                    .map(|captured| {
+                        captured.tool_calls.retain(|call| !call.name.is_empty());
+                        captured
+                    })
+                    .map(|captured| genai::Answer {
+                        text: &captured.text,
+                        reasoning: &captured.reasoning,
+                        tool_calls: &captured.tool_calls,
+                    }),
                 error,
             };
             span::inference_finished(&target.span, &end);

@@ -1,13 +1,18 @@
 //! The engine of a build with local inference: it understands a conversation to its last field before it answers.
 
+use std::time::Duration;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 use mlx_manager_dialect as dialect;
 use mlx_manager_llm::{Answer, Backend, BoxFuture, Call, Error};
 use mlx_manager_signal::span;
 use tracing::Instrument;
 
-use mlx_manager_engine::LocalAnswer;
+use mlx_manager_engine::{Ask, LocalAnswer};
 pub use mlx_manager_engine::{Engine, NAME, kernels};
+
+/// How long a stream's head waits for what it says of the prompt. Whoever waits in the queue for longer gets it without.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How much of the prompt was computed before, and why not more.
 const CACHE: HeaderName = HeaderName::from_static("x-mlx-manager-cache");
@@ -35,12 +40,14 @@ impl Backend for Local {
         let answer = async move {
             let chat = dialect::decode_chat(&call.request)?;
             span::capture_input(&call.span, &chat);
-            let LocalAnswer { lookup, events } = self.0.answer(&call.model, chat, call.priority, &call.span).await?;
+            let queue_patience = call.request.stream.then_some(QUEUE_PATIENCE);
+            let ask = Ask { chat, priority: call.priority, queue_patience };
+            let LocalAnswer { lookup, events } = self.0.answer(&call.model, ask, &call.span).await?;
             let mut headers = HeaderMap::new();
             if let Some(value) = lookup.and_then(|lookup| HeaderValue::try_from(lookup.to_string()).ok()) {
                 headers.insert(CACHE, value);
             }
-            Ok(Answer { headers, events, retries: 0 })
+            Ok(Answer { headers, events, retries: 0, keep_alive: true })
         };
         Box::pin(answer.instrument(span))
     }

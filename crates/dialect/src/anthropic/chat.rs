@@ -5,20 +5,19 @@
 //! target by Anthropic's own words, not a limit, and `max_tokens` is what bounds the answer here.
 //!
 //! A failed tool result (`is_error`) reaches the model as text that begins with `Error: `, since chat templates have no
-//! other place for it. A conversation that ends with the assistant's turn (a prefilled answer) is refused: templates
-//! close that turn, and the model would begin a new one.
+//! other place for it. A conversation that ends with the assistant's turn (a prefilled answer) is gone on with, as the API
+//! defines it. A tool's `strict` is a wish, as in OpenAI's dialect.
 
-use mlx_manager_llm::{Chat, Content, Error, Message, Reasoning, Request, Role, Tool, ToolCall, ToolChoice};
+use mlx_manager_llm::{Chat, Content, Ending, Error, Message, Reasoning, Request, Role, Tool, ToolCall, ToolChoice};
 use serde_json::json;
 
-use super::super::field::{Fields, Node, invalid, unsupported};
+use super::super::field::{Fields, Node, bound_stops, check_continued, unsupported};
 
 /// Reads the whole body; see [`decode_chat`](crate::decode_chat).
 pub(in super::super) fn decode_chat(request: &Request) -> Result<Chat, Error> {
     let fields = Fields(&request.body);
     let mut chat = Chat { sampling: request.sampling.clone(), ..Chat::default() };
     let mut system = Vec::new();
-    let mut serial_tool_calls = false;
     for (name, _) in request.body.iter() {
         let Some(value) = fields.tree(name)? else { continue };
         let field = Node::new(name, &value);
@@ -38,17 +37,16 @@ pub(in super::super) fn decode_chat(request: &Request) -> Result<Chat, Error> {
                 }
             }
             "tools" => chat.tools = field.list()?.iter().map(tool).collect::<Result<_, _>>()?,
-            "tool_choice" => (chat.tool_choice, serial_tool_calls) = tool_choice(&field)?,
+            "tool_choice" => (chat.tool_choice, chat.one_tool_call) = tool_choice(&field)?,
             "thinking" => chat.reasoning = thinking(&field)?,
             "mcp_servers" if field.value() == &json!([]) => {}
             _ => return Err(field.unsupported()),
         }
     }
-    if serial_tool_calls && !chat.tools.is_empty() {
-        return Err(invalid("tool_choice.disable_parallel_tool_use", "can't be honoured by local models; remove it"));
-    }
+    bound_stops("stop_sequences", &chat.sampling.stop)?;
     if chat.messages.last().is_some_and(|message| message.role == Role::Assistant) {
-        return Err(invalid("messages", "must not end with the assistant: local models can't continue a given answer"));
+        check_continued("messages", &chat)?;
+        chat.ending = Ending::LastMessage;
     }
     if !system.is_empty() {
         chat.messages.insert(0, Message { content: system, ..empty(Role::System) });
@@ -100,7 +98,8 @@ fn tool(tool: &Node<'_>) -> Result<Tool, Error> {
     {
         return Err(kind.wrong("must be \"custom\": local models can't use Anthropic's own tools"));
     }
-    tool.only(&["type", "name", "description", "input_schema", "cache_control"])?;
+    tool.only(&["type", "name", "description", "input_schema", "strict", "cache_control"])?;
+    tool.get("strict")?.map_or(Ok(false), |strict| strict.flag())?;
     let name = tool.need("name")?;
     if name.text()?.is_empty() {
         return Err(name.wrong("must not be empty"));

@@ -77,8 +77,13 @@ impl Encoder {
                 self.close(out);
                 self.finish = Some((*reason, stop_sequence.clone()));
             }
-            Event::Queued(_) | Event::ReportedUsage(_) | Event::Raw { .. } => {}
+            Event::ToolCallDropped(_) | Event::Queued(_) | Event::ReportedUsage(_) | Event::Raw { .. } => {}
         }
+    }
+
+    /// The event that the API itself sends while nothing else comes.
+    pub(in super::super) fn keep_alive(out: &mut Vec<u8>) {
+        sse::write(out, Some("ping"), &json!({"type": "ping"}));
     }
 
     /// The reason, the final usage and the end; or an error when the answer has no end.

@@ -2,19 +2,25 @@
 //!
 //! Nothing is ignored that would change the answer. Accepted without effect are only the fields that speak of the caller
 //! or of the provider's bookkeeping (`user`, `metadata`, `safety_identifier`, `prompt_cache_key`,
-//! `prompt_cache_retention`, `store: false`, `service_tier: "auto" | "default"`), and values that ask for what happens
-//! anyway (`n: 1`, `logprobs: false`, `response_format: {"type": "text"}`, `modalities: ["text"]` …).
+//! `prompt_cache_retention`, `store: false`, `service_tier: "auto" | "default"`), values that ask for what happens
+//! anyway (`n: 1`, `logprobs: false`, `response_format: {"type": "text"}`, `modalities: ["text"]` …), and a tool's `strict`,
+//! which is a wish: the model sees the schema, and what it makes of it the caller has to check as ever.
 //!
 //! Three extensions that local servers share act: `top_k`, `min_p` and `repetition_penalty`; `chat_template_kwargs` goes
-//! to the model's template. Ollama's `keep_alive` acts on the model's place in memory. `reasoning_effort` knows two steps here, since open models' templates know no more: `none`
-//! switches thinking off, every other effort on.
+//! to the model's template. So do two of transformers: `continue_final_message` lets the model go on with the last message,
+//! and `add_generation_prompt` says whether the prompt begins a turn of the model's. A conversation that ends with the
+//! assistant must have one of them, since a second turn of the assistant's is rarely what was meant. Ollama's `keep_alive`
+//! acts on the model's place in memory. `reasoning_effort` knows two steps here, since open models' templates know no more:
+//! `none` switches thinking off, every other effort on.
 
 use std::time::Duration;
 
-use mlx_manager_llm::{Chat, Content, Error, KeepAlive, Message, Reasoning, Request, Role, Tool, ToolCall, ToolChoice};
+use mlx_manager_llm::{
+    Chat, Content, Ending, Error, KeepAlive, Message, Reasoning, Request, Role, Tool, ToolCall, ToolChoice,
+};
 use serde_json::{Value, json};
 
-use super::super::field::{Fields, Node, invalid, unsupported};
+use super::super::field::{Fields, Node, bound_stops, check_continued, invalid, unsupported};
 
 /// Reads the whole body; see [`decode_chat`](crate::decode_chat).
 pub(in super::super) fn decode_chat(request: &Request) -> Result<Chat, Error> {
@@ -28,10 +34,27 @@ pub(in super::super) fn decode_chat(request: &Request) -> Result<Chat, Error> {
             read_field(&mut chat, name, &Node::new(name, &value), request.stream)?;
         }
     }
-    if fields.flag("parallel_tool_calls")? == Some(false) && !chat.tools.is_empty() {
-        return Err(invalid("parallel_tool_calls", "can't be switched off for local models; remove it"));
-    }
+    bound_stops("stop", &chat.sampling.stop)?;
+    chat.one_tool_call = fields.flag("parallel_tool_calls")? == Some(false);
+    chat.ending = ending(fields, &chat)?;
     Ok(chat)
+}
+
+fn ending(fields: Fields<'_>, chat: &Chat) -> Result<Ending, Error> {
+    let (go_on, new_turn) = (fields.flag("continue_final_message")?, fields.flag("add_generation_prompt")?);
+    match (go_on.unwrap_or_default(), new_turn) {
+        (true, Some(true)) => Err(invalid(
+            "add_generation_prompt",
+            "must not be true with `continue_final_message`: the answer either goes on or begins",
+        )),
+        (true, _) => check_continued("continue_final_message", chat).map(|()| Ending::LastMessage),
+        (false, Some(false)) => Ok(Ending::Nothing),
+        (false, None) if chat.messages.last().is_some_and(|message| message.role == Role::Assistant) => Err(invalid(
+            "messages",
+            "must not end with the assistant: set `continue_final_message` to have that message continued, or `add_generation_prompt` for a new one after it",
+        )),
+        (false, _) => Ok(Ending::NewTurn),
+    }
 }
 
 fn repetition_penalty(fields: Fields<'_>) -> Result<Option<f64>, Error> {
@@ -57,7 +80,9 @@ fn read_field(chat: &mut Chat, name: &str, field: &Node<'_>, stream: bool) -> Re
         | "max_tokens"
         | "max_completion_tokens"
         | "stop"
-        | "parallel_tool_calls" => {}
+        | "parallel_tool_calls"
+        | "continue_final_message"
+        | "add_generation_prompt" => {}
         "user" | "metadata" | "safety_identifier" | "prompt_cache_key" | "prompt_cache_retention" => {}
         "messages" => chat.messages = messages(field)?,
         "tools" => chat.tools = field.list()?.iter().map(tool).collect::<Result<_, _>>()?,
@@ -140,7 +165,7 @@ fn tool(tool: &Node<'_>) -> Result<Tool, Error> {
     tool.only(&["type", "function"])?;
     let function = tool.need("function")?;
     function.only(&["name", "description", "parameters", "strict"])?;
-    accept(function.get("strict")?.as_ref(), &[json!(false)])?;
+    function.get("strict")?.map_or(Ok(false), |strict| strict.flag())?;
     let name = function.need("name")?;
     if name.text()?.is_empty() {
         return Err(name.wrong("must not be empty"));

@@ -5,9 +5,6 @@ use serde::Deserialize;
 
 use super::super::field::{Fields, Node, body, check_stop, invalid};
 
-/// OpenAI's own limit on `stop`.
-const MAX_STOP: usize = 4;
-
 /// Reads the head; see [`decode_head`](crate::decode_head).
 pub(in super::super) fn decode_head(bytes: &[u8]) -> Result<Request, Error> {
     let body = body(bytes)?;
@@ -56,8 +53,5 @@ fn stop(fields: Fields<'_>) -> Result<Vec<String>, Error> {
         Some(Stop::One(text)) => vec![text],
         Some(Stop::Many(texts)) => texts,
     };
-    if stop.len() > MAX_STOP {
-        return Err(invalid("stop", format_args!("must hold at most {MAX_STOP} strings, but holds {}", stop.len())));
-    }
     check_stop("stop", stop)
 }

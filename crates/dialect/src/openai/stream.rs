@@ -101,8 +101,13 @@ impl Encoder {
                 self.delta(Delta { tool_calls: Some([wire_tool_call(call)]), ..Delta::default() }, out);
             }
             Event::Finished { reason, .. } => self.end(*reason, out),
-            Event::Queued(_) | Event::ReportedUsage(_) | Event::Raw { .. } => {}
+            Event::ToolCallDropped(_) | Event::Queued(_) | Event::ReportedUsage(_) | Event::Raw { .. } => {}
         }
+    }
+
+    /// A comment, which clients pass over.
+    pub(in super::super) fn keep_alive(out: &mut Vec<u8>) {
+        sse::write_comment(out, "keep-alive");
     }
 
     /// The usage, if it was asked for, and the end; or an error when the answer has no end.

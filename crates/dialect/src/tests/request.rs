@@ -1,6 +1,8 @@
 //! What is understood of requests, and what is refused.
 
-use mlx_manager_llm::{Api, Chat, Content, Error, ErrorKind, Message, Reasoning, Role, Tool, ToolCall, ToolChoice};
+use mlx_manager_llm::{
+    Api, Chat, Content, Ending, Error, ErrorKind, Message, Reasoning, Role, Tool, ToolCall, ToolChoice,
+};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -102,7 +104,6 @@ fn values_out_of_range_are_refused_on_any_way() {
         (OPENAI, r#""stop":7"#, "stop"),
         (OPENAI, r#""stop":"""#, "stop"),
         (OPENAI, r#""stop":["a",""]"#, "stop[1]"),
-        (OPENAI, r#""stop":["a","b","c","d","e"]"#, "stop"),
         (ANTHROPIC, r#""temperature":1.1"#, "temperature"),
         (ANTHROPIC, r#""top_p":0"#, "top_p"),
         (ANTHROPIC, r#""top_k":-1"#, "top_k"),
@@ -116,10 +117,8 @@ fn values_out_of_range_are_refused_on_any_way() {
 
 #[test]
 fn what_a_local_model_would_ignore_is_refused() {
-    let function = r#""tools":[{"type":"function","function":{"name":"f"}}]"#;
-    let serial = format!(r#"{function},"parallel_tool_calls":false"#);
-    let custom = r#""tools":[{"name":"f","input_schema":{}}]"#;
-    let serial_custom = format!(r#"{custom},"tool_choice":{{"type":"auto","disable_parallel_tool_use":true}}"#);
+    let many = format!(r#""stop":[{}"x"]"#, r#""x","#.repeat(1000));
+    let long = format!(r#""stop_sequences":["{}"]"#, "x".repeat(70_000));
     for (api, field, param) in [
         (OPENAI, r#""n":2"#, "n"),
         (OPENAI, r#""logprobs":true"#, "logprobs"),
@@ -132,9 +131,13 @@ fn what_a_local_model_would_ignore_is_refused() {
         (OPENAI, r#""response_format":{"type":"json_schema","json_schema":{}}"#, "response_format"),
         (OPENAI, r#""tool_choice":"required""#, "tool_choice"),
         (OPENAI, r#""tool_choice":{"type":"function","function":{"name":"f"}}"#, "tool_choice"),
-        (OPENAI, &serial, "parallel_tool_calls"),
+        (OPENAI, &many, "stop"),
+        (ANTHROPIC, &long, "stop_sequences"),
+        (OPENAI, r#""parallel_tool_calls":"no""#, "parallel_tool_calls"),
+        (OPENAI, r#""continue_final_message":true"#, "continue_final_message"),
+        (OPENAI, r#""continue_final_message":true,"add_generation_prompt":true"#, "add_generation_prompt"),
         (OPENAI, r#""tools":[{"type":"custom","custom":{"name":"f"}}]"#, "tools[0].type"),
-        (OPENAI, r#""tools":[{"type":"function","function":{"name":"f","strict":true}}]"#, "tools[0].function.strict"),
+        (OPENAI, r#""tools":[{"type":"function","function":{"name":"f","strict":"yes"}}]"#, "tools[0].function.strict"),
         (OPENAI, r#""tools":[{"type":"function","function":{}}]"#, "tools[0].function.name"),
         (OPENAI, r#""functions":[{"name":"f"}]"#, "functions"),
         (OPENAI, r#""function_call":"auto""#, "function_call"),
@@ -156,11 +159,10 @@ fn what_a_local_model_would_ignore_is_refused() {
         (OPENAI, r#""repetition_penalty":0"#, "repetition_penalty"),
         (OPENAI, r#""a_field_of_tomorrow":0"#, "a_field_of_tomorrow"),
         (ANTHROPIC, r#""tools":[{"type":"web_search_20250305","name":"web_search"}]"#, "tools[0].type"),
-        (ANTHROPIC, r#""tools":[{"name":"f","input_schema":{},"strict":true}]"#, "tools[0].strict"),
+        (ANTHROPIC, r#""tools":[{"name":"f","input_schema":{},"strict":1}]"#, "tools[0].strict"),
         (ANTHROPIC, r#""tools":[{"name":"f"}]"#, "tools[0].input_schema"),
         (ANTHROPIC, r#""tool_choice":{"type":"any"}"#, "tool_choice.type"),
         (ANTHROPIC, r#""tool_choice":{"type":"tool","name":"f"}"#, "tool_choice.type"),
-        (ANTHROPIC, &serial_custom, "tool_choice.disable_parallel_tool_use"),
         (ANTHROPIC, r#""thinking":{"type":"maybe"}"#, "thinking.type"),
         (ANTHROPIC, r#""thinking":{"type":"enabled","budget_tokens":0}"#, "thinking.budget_tokens"),
         (ANTHROPIC, r#""service_tier":"priority""#, "service_tier"),
@@ -207,6 +209,52 @@ fn options_act() {
         let chat = decode_chat(&request(ANTHROPIC, &format!(r#""thinking":{{"type":"{kind}"}}"#))).unwrap();
         assert_eq!(chat.reasoning, reasoning);
     }
+}
+
+#[test]
+fn calls_may_be_limited_to_one() {
+    for (api, field, one) in [
+        (OPENAI, r#""parallel_tool_calls":false"#, true),
+        (OPENAI, r#""parallel_tool_calls":true"#, false),
+        (ANTHROPIC, r#""tool_choice":{"type":"auto","disable_parallel_tool_use":true}"#, true),
+        (ANTHROPIC, r#""tool_choice":{"type":"auto"}"#, false),
+    ] {
+        assert_eq!(decode_chat(&request(api, field)).unwrap().one_tool_call, one, "{field}");
+    }
+}
+
+#[test]
+fn strict_tools_and_many_stops_are_taken() {
+    for strict in ["true", "false", "null"] {
+        let field = format!(r#""tools":[{{"type":"function","function":{{"name":"f","strict":{strict}}}}}]"#);
+        assert_eq!(decode_chat(&request(OPENAI, &field)).unwrap().tools[0].name, "f");
+        let field = format!(r#""tools":[{{"name":"f","input_schema":{{}},"strict":{strict}}}]"#);
+        assert_eq!(decode_chat(&request(ANTHROPIC, &field)).unwrap().tools[0].name, "f");
+    }
+    let many = format!(r#"[{}"x"]"#, r#""x","#.repeat(999));
+    for (api, name) in [(OPENAI, "stop"), (ANTHROPIC, "stop_sequences")] {
+        let chat = decode_chat(&request(api, &format!(r#""{name}":{many}"#))).unwrap();
+        assert_eq!(chat.sampling.stop.len(), 1000);
+    }
+}
+
+#[test]
+fn a_given_answer_is_gone_on_with() {
+    let ending = |api, fields: serde_json::Value| {
+        let mut body = json!({"model": "m", "max_tokens": 9, "messages": [
+            {"role": "user", "content": "Say."}, {"role": "assistant", "content": "The answer is"}]});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        chat(api, &body).unwrap().ending
+    };
+    let continued = json!({"continue_final_message": true});
+    assert_eq!(ending(OPENAI, continued), Ending::LastMessage);
+    let both = json!({"continue_final_message": true, "add_generation_prompt": false});
+    assert_eq!(ending(OPENAI, both), Ending::LastMessage);
+    assert_eq!(ending(OPENAI, json!({"add_generation_prompt": true})), Ending::NewTurn);
+    assert_eq!(ending(OPENAI, json!({"add_generation_prompt": false})), Ending::Nothing);
+    assert_eq!(ending(ANTHROPIC, json!({})), Ending::LastMessage);
+    assert_eq!(decode_chat(&request(ANTHROPIC, r#""top_k":1"#)).unwrap().ending, Ending::NewTurn);
+    assert_eq!(decode_chat(&request(OPENAI, r#""continue_final_message":false"#)).unwrap().ending, Ending::NewTurn);
 }
 
 /// The same conversation in both dialects gives the same neutral one.
@@ -300,7 +348,12 @@ fn messages_that_cant_be_honoured_are_refused_by_their_place() {
             json!({"role": "assistant", "content": [{"type": "redacted_thinking", "data": "x"}]}),
             "messages[0].content[0]",
         ),
-        (ANTHROPIC, json!({"role": "assistant", "content": "The answer is"}), "messages"),
+        (OPENAI, json!({"role": "assistant", "content": "The answer is"}), "messages"),
+        (
+            ANTHROPIC,
+            json!({"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {}}]}),
+            "messages",
+        ),
     ] {
         assert_refused(with_message(api, &message), param, &message.to_string());
     }

@@ -3,7 +3,7 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 use futures_util::{FutureExt, StreamExt};
 use mlx_manager_catalogue::Place;
 use mlx_manager_config::{KeepAlive, LocalModel, MemoryLimit, ModelPath, Unpack};
-use mlx_manager_llm::{Event, FinishReason, Usage};
+use mlx_manager_llm::{Event, FinishReason, ToolCall, Usage};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use tracing::Span;
@@ -74,14 +74,18 @@ fn copy_endless_demo(folder: &Path) {
 struct Heard {
     text: String,
     reasoning: String,
-    calls: Vec<Value>,
+    calls: Vec<ToolCall>,
     usage: Usage,
     end: Option<(FinishReason, Option<String>)>,
     texts: usize,
 }
 
+fn ask(chat: Chat) -> Ask {
+    Ask { chat, priority: Priority::Normal, queue_patience: None }
+}
+
 async fn hear(engine: &Engine, model: &str, chat: Chat) -> Result<Heard, Error> {
-    let mut events = timeout(PATIENCE, engine.answer(model, chat, Priority::Normal, &Span::none())).await.unwrap()?.events;
+    let mut events = timeout(PATIENCE, engine.answer(model, ask(chat), &Span::none())).await.unwrap()?.events;
     let mut heard = Heard::default();
     let mut first = true;
     while let Some(event) = timeout(PATIENCE, events.next()).await.unwrap() {
@@ -95,12 +99,8 @@ async fn hear(engine: &Engine, model: &str, chat: Chat) -> Result<Heard, Error> 
                 heard.texts += 1;
             }
             Event::Reasoning(text) => heard.reasoning.push_str(&text),
-            Event::ToolCall(call) => {
-                assert_eq!(call.index, heard.calls.len());
-                assert!(call.id.unwrap().starts_with("call_"));
-                let arguments: Value = serde_json::from_str(&call.arguments).unwrap();
-                heard.calls.push(json!({"name": call.name, "arguments": arguments}));
-            }
+            Event::ToolCall(call) => assert!(call.add_to(&mut heard.calls)),
+            Event::ToolCallDropped(_) => panic!("{heard:?}"),
             Event::Finished { reason, stop_sequence } => heard.end = Some((reason, stop_sequence)),
             Event::Queued(_) | Event::ReportedUsage(_) | Event::Raw { .. } => {}
         }
@@ -121,7 +121,12 @@ async fn the_demo_answers_as_it_should() {
         let expected = &answer["expected"];
         assert_eq!(heard.text, expected["content"], "{answer}");
         assert_eq!(heard.reasoning, expected.get("reasoning").and_then(Value::as_str).unwrap_or_default(), "{answer}");
-        assert_eq!(json!(heard.calls), *expected.get("tool_calls").unwrap_or(&json!([])), "{answer}");
+        let calls = heard.calls.iter().map(|call| {
+            assert!(call.id.starts_with("call_"));
+            let arguments: Value = serde_json::from_str(&call.arguments).unwrap();
+            json!({"name": call.name, "arguments": arguments})
+        });
+        assert_eq!(calls.collect::<Value>(), *expected.get("tool_calls").unwrap_or(&json!([])), "{answer}");
         let reason = if heard.calls.is_empty() { FinishReason::Stop } else { FinishReason::ToolCalls };
         assert_eq!(heard.end, Some((reason, None)));
         assert!(heard.texts == 0 || heard.texts > 1 || heard.text.len() < 12, "the text is streamed: {heard:?}");
@@ -188,7 +193,7 @@ async fn dropping_the_stream_ends_the_work() {
     copy_endless_demo(&root.path().join("models/endless"));
     let engine = Engine::start(&config(root.path()), &tasks);
     let chat = said("Tell me a story about a fox.");
-    let mut events = engine.answer("endless", chat, Priority::Normal, &Span::none()).await.unwrap().events;
+    let mut events = engine.answer("endless", ask(chat), &Span::none()).await.unwrap().events;
     let pool = Arc::clone(engine.inner.pool.as_ref().unwrap());
     while !matches!(timeout(PATIENCE, events.next()).await.unwrap().unwrap().unwrap(), Event::Text(_)) {}
     drop(events);

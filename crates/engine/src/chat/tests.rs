@@ -146,7 +146,7 @@ fn what_a_template_cannot_do_is_refused() {
     assert_eq!(param(&always, &quiet), Err(Some("reasoning_effort".into())));
     assert_eq!(param(&always, &thinking), Ok("Hi.<think>".into()));
     let prompt = always.prepare(&thinking, &info(None), Zoned::default()).unwrap();
-    assert!(prompt.parser.begins_in_reasoning);
+    assert_eq!(prompt.parser.begins, Beginning::Reasoning);
 
     let (_folder, refusing) = model("{{ raise_exception('Only one turn') }}");
     let error = refusing.render(&said("Hi."), Zoned::default()).unwrap_err();
@@ -186,4 +186,35 @@ fn messages_carry_all_they_have() {
         "tool_call_id": "9", "name": "n",
     });
     assert_eq!(message(&full), expected);
+}
+
+/// A conversation that ends with the beginning of an answer.
+fn begun(answer: &str) -> Chat {
+    let messages = json!([{"role": "user", "content": "Give JSON."}, {"role": "assistant", "content": answer}]);
+    Chat { ending: Ending::LastMessage, ..conversation(&json!({ "messages": messages })) }
+}
+
+#[test]
+fn a_prompt_ends_as_it_is_asked_to() {
+    let template = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}{# <think> #}";
+    let (_folder, model) = model(template);
+    let render = |chat: &Chat| model.render(chat, Zoned::default()).unwrap();
+    let mut chat = begun("{\"name\": ");
+    assert_eq!(render(&chat), "<user>Give JSON.</s><assistant>{\"name\": ");
+    chat.ending = Ending::Nothing;
+    assert_eq!(render(&chat), "<user>Give JSON.</s><assistant>{\"name\":</s>");
+    chat.ending = Ending::NewTurn;
+    assert_eq!(render(&chat), "<user>Give JSON.</s><assistant>{\"name\":</s><assistant>");
+    let begins = |answer| model.prepare(&begun(answer), &info(None), Zoned::default()).unwrap().parser.begins;
+    assert_eq!(begins("The answer"), Beginning::Answer);
+    assert_eq!(begins("<think>\nI"), Beginning::Reasoning);
+    assert_eq!(begins("<think>I see.</think>So"), Beginning::Answer);
+    assert_eq!(begins(""), Beginning::Start);
+}
+
+#[test]
+fn an_answer_that_the_template_hides_cant_be_gone_on_with() {
+    let (_folder, model) = model("{{ messages[0].content }}");
+    let error = model.render(&begun("The answer"), Zoned::default()).unwrap_err();
+    assert_eq!((error.kind, error.param.as_deref()), (ErrorKind::InvalidRequest, Some("messages")));
 }

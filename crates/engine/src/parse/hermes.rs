@@ -1,182 +1,194 @@
-//! `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, any number of them, among text.
+//! `{"name": …, "arguments": {…}}`, any number of them in a row: what Hermes' models write between `<tool_call>` and
+//! `</tool_call>`.
 //!
-//! A call is given out when it is complete, since only then is it known to be one: what is malformed or unclosed is
-//! passed on as text, markers and all. White space next to a call belongs to its markers and is dropped.
+//! A call is told once its name is known and its arguments have begun, and the arguments as they come, so that nobody waits
+//! in silence while a long one grows. What then turns out to be none is dropped again.
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use std::ops::Range;
 
 use super::{
-    ParsedCall, Piece, add_text,
-    marker::{Found, find, trailing_space},
+    Piece,
+    sloppy::{Malformed, Member, Sloppy},
 };
 
-const OPEN: &str = "<tool_call>";
-const CLOSE: &str = "</tool_call>";
+pub(super) const OPEN: &str = "<tool_call>";
+pub(super) const CLOSE: &str = "</tool_call>";
 
-#[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
-enum Place {
-    #[default]
-    Text,
-    /// After a call: white space is dropped.
-    After,
-    /// Within a call; a closing marker is looked for from this byte of what is held.
-    Call(usize),
+/// Whose the character was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Of the call that is being read.
+    Same,
+    /// Of another one in the row; the one before is complete.
+    Another,
 }
 
-/// Tells calls from text.
+/// Reads what is between the markers.
 #[derive(Debug, Default)]
-pub(super) struct HermesParser {
-    place: Place,
-    held: String,
+pub(super) struct CallReader {
+    /// The only names that a call may have, if not every one.
+    names: Option<Vec<String>>,
+    /// The call that is being read, or was read last.
+    json: Option<Sloppy>,
+    field: Field,
+    name: Option<String>,
+    /// The whole arguments.
+    arguments: Option<String>,
+    /// How much of the call's JSON was told, once its arguments have begun.
+    told: Option<usize>,
+    /// The end of its arguments.
+    end: Option<usize>,
 }
 
-impl HermesParser {
-    pub(super) fn push(&mut self, text: &str, pieces: &mut Vec<Piece>) {
-        self.held.push_str(text);
-        while self.step(pieces) {}
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+enum Field {
+    Name,
+    Arguments,
+    #[default]
+    Other,
+}
+
+impl CallReader {
+    pub(super) fn new(names: Option<Vec<String>>) -> Self {
+        Self { names, ..Self::default() }
     }
 
-    pub(super) fn finish(&mut self, pieces: &mut Vec<Piece>) {
-        let held = std::mem::take(&mut self.held);
-        match self.place {
-            Place::Text => add_text(pieces, &held),
-            Place::After => add_text(pieces, held.trim_start()),
-            Place::Call(_) => match read_calls(&held) {
-                // Some models end their turn instead of closing the last call.
-                Body::Calls(calls) => pieces.extend(calls.into_iter().map(Piece::ToolCall)),
-                Body::Unfinished | Body::Malformed => {
-                    add_text(pieces, OPEN);
-                    add_text(pieces, &held);
+    /// Whether a closing marker would be text within a string.
+    pub(super) fn in_string(&self) -> bool {
+        self.json.as_ref().is_some_and(Sloppy::in_string)
+    }
+
+    /// Takes the next character.
+    pub(super) fn push(&mut self, next: char, pieces: &mut Vec<Piece>) -> Result<Next, Malformed> {
+        let Some(json) = self.json.as_mut().filter(|json| !json.is_done()) else { return self.between(next, pieces) };
+        if let Some(member) = json.push(next)? {
+            self.take(member)?;
+        }
+        // The name is known and the arguments are an object: from here on it is a call, if it goes on as it began.
+        let begins = next == '{' && self.field == Field::Arguments && self.told.is_none() && self.arguments.is_none();
+        if begins && let (Some(name), Some(start)) = (&self.name, self.json.as_ref().and_then(Sloppy::opened)) {
+            self.check(name)?;
+            pieces.push(Piece::Call(name.clone()));
+            self.told = Some(start);
+        }
+        Ok(Next::Same)
+    }
+
+    /// Before a call or after one. Where a model wrote a bracket too many, what it meant is sure all the same.
+    fn between(&mut self, next: char, pieces: &mut Vec<Piece>) -> Result<Next, Malformed> {
+        match next {
+            '{' => {
+                let is_another = self.json.is_some();
+                if is_another {
+                    self.end(pieces)?;
                 }
+                let mut json = Sloppy::default();
+                json.push(next)?;
+                self.json = Some(json);
+                Ok(if is_another { Next::Another } else { Next::Same })
+            }
+            '}' if self.json.is_some() => Ok(Next::Same),
+            _ if next.is_whitespace() => Ok(Next::Same),
+            _ => Err(Malformed),
+        }
+    }
+
+    /// Tells as much of the arguments as is there.
+    pub(super) fn flush(&mut self, pieces: &mut Vec<Piece>) {
+        let (Some(told), Some(json)) = (&mut self.told, &self.json) else { return };
+        let end = self.end.unwrap_or(json.out().len());
+        if let Some(more) = json.out().get(*told..end).filter(|more| !more.is_empty()) {
+            pieces.push(Piece::Arguments(more.to_owned()));
+            *told = end;
+        }
+    }
+
+    /// Nothing more comes between the markers. `cut` says that more was to come.
+    pub(super) fn finish(&mut self, cut: bool, pieces: &mut Vec<Piece>) -> Result<(), Malformed> {
+        let json = self.json.as_mut().ok_or(Malformed)?;
+        if !json.is_done() {
+            let members = if cut { Err(Malformed) } else { json.close() }?;
+            members.into_iter().try_for_each(|member| self.take(member))?;
+        }
+        self.end(pieces)
+    }
+
+    /// There is no call after all, or no further one: tells so, if one was told of.
+    pub(super) fn drop_call(&mut self, pieces: &mut Vec<Piece>) {
+        self.flush(pieces);
+        if self.told.take().is_some() {
+            pieces.push(Piece::CallDropped);
+        }
+    }
+
+    fn take(&mut self, member: Member) -> Result<(), Malformed> {
+        match member {
+            Member::Key(range) => {
+                self.field = match (self.string(range)?.as_str(), &self.name, &self.arguments) {
+                    ("name", None, _) => Field::Name,
+                    // Some fine-tunes of this family say `parameters`.
+                    ("arguments" | "parameters", _, None) => Field::Arguments,
+                    ("name" | "arguments" | "parameters", ..) => return Err(Malformed),
+                    _ => Field::Other,
+                };
+            }
+            Member::Value(range) => match self.field {
+                Field::Name => self.name = Some(self.string(range)?).filter(|name| !name.is_empty()),
+                Field::Arguments => {
+                    self.end = Some(range.end);
+                    self.arguments = Some(object(self.text(range))?);
+                }
+                Field::Other => {}
             },
         }
-        self.place = Place::Text;
+        Ok(())
     }
 
-    /// Takes one decision; false when more text is needed for the next.
-    fn step(&mut self, pieces: &mut Vec<Piece>) -> bool {
-        match self.place {
-            Place::Text => match find(&self.held, OPEN) {
-                Found::At(at) => {
-                    add_text(pieces, &self.held[..trailing_space(&self.held[..at])]);
-                    self.held.drain(..at + OPEN.len());
-                    self.place = Place::Call(0);
-                    true
-                }
-                Found::NotBefore(end) => {
-                    // White space is held back too, since a call may follow it.
-                    let end = trailing_space(&self.held[..end]);
-                    add_text(pieces, &self.held[..end]);
-                    self.held.drain(..end);
-                    false
-                }
-            },
-            Place::After => {
-                let dropped = self.held.len() - self.held.trim_start().len();
-                self.held.drain(..dropped);
-                if self.held.is_empty() {
-                    return false;
-                }
-                self.place = Place::Text;
-                true
-            }
-            Place::Call(from) => self.step_call(from, pieces),
+    /// The call is complete, and nothing came after it that would make it doubtful.
+    fn end(&mut self, pieces: &mut Vec<Piece>) -> Result<(), Malformed> {
+        let name = self.name.as_deref().ok_or(Malformed)?;
+        self.check(name)?;
+        if self.told.is_some() {
+            self.flush(pieces);
+        } else {
+            pieces.push(Piece::Call(name.to_owned()));
+            pieces.push(Piece::Arguments(self.arguments.take().unwrap_or_else(|| "{}".to_owned())));
         }
+        pieces.push(Piece::CallEnd);
+        *self = Self::new(self.names.take());
+        Ok(())
     }
 
-    fn step_call(&mut self, from: usize, pieces: &mut Vec<Piece>) -> bool {
-        let at = match find(&self.held[from..], CLOSE) {
-            Found::At(at) => from + at,
-            Found::NotBefore(end) => {
-                self.place = Place::Call(from + end);
-                return false;
-            }
-        };
-        let body = &self.held[..at];
-        match read_calls(body) {
-            Body::Calls(calls) => {
-                pieces.extend(calls.into_iter().map(Piece::ToolCall));
-                self.place = Place::After;
-            }
-            // The marker is inside of a string, so it is no marker.
-            Body::Unfinished if ends_in_string(body) => {
-                self.place = Place::Call(at + CLOSE.len());
-                return true;
-            }
-            Body::Unfinished | Body::Malformed => {
-                add_text(pieces, OPEN);
-                add_text(pieces, body);
-                add_text(pieces, CLOSE);
-                self.place = Place::Text;
-            }
-        }
-        self.held.drain(..at + CLOSE.len());
-        true
+    fn check(&self, name: &str) -> Result<(), Malformed> {
+        let is_known = self.names.as_ref().is_none_or(|names| names.iter().any(|known| known == name));
+        if is_known { Ok(()) } else { Err(Malformed) }
     }
-}
 
-enum Body {
-    Calls(Vec<ParsedCall>),
-    Unfinished,
-    Malformed,
-}
-
-#[derive(Deserialize)]
-struct WrittenCall<'a> {
-    name: String,
-    // Some fine-tunes of this family say `parameters`.
-    #[serde(borrow, alias = "parameters")]
-    arguments: Option<&'a RawValue>,
-}
-
-/// Reads one call, or several in a row.
-fn read_calls(body: &str) -> Body {
-    let mut calls = Vec::new();
-    for call in serde_json::Deserializer::from_str(body).into_iter::<WrittenCall<'_>>() {
-        let call = match call {
-            Ok(call) => call,
-            Err(error) if error.is_eof() => return Body::Unfinished,
-            Err(_) => return Body::Malformed,
-        };
-        let Some(arguments) = object(call.arguments) else { return Body::Malformed };
-        if call.name.is_empty() {
-            return Body::Malformed;
-        }
-        calls.push(ParsedCall { name: call.name, arguments });
+    fn text(&self, range: Range<usize>) -> &str {
+        self.json.as_ref().and_then(|json| json.out().get(range)).unwrap_or_default()
     }
-    if calls.is_empty() { Body::Malformed } else { Body::Calls(calls) }
+
+    fn string(&self, range: Range<usize>) -> Result<String, Malformed> {
+        serde_json::from_str(self.text(range)).map_err(|_| Malformed)
+    }
 }
 
 /// The text of an object; of one that was written as a string too, and of none the empty object.
-fn object(written: Option<&RawValue>) -> Option<String> {
-    let Some(written) = written else { return Some("{}".to_owned()) };
-    let text = written.get();
+fn object(text: &str) -> Result<String, Malformed> {
     if text.starts_with('{') {
-        return Some(text.to_owned());
+        return Ok(text.to_owned());
     }
     if text == "null" {
-        return Some("{}".to_owned());
+        return Ok("{}".to_owned());
     }
-    let inner: String = serde_json::from_str(text).ok()?;
+    let inner: String = serde_json::from_str(text).map_err(|_| Malformed)?;
     let inner = inner.trim();
     if inner.is_empty() {
-        return Some("{}".to_owned());
+        return Ok("{}".to_owned());
     }
-    serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(inner).ok()?;
-    Some(inner.to_owned())
-}
-
-fn ends_in_string(text: &str) -> bool {
-    let mut inside = false;
-    let mut escaped = false;
-    for byte in text.bytes() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if inside => escaped = true,
-            b'"' => inside = !inside,
-            _ => {}
-        }
+    let mut json = Sloppy::default();
+    for next in inner.chars() {
+        json.push(next)?;
     }
-    inside
+    if json.is_done() && json.out().starts_with('{') { Ok(json.out().to_owned()) } else { Err(Malformed) }
 }

@@ -43,6 +43,8 @@ pub(crate) struct Generate {
 /// What happens to a sequence, in this order. `Failed` may come at any time; `Finished` and `Failed` are the last.
 #[derive(Debug, Clone)]
 pub(crate) enum GenerationEvent {
+    /// It was taken in and waits for its turn.
+    Accepted,
     /// It waited so long, and its prompt is being computed now.
     Started {
         /// From submission to now.

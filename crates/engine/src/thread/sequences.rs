@@ -115,6 +115,7 @@ impl Sequences {
             let error = EngineError::Overloaded { waiting, waiting_tokens, bound, retry_after };
             return events.tell(GenerationEvent::Failed(error));
         }
+        events.tell(GenerationEvent::Accepted);
         let plan = SequencePlan {
             prompt: request.prompt,
             sampling: request.sampling,

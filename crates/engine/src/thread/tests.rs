@@ -78,7 +78,7 @@ async fn drain(mut events: UnboundedReceiver<GenerationEvent>) -> (Vec<u32>, Opt
     while let Some(event) = events.recv().await {
         match event {
             GenerationEvent::Token(id) => tokens.push(id),
-            GenerationEvent::Started { .. } => {}
+            GenerationEvent::Accepted | GenerationEvent::Started { .. } => {}
             last => return (tokens, Some(last)),
         }
     }

@@ -14,7 +14,7 @@ async fn answered(mut events: UnboundedReceiver<GenerationEvent>) -> (Vec<u32>, 
             GenerationEvent::Started { lookup, .. } => from_cache = Some(lookup.restored),
             GenerationEvent::Token(id) => tokens.push(id),
             GenerationEvent::Failed(error) => panic!("{error}"),
-            GenerationEvent::Finished { .. } => {}
+            GenerationEvent::Accepted | GenerationEvent::Finished { .. } => {}
         }
     }
     (tokens, from_cache.expect("it started"))
@@ -151,6 +151,7 @@ fn of_a_prompt_that_is_not_wanted_any_more_the_computed_part_is_kept() {
         for _ in 0..3 {
             core.step();
         }
+        assert!(matches!(leaving.try_recv(), Ok(GenerationEvent::Accepted)));
         match leaving.try_recv() {
             Ok(GenerationEvent::Started { lookup, .. }) => computed.push(lookup.restored),
             other => panic!("{other:?}"),
