@@ -4,14 +4,16 @@
 use std::{collections::HashMap, collections::HashSet, num::NonZeroUsize, rc::Rc, time::Instant};
 
 use mlx_manager_llm::FinishReason;
-use mlx_manager_signal::event::{CacheNotCleared, EngineOutOfMemory, PromptNotKept, QueueDepth};
+use mlx_manager_signal::event::{
+    CacheNotCleared, EngineOutOfMemory, Preempted, PromptNotKept, QueueDepth, StepFinished,
+};
 
 #[cfg(test)]
 use super::command::EngineStats;
 use super::{
     EngineSettings,
     admission::{Verdict, Wanted},
-    batch::{Batch, Outcome, Share},
+    batch::{Batch, Outcome, Share, StepTimes},
     command::{GenerationEvent, LoadReply, Submission, Work},
     memory::Memory,
     models::{LoadStep, Loading},
@@ -259,6 +261,8 @@ impl Core {
             Ok(None) => {}
             Err(error) => return self.fail(id, EngineError::mlx(&error)),
         }
+        let computed = running.sequence.computed() as u64;
+        Preempted { model: &name, computed }.emit();
         self.sequences.requeue(id);
         self.tell_memory();
     }
@@ -279,7 +283,10 @@ impl Core {
                 prefill: step.prefill.iter().filter(|chunk| ids.contains(&chunk.id)).cloned().collect(),
             };
             let began = Instant::now();
-            match self.step_of(&part) {
+            let chunks = self.sequences.chunk_spans(&part);
+            let outcome = self.step_of(&part);
+            drop(chunks);
+            match outcome {
                 Ok(outcome) => self.stepped(part, outcome, began),
                 Err(error) => self.step_failed(&part.model, &ids, &error),
             }
@@ -311,16 +318,22 @@ impl Core {
 
     /// A step was computed: its tokens are told.
     fn stepped(&mut self, step: Step, outcome: Outcome, began: Instant) {
-        let Outcome { tokens, prefilled, times: _ } = outcome;
-        let decode = tokens.iter().map(|(id, _)| *id).collect();
+        let Outcome { tokens, prefilled, times } = outcome;
+        let decode: Vec<SequenceId> = tokens.iter().map(|(id, _)| *id).collect();
         let done = Step { decode, prefill: prefilled, ..step };
         self.sequences.stepped(&done, began.elapsed());
         done.decode.iter().chain(done.prefill.iter().map(|chunk| &chunk.id)).for_each(|id| {
             self.suspects.remove(id);
         });
+        let telling = Instant::now();
+        let decoded = tokens.len() as u64;
         for (id, token) in tokens {
-            self.tell(id, token);
+            self.tell(id, token, decoded);
         }
+        let StepTimes { graph, sample, wait } = times;
+        let prefilled = done.prefill.iter().map(|chunk| chunk.tokens).sum();
+        let tell = telling.elapsed();
+        StepFinished { model: &done.model, decoded, prefilled, graph, sample, wait, tell }.emit();
     }
 
     /// Whoever it failed by must not take the others along: each is computed anew, by itself, until it has passed a step.
@@ -356,15 +369,15 @@ impl Core {
         }
     }
 
-    /// Tells a token of a sequence, and ends it with its last one.
-    fn tell(&mut self, id: SequenceId, token: u32) {
+    /// Tells a token of a sequence, from a step that gave so many one, and ends the sequence with its last one.
+    fn tell(&mut self, id: SequenceId, token: u32, decoded: u64) {
         let Some(open) = self.sequences.get_mut(id) else { return };
         let Some(running) = open.running() else { return };
         let step = running.sequence.take(token);
         let tokens = running.sequence.produced();
         #[cfg(test)]
         let stop_id = running.sequence.last_token().filter(|_| step == Produced::Stop);
-        let is_first = open.token_is_there();
+        let is_first = open.token_is_there(decoded);
         if let Produced::Token(token) | Produced::LastToken(token) = step {
             open.events.tell(GenerationEvent::Token(token));
         }
@@ -374,7 +387,7 @@ impl Core {
             Produced::LastToken(_) => FinishReason::Length,
             Produced::Stop => FinishReason::Stop,
         };
-        if let Some(mut ended) = self.remove(id) {
+        if let Some(mut ended) = self.remove(id, reason.as_str()) {
             ended.events.tell(GenerationEvent::Finished {
                 reason,
                 tokens,
@@ -387,7 +400,7 @@ impl Core {
 
     /// Ends a sequence with an error.
     fn fail(&mut self, id: SequenceId, error: EngineError) {
-        let Some(mut ended) = self.remove(id) else { return };
+        let Some(mut ended) = self.remove(id, "error") else { return };
         ended.events.tell(GenerationEvent::Failed(error));
         if ended.sequence.is_some() {
             // What was computed before may be what it failed by.
@@ -402,15 +415,15 @@ impl Core {
     /// Drops the sequences whose clients went away.
     fn drop_the_gone(&mut self) {
         for id in self.sequences.gone() {
-            if let Some(ended) = self.remove(id) {
+            if let Some(ended) = self.remove(id, "abort") {
                 self.keep(ended);
             }
         }
     }
 
-    fn remove(&mut self, id: SequenceId) -> Option<Ended> {
+    fn remove(&mut self, id: SequenceId, reason: &'static str) -> Option<Ended> {
         self.suspects.remove(&id);
-        self.sequences.remove(id)
+        self.sequences.remove(id, reason)
     }
 
     /// Keeps what was computed for a sequence that is over, if it ran.
@@ -436,7 +449,7 @@ impl Core {
 
     /// Drops a sequence that is not where it should be, so that nobody waits for it.
     fn discard(&mut self, id: SequenceId) {
-        drop(self.remove(id));
+        drop(self.remove(id, "error"));
     }
 
     fn tell_memory(&self) {

@@ -210,8 +210,10 @@ impl DecodeFinished<'_> {
             model = self.model, tokens = self.tokens, duration_ms = milliseconds(self.duration), tokens_per_second = rate,
             "answer generated"
         );
+        let labels = Labels::none().with_text(Label::Model, self.model);
+        observe(Histogram::Decode, labels.clone(), seconds);
         if let Some(rate) = rate {
-            observe(Histogram::DecodeTokensPerSecond, Labels::none().with_text(Label::Model, self.model), rate);
+            observe(Histogram::DecodeTokensPerSecond, labels, rate);
         }
     }
 }

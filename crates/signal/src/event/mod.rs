@@ -8,6 +8,7 @@ mod engine;
 mod http;
 mod pull;
 mod request;
+mod step;
 mod telemetry;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ pub use request::{
     InferenceFailedOver, OverheadMeasured, Phase, RequestDecoded, RequestFinished, RouteDecided, TargetCalled,
     TargetFailed, TargetsTried,
 };
+pub use step::{Preempted, RunningRequests, SequenceEnded, StepFinished, TokenFollowed};
 pub use telemetry::{
     EndpointChanged, ExportTotals, LogSinkTotals, Panicked, SeriesCapReached, SinkTrouble, SpoolSize, TelemetryLost,
 };

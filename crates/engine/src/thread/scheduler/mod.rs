@@ -350,7 +350,6 @@ impl Scheduler {
     }
 
     /// Sequences that run.
-    #[cfg(test)]
     pub(super) fn running(&self) -> usize {
         self.running.len()
     }

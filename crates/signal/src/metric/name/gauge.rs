@@ -11,6 +11,8 @@ pub enum Gauge {
     HttpServerActiveRequests,
     /// Requests waiting for the local engine.
     QueueDepth,
+    /// Requests that the local engine computes.
+    RunningRequests,
     /// Whether a local model is in memory: 1 or 0.
     ModelLoaded,
     /// Memory that a local model's weights take.
@@ -65,6 +67,14 @@ impl Gauge {
                 otlp_name: "mlx_manager.queue.depth",
                 unit: "{request}",
                 help: "Requests waiting for the local engine.",
+                labels: &[],
+                buckets: &[],
+            },
+            Self::RunningRequests => &Definition {
+                name: "mlx_manager_running_requests",
+                otlp_name: "mlx_manager.running_requests",
+                unit: "{request}",
+                help: "Requests that the local engine computes.",
                 labels: &[],
                 buckets: &[],
             },

@@ -65,6 +65,8 @@ pub enum Label {
     ServerPort,
     /// Part of a request's way through the daemon.
     Phase,
+    /// Part of a step of the local engine.
+    Part,
     /// Database.
     #[strum(serialize = "db_system_name")]
     DbSystem,
@@ -166,6 +168,9 @@ impl Label {
             Self::ErrorType => "The kind of failure; absent on success",
             Self::ServerAddress => "The host called, of a provider's `base_url` or a model's download",
             Self::ServerPort => "The port called, of a provider's `base_url` or a model's download",
+            Self::Part => {
+                "`graph` describes the forward, `sample` the choice of tokens, `wait` waits for them, `tell` tells them"
+            }
             Self::Phase => "`decode` reads a request's head, `route` finds its target, `record` writes its end",
             Self::DbSystem => "The database",
             Self::DbOperation => "The statement",
@@ -198,6 +203,10 @@ impl Label {
                 "request",
                 "queue_full",
                 "write_failed",
+                "stop",
+                "length",
+                "abort",
+                "error",
             ],
             Self::Kind => &["weights", "kv_live", "prefix_cache", "allocator_cache", "other"],
             Self::Resource => &["requests", "tokens"],
@@ -216,6 +225,7 @@ impl Label {
             Self::Engine => &["mlx", "none"],
             Self::Method => &["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "_OTHER"],
             Self::Phase => Phase::NAMES,
+            Self::Part => &["graph", "sample", "wait", "tell"],
             Self::DbSystem => &["sqlite", "postgresql"],
             Self::DbOperation => &["INSERT", "DELETE"],
             Self::DbCollection => &["requests"],
