@@ -123,7 +123,7 @@ impl App {
         let engine = Engine::start(&config.local, &tasks);
         engine.models().iter().for_each(|(model, _)| metrics.add_local_model(model));
         let cut_off = CancellationToken::new();
-        let dispatch = Arc::new(Dispatch::new(&config.cloud, engine, providers, audit, cut_off.clone())?);
+        let dispatch = Arc::new(Dispatch::new(config, engine, providers, audit, cut_off.clone())?);
         metrics.add_poller({
             // The page must not keep the dispatch, and with it the audit queue, from ending.
             let dispatch = Arc::downgrade(&dispatch);
@@ -250,7 +250,7 @@ mod tests {
             let (audit, _) = store::writer(config.database.clone(), std::future::pending());
             let engine = Engine::start(&config.local, &tasks);
             let dispatch =
-                Arc::new(Dispatch::new(&config.cloud, engine, Vec::new(), audit, CancellationToken::new()).unwrap());
+                Arc::new(Dispatch::new(&config, engine, Vec::new(), audit, CancellationToken::new()).unwrap());
             let routes = routes(&dispatch, &stop);
             for Route { path, kind, .. } in &routes {
                 let inference = Api::ALL.iter().any(|api| api.path() == *path);

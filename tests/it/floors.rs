@@ -12,7 +12,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// The crates below `crates/`, each with those of ours that it may depend on, for its tests too.
 const CRATES: [(&str, &[&str]); 7] = [
     ("llm", &[]),
-    ("config", &[]),
+    ("config", &["llm"]),
     ("signal", &["llm", "config"]),
     ("dialect", &["llm"]),
     ("catalogue", &["config"]),

@@ -244,6 +244,9 @@ mod tests {
             unpack: Unpack::Auto,
             keep_alive: KeepAlive::Forever,
             max_batch: 1,
+            queue: 256,
+            queue_tokens: 1_000_000,
+            priority: Default::default(),
             models: vec![
                 LocalModel { name: "demo".into(), path: ModelPath::BuiltinDemo, keep_alive: None },
                 LocalModel { name: "gone".into(), path: ModelPath::Folder(root.join("nowhere")), keep_alive: None },

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mlx_manager_llm::Priority;
 use strum::VariantNames;
 
 use super::{
@@ -85,6 +86,8 @@ pub struct Route {
     pub model: String,
     /// Tried in order.
     pub targets: Vec<Target>,
+    /// Of its requests, where the local engine has them wait; `None` leaves that to `local.priority`.
+    pub priority: Option<Priority>,
 }
 
 impl Route {
@@ -169,10 +172,14 @@ const MODEL: Key = Key::bare("model", "exact, or a glob");
 const TARGETS: Key =
     Key::bare("targets", "tried in order; \"provider/other-model\" renames; \"local\" is this machine");
 
+const PRIORITY: Key =
+    Key::bare("priority", "interactive | normal | batch: who goes first on this machine, in place of local.priority")
+        .sample("\"batch\"");
+
 pub(super) const ROUTES: Table = Table::array(
     "routes",
     "The first that matches wins; without a match: a local model of that name, else 404.",
-    &[MODEL, TARGETS],
+    &[MODEL, TARGETS, PRIORITY],
     &[&[(MODEL, "\"gpt-*\""), (TARGETS, "[\"openai\"]")], &[(MODEL, "\"claude-*\""), (TARGETS, "[\"anthropic\"]")]],
 );
 
@@ -385,7 +392,12 @@ fn decode_route<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, providers:
         }
         checked.push(Target { provider: provider.to_owned(), model: model.map(str::to_owned) });
     }
-    Some(Route { model: model?, targets: checked })
+    let priority = decoder.get(section, &PRIORITY);
+    if priority.is_some() && !checked.iter().any(Target::is_local) {
+        let key = section.path_of(&PRIORITY);
+        decoder.warn(&key, "has no effect: no target is \"local\"", "providers are not told; leave it out");
+    }
+    Some(Route { model: model?, targets: checked, priority })
 }
 
 /// Whether the providers of a default route are all there.

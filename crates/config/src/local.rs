@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use mlx_manager_llm::Priority;
+
 use super::{
     decode::Decoder,
     problem::Place,
@@ -39,6 +41,12 @@ pub struct LocalConfig {
     pub keep_alive: KeepAlive,
     /// The most requests computed at the same time.
     pub max_batch: usize,
+    /// The most requests that wait beyond them.
+    pub queue: usize,
+    /// The most prompt tokens that those have together.
+    pub queue_tokens: u64,
+    /// Of requests for which neither a header nor a route says it.
+    pub priority: Priority,
     /// Models with a name of their own.
     pub models: Vec<LocalModel>,
 }
@@ -117,6 +125,13 @@ const KEEP_ALIVE: Key =
 /// What `keep_alive` was called.
 const IDLE_UNLOAD: Key = Key::bare("idle_unload", "");
 const MAX_BATCH: Key = Key::new("max_batch", "16", "requests computed at the same time");
+const QUEUE: Key = Key::new("queue", "256", "requests that wait beyond them; more are refused with a `retry-after`");
+const QUEUE_TOKENS: Key = Key::new("queue_tokens", "1000000", "and the tokens of all their prompts");
+const PRIORITY: Key = Key::new(
+    "priority",
+    "\"normal\"",
+    "interactive | normal | batch: who goes first; the header x-mlx-manager-priority or a route may say another",
+);
 
 pub(super) const TABLE: Table = Table::single(
     "local",
@@ -133,6 +148,9 @@ pub(super) const TABLE: Table = Table::single(
         UNPACK,
         PREFIX_CACHE,
         MAX_BATCH,
+        QUEUE,
+        QUEUE_TOKENS,
+        PRIORITY,
     ],
 );
 
@@ -147,6 +165,11 @@ pub(super) const MODELS: Table = Table::array(
     &[NAME, PATH, OWN_KEEP_ALIVE],
     &[&[(NAME, "\"demo\""), (PATH, "\"builtin:demo\"")]],
 );
+
+impl Choice for Priority {
+    const CHOICES: &'static [(&'static str, Self)] =
+        &[("interactive", Self::Interactive), ("normal", Self::Normal), ("batch", Self::Batch)];
+}
 
 impl Setting for MemoryLimit {
     fn allowed() -> String {
@@ -203,6 +226,9 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
     };
     let load_timeout = decoder.get(&section, &LOAD_TIMEOUT);
     let max_batch = decoder.get::<Count<1, 1024>>(&section, &MAX_BATCH);
+    let queue = decoder.get::<Count<0, 100_000>>(&section, &QUEUE);
+    let queue_tokens = decoder.get::<Count<1, 1_000_000_000>>(&section, &QUEUE_TOKENS);
+    let priority = decoder.get(&section, &PRIORITY);
     let mut names = Vec::new();
     let mut models = Vec::new();
     for section in decoder.entries(&MODELS) {
@@ -232,6 +258,9 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
         prefix_cache: prefix_cache?.0,
         keep_alive: keep_alive?,
         max_batch: max_batch?.0 as usize,
+        queue: queue?.0 as usize,
+        queue_tokens: queue_tokens?.0.into(),
+        priority: priority?,
         models: models?,
     })
 }

@@ -2,6 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
+use mlx_manager_llm::Priority;
 use proptest::prelude::*;
 
 use super::*;
@@ -152,6 +153,9 @@ fn single_values() {
     );
     check("local.max_batch = 0", &[("1:19 `local.max_batch` can't be 0", "from 1 to 1024")]);
     check("local.max_batch = 99999999999999999999", &[("1:19 `local.max_batch`", "from 1 to 1024")]);
+    check("local.queue = -1", &[("1:15 `local.queue` can't be -1", "from 0 to 100000")]);
+    check("local.queue_tokens = 0", &[("1:22 `local.queue_tokens` can't be 0", "from 1 to")]);
+    check("local.priority = \"bacth\"", &[("1:18 `local.priority` can't be \"bacth\"", "did you mean `batch`?")]);
     check("metrics.prometheus.path = \"metrics\"", &[("1:27 `metrics.prometheus.path`", "starts with a slash")]);
     check("telemetry.environment = \"\"", &[("1:25 `telemetry.environment`", "isn't empty")]);
     check("database.url = \"mysql://h/d\"", &[("1:16 `database.url` can't be \"mysql://h/d\"", "\"sqlite:PATH\"")]);
@@ -289,6 +293,12 @@ fn providers_and_routes() {
     check(&route("p/"), &[("7:12 `routes[0].targets[0]` has no model after the slash", "")]);
     check(&route("p").replace("\"m\"", "\"m[\""), &[("6:9 `routes[0].model` isn't a glob", "unclosed")]);
     check(&route("p").replace("[\"p\"]", "[]"), &[("7:11 `routes[0].targets` is empty", "")]);
+    assert_eq!(config.cloud.routes[0].priority, None);
+    let batch = |target: &str| loaded(&format!("{}\npriority = \"batch\"\n", route(target)));
+    assert_eq!(batch("local").config.cloud.routes[0].priority, Some(Priority::Batch));
+    assert!(batch("local").warnings.is_empty());
+    let warnings = batch("p").render_warnings(false);
+    assert!(warnings.contains("`routes[0].priority` has no effect"), "{warnings}");
     let reserved = provider.replace("\"p\"", "\"local\"") + "[[routes]]\nmodel = \"m\"\ntargets = [\"local\"]";
     check(&reserved, &[("2:8 `providers[0].name` can't be \"local\"", "own models")]);
     let own = format!("{}\nidle_timeout = \"5 s\"\nbreaker = {{ open = \"1 s\" }}\n", route("p"));

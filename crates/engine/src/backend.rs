@@ -60,15 +60,16 @@ impl Engine {
     /// then answers with it, and the daemon serves what it can.
     pub fn start(config: &LocalConfig, tasks: &TaskTracker) -> Self {
         let memory_limit = machine::memory_limit(config.memory_limit);
-        let (max_batch, prefix_cache) = (config.max_batch, config.prefix_cache);
         let states = States::default();
         let (room_wanted, wants_room) = mpsc::unbounded_channel();
         let settings = EngineSettings {
-            max_batch,
+            max_batch: config.max_batch,
+            queue_limit: config.queue,
+            queue_tokens: config.queue_tokens,
             memory_limit,
             room_wanted: Some(room_wanted),
             states: states.clone(),
-            prefix_cache,
+            prefix_cache: config.prefix_cache,
             ..EngineSettings::default()
         };
         let pool = mlx::check_kernels().and_then(|()| Handle::start(settings)).map(|thread| {
@@ -160,7 +161,13 @@ impl Engine {
     ///
     /// # Errors
     /// When the model can't be had, or can't do what is asked.
-    pub async fn answer(&self, model: &str, chat: Chat, span: &tracing::Span) -> Result<LocalAnswer, Error> {
+    pub async fn answer(
+        &self,
+        model: &str,
+        chat: Chat,
+        priority: Priority,
+        span: &tracing::Span,
+    ) -> Result<LocalAnswer, Error> {
         let (pool, lease) = self.inner.lease(model).await?;
         if let Some(keep_alive) = chat.keep_alive {
             lease.keep_alive(match keep_alive {
@@ -185,7 +192,7 @@ impl Engine {
             max_tokens: prompt.max_tokens,
             open_ended: prompt.open_ended,
             stop_ids: lease.chat.end_ids(&lease.info),
-            priority: Priority::default(),
+            priority,
             span: span.clone(),
         });
         let answer = AnswerStream::begin(transcript, tokens, lease).await?;

@@ -10,7 +10,7 @@ use super::{mlx::Exception, model::LoadError, thread::Bound};
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum EngineError {
     /// Too many requests wait already.
-    #[error("{}", overloaded(*waiting, *waiting_tokens, *bound))]
+    #[error("{}", overloaded(*waiting, *waiting_tokens, *bound, *retry_after))]
     Overloaded {
         /// How many.
         waiting: usize,
@@ -129,14 +129,15 @@ impl From<EngineError> for llm::Error {
     }
 }
 
-fn overloaded(waiting: usize, waiting_tokens: u64, bound: Bound) -> String {
-    let bound = match bound {
-        Bound::Sequences => "local.queue allows no more",
-        Bound::Tokens => "local.queue_tokens allows no more",
+fn overloaded(waiting: usize, waiting_tokens: u64, bound: Bound, retry_after: Duration) -> String {
+    let (key, bound) = match bound {
+        Bound::Sequences(most) => ("local.queue", most as u64),
+        Bound::Tokens(most) => ("local.queue_tokens", most),
     };
+    let seconds = retry_after.as_secs();
     format!(
-        "the local engine is busy: {waiting} requests with {waiting_tokens} prompt tokens are waiting, and {bound}; \
-         come back later, or raise that"
+        "the local engine is busy (waiting: {waiting}, with {waiting_tokens} prompt tokens), and {key} = {bound} allows no \
+         more; try again in {seconds} s, or raise {key}"
     )
 }
 

@@ -5,7 +5,7 @@ use std::{future::Future, pin::Pin, sync::Arc};
 use futures_util::Stream;
 use http::HeaderMap;
 
-use super::{Context, Error, Event, Request};
+use super::{Context, Error, Event, Priority, Request};
 
 /// A boxed future, since [`Backend`] is used as an object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -20,6 +20,8 @@ pub struct Call {
     pub request: Arc<Request>,
     /// The model's name at this target, which a route may have renamed.
     pub model: String,
+    /// Who goes first where calls wait.
+    pub priority: Priority,
     /// Who asks, and since when.
     pub context: Context,
     /// The inference span; attempts, queue, prefill and decode are its children.

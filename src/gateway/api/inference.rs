@@ -7,7 +7,7 @@ use axum::{
     body::{Body, Bytes},
     extract::{Request, State},
     http::{
-        HeaderValue,
+        HeaderMap, HeaderName, HeaderValue,
         header::{CACHE_CONTROL, CONTENT_TYPE},
     },
     response::Response,
@@ -17,7 +17,7 @@ use http_body_util::{BodyExt, LengthLimitError};
 use mlx_manager_dialect as dialect;
 use mlx_manager_dialect::{BodyBuilder, Identity, StreamEncoder};
 use mlx_manager_llm as llm;
-use mlx_manager_llm::{Answer, Api, Context, Error, ErrorKind};
+use mlx_manager_llm::{Answer, Api, Context, Error, ErrorKind, Priority};
 use mlx_manager_signal::event::RequestDecoded;
 
 use super::{add_headers, error_response};
@@ -28,6 +28,9 @@ use crate::gateway::{
         meter::{Meter, Metered},
     },
 };
+
+/// By which a caller says who goes first where requests wait.
+const PRIORITY: HeaderName = HeaderName::from_static("x-mlx-manager-priority");
 
 pub(super) async fn chat_completions(
     State(dispatch): State<Arc<Dispatch>>,
@@ -100,8 +103,24 @@ async fn begin(
     };
     meter.decoded(&request);
     RequestDecoded { model: meter.model(), stream: request.stream, bytes: body.len() }.emit();
-    let answer = dispatch.start(meter, Arc::clone(&request), context, cloud::forwarded(&parts.headers)).await?;
+    let priority = priority(&parts.headers)?;
+    let headers = cloud::forwarded(&parts.headers);
+    let answer = dispatch.start(meter, Arc::clone(&request), context, headers, priority).await?;
     Ok((request, answer))
+}
+
+/// What the caller says of who goes first where requests wait.
+fn priority(headers: &HeaderMap) -> Result<Option<Priority>, Error> {
+    let said: Vec<_> = headers.get_all(PRIORITY).iter().map(|value| value.to_str().unwrap_or("?")).collect();
+    if said.is_empty() {
+        return Ok(None);
+    }
+    let said = said.join(", ");
+    said.parse().map(Some).map_err(|_| {
+        let (said, allowed) = (said.chars().take(64).collect::<String>(), Priority::NAMES.join(", "));
+        let message = format!("the header {PRIORITY} says {said:?}; allowed: {allowed}");
+        Error::new(ErrorKind::InvalidRequest, message)
+    })
 }
 
 async fn read(body: Body) -> Result<Bytes, Error> {

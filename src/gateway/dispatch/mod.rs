@@ -14,9 +14,9 @@ use std::{collections::HashMap, sync::Arc};
 use http::HeaderMap;
 use jiff::Timestamp;
 use mlx_manager_config as config;
-use mlx_manager_config::CloudConfig;
+use mlx_manager_config::Config;
 use mlx_manager_dialect as dialect;
-use mlx_manager_llm::{Answer, Api, Call, Context, Error, ErrorKind, Request};
+use mlx_manager_llm::{Answer, Api, Call, Context, Error, ErrorKind, Priority, Request};
 use mlx_manager_signal::{
     event::{RouteDecided, TargetCalled, TargetFailed, TargetFailedOver, TargetsTried},
     provider::{self, MLX},
@@ -42,6 +42,9 @@ pub(crate) struct Dispatch {
     audit: AuditSender,
     /// Cancelled when the daemon drops what is still open.
     cut_off: CancellationToken,
+
+    /// Of requests for which nobody says another.
+    priority: Priority,
 }
 
 /// A model in a listing.
@@ -61,7 +64,7 @@ impl Dispatch {
     /// # Errors
     /// When a route's pattern is no glob.
     pub(crate) fn new(
-        config: &CloudConfig,
+        config: &Config,
         engine: Engine,
         providers: Vec<(Provider, Breaker)>,
         audit: AuditSender,
@@ -71,7 +74,14 @@ impl Dispatch {
             .into_iter()
             .map(|(provider, breaker)| (provider.name().to_owned(), Watched { provider, breaker }))
             .collect();
-        Ok(Self { routes: RouteTable::new(&config.routes)?, engine, providers, audit, cut_off })
+        Ok(Self {
+            routes: RouteTable::new(&config.cloud.routes)?,
+            engine,
+            providers,
+            audit,
+            cut_off,
+            priority: config.local.priority,
+        })
     }
 
     /// Opens the record of a request.
@@ -112,7 +122,7 @@ impl Dispatch {
     }
 
     /// Finds the targets and calls them in order until one answers. `headers` are those of the caller's that its
-    /// provider should see.
+    /// provider should see, and `priority` is what it says itself, before its route and the default do.
     ///
     /// # Errors
     /// The last target's failure, when none answered.
@@ -122,15 +132,17 @@ impl Dispatch {
         request: Arc<Request>,
         context: &Context,
         headers: HeaderMap,
+        priority: Option<Priority>,
     ) -> Result<Answer, Error> {
-        let Decision { rule, targets } = self.decide(&request, meter.model(), context)?;
+        let Decision { rule, targets, priority: of_route } = self.decide(&request, meter.model(), context)?;
+        let priority = priority.or(of_route).unwrap_or(self.priority);
         TargetsTried { rule }.emit();
         let mut failed: Option<(&config::Target, Error)> = None;
         for target in &targets {
             if let Some((from, error)) = &failed {
                 TargetFailedOver { from: &from.provider, to: &target.provider, reason: error.kind.as_str() }.emit();
             }
-            match self.attempt(meter, &request, context, target, &headers).await {
+            match self.attempt(meter, &request, context, target, &headers, priority).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     TargetFailed { provider: &target.provider, kind: error.kind.as_str(), error: &error }.emit();
@@ -171,6 +183,7 @@ impl Dispatch {
         context: &Context,
         target: &config::Target,
         headers: &HeaderMap,
+        priority: Priority,
     ) -> Result<Answer, Error> {
         let model = target.model.as_deref().unwrap_or(&request.model);
         let label = target.model.as_deref().map_or_else(|| meter.model().clone(), ModelLabel::new);
@@ -184,6 +197,7 @@ impl Dispatch {
         let call = Call {
             request: Arc::clone(request),
             model: model.to_owned(),
+            priority,
             context: context.clone(),
             span,
             headers: headers.clone(),

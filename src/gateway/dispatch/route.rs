@@ -2,6 +2,7 @@
 
 use globset::{Glob, GlobMatcher};
 use mlx_manager_config::{LOCAL, Route, Target};
+use mlx_manager_llm::Priority;
 
 /// The rules of `[[routes]]`, ready to match.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct Decision<'a> {
     pub rule: &'a str,
     /// The targets, in order.
     pub targets: Vec<Target>,
+    /// What the rule says of its requests.
+    pub priority: Option<Priority>,
 }
 
 impl RouteTable {
@@ -41,10 +44,11 @@ impl RouteTable {
     pub fn decide(&self, model: &str, is_local: impl FnOnce(&str) -> bool) -> Option<Decision<'_>> {
         // A pattern that is the name itself matches even when the name holds glob characters.
         if let Some(rule) = self.rules.iter().find(|rule| rule.route.model == model || rule.matcher.is_match(model)) {
-            return Some(Decision { rule: &rule.route.model, targets: rule.route.targets.clone() });
+            let Route { model, targets, priority } = &rule.route;
+            return Some(Decision { rule: model, targets: targets.clone(), priority: *priority });
         }
-        is_local(model)
-            .then(|| Decision { rule: LOCAL, targets: vec![Target { provider: LOCAL.to_owned(), model: None }] })
+        let target = || Target { provider: LOCAL.to_owned(), model: None };
+        is_local(model).then(|| Decision { rule: LOCAL, targets: vec![target()], priority: None })
     }
 
     /// The rules that are plain names, which can be listed as models, each with its first target's provider.
@@ -64,10 +68,11 @@ mod tests {
             provider: provider.to_owned(),
             model: model.map(ToOwned::to_owned),
         };
+        let route = |model: &str, targets, priority| Route { model: model.to_owned(), targets, priority };
         RouteTable::new(&[
-            Route { model: "gpt-4o".to_owned(), targets: vec![target("a", None), target("b", Some("other"))] },
-            Route { model: "gpt-*".to_owned(), targets: vec![target("b", None)] },
-            Route { model: "org/*".to_owned(), targets: vec![target(LOCAL, None)] },
+            route("gpt-4o", vec![target("a", None), target("b", Some("other"))], None),
+            route("gpt-*", vec![target("b", None)], None),
+            route("org/*", vec![target(LOCAL, None)], Some(Priority::Batch)),
         ])
         .unwrap()
     }
@@ -77,7 +82,8 @@ mod tests {
         let table = table();
         assert_eq!(table.decide("gpt-4o", |_| false).unwrap().targets.len(), 2);
         assert_eq!(table.decide("gpt-4", |_| false).unwrap().rule, "gpt-*");
-        assert_eq!(table.decide("org/deep/name", |_| false).unwrap().rule, "org/*");
+        let local = table.decide("org/deep/name", |_| false).unwrap();
+        assert_eq!((local.rule, local.priority), ("org/*", Some(Priority::Batch)));
     }
 
     #[test]

@@ -35,7 +35,7 @@ impl Backend for Local {
         let answer = async move {
             let chat = dialect::decode_chat(&call.request)?;
             span::capture_input(&call.span, &chat);
-            let LocalAnswer { lookup, events } = self.0.answer(&call.model, chat, &call.span).await?;
+            let LocalAnswer { lookup, events } = self.0.answer(&call.model, chat, call.priority, &call.span).await?;
             let mut headers = HeaderMap::new();
             if let Some(value) = lookup.and_then(|lookup| HeaderValue::try_from(lookup.to_string()).ok()) {
                 headers.insert(CACHE, value);

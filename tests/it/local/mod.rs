@@ -5,5 +5,6 @@ mod demo;
 mod logs;
 mod prompt_cache;
 mod pull;
+mod queue;
 mod serve;
 mod shutdown;

@@ -29,6 +29,9 @@ fn config(root: &Path) -> LocalConfig {
         unpack: Unpack::Auto,
         keep_alive: KeepAlive::Forever,
         max_batch: 4,
+        queue: 256,
+        queue_tokens: 1_000_000,
+        priority: Default::default(),
         models: vec![
             LocalModel { name: "demo".into(), path: ModelPath::BuiltinDemo, keep_alive: None },
             LocalModel { name: "gone".into(), path: ModelPath::Folder(root.join("nowhere")), keep_alive: None },
@@ -78,7 +81,7 @@ struct Heard {
 }
 
 async fn hear(engine: &Engine, model: &str, chat: Chat) -> Result<Heard, Error> {
-    let mut events = timeout(PATIENCE, engine.answer(model, chat, &Span::none())).await.unwrap()?.events;
+    let mut events = timeout(PATIENCE, engine.answer(model, chat, Priority::Normal, &Span::none())).await.unwrap()?.events;
     let mut heard = Heard::default();
     let mut first = true;
     while let Some(event) = timeout(PATIENCE, events.next()).await.unwrap() {
@@ -185,7 +188,7 @@ async fn dropping_the_stream_ends_the_work() {
     copy_endless_demo(&root.path().join("models/endless"));
     let engine = Engine::start(&config(root.path()), &tasks);
     let chat = said("Tell me a story about a fox.");
-    let mut events = engine.answer("endless", chat, &Span::none()).await.unwrap().events;
+    let mut events = engine.answer("endless", chat, Priority::Normal, &Span::none()).await.unwrap().events;
     let pool = Arc::clone(engine.inner.pool.as_ref().unwrap());
     while !matches!(timeout(PATIENCE, events.next()).await.unwrap().unwrap().unwrap(), Event::Text(_)) {}
     drop(events);

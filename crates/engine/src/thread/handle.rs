@@ -106,7 +106,7 @@ impl Handle {
     /// taken in; the channel is bounded in practice, by `max_tokens`.
     pub(crate) fn generate(&self, request: Generate) -> UnboundedReceiver<GenerationEvent> {
         let (events, receiver) = unbounded_channel();
-        let queue_span = span::queue(&request.span);
+        let queue_span = span::queue(&request.span, request.priority);
         let events = Outbox::new(events);
         let submission = Submission { request, events, submitted: Instant::now(), queue_span };
         // What can't be sent is dropped, and says so in the outbox.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use mlx_manager_llm::Usage;
+use mlx_manager_llm::{Priority, Usage};
 use mlx_manager_signal::{
     event::{DecodeFinished, PrefillFinished, QueueDepth, QueueLeft, RunningRequests, SequenceEnded, TokenFollowed},
     span::{self, BatchSize, DecodePace},
@@ -33,6 +33,7 @@ pub(super) struct Open {
     pub(super) events: Outbox,
     /// The inference span.
     span: Span,
+    priority: Priority,
     answer: Option<Answer>,
     phase: Phase,
 }
@@ -123,7 +124,8 @@ impl Sequences {
         };
         let place = QueuePlace { since: submitted, span: queue_span };
         let phase = Phase::Waiting(Box::new(Waiting { sequence: Sequence::new(plan), place }));
-        self.open.insert(id, Open { model, events, span: request.span, answer: None, phase });
+        let (span, priority) = (request.span, request.priority);
+        self.open.insert(id, Open { model, events, span, priority, answer: None, phase });
     }
 
     /// A sequence that has not ended.
@@ -182,14 +184,14 @@ impl Sequences {
         let Phase::Running(running) = std::mem::replace(&mut open.phase, Phase::Moving) else { return };
         let now = Instant::now();
         self.scheduler.requeue(id, running.sequence.length() as u64, now);
-        let place = QueuePlace { since: now, span: span::queue(&open.span) };
+        let place = QueuePlace { since: now, span: span::queue(&open.span, open.priority) };
         open.phase = Phase::Waiting(Box::new(Waiting { sequence: running.sequence, place }));
     }
 
     /// Takes a sequence out, stating the facts of its decoding, however far that went.
     pub(super) fn remove(&mut self, id: SequenceId, reason: &'static str) -> Option<Ended> {
         self.scheduler.remove(id, Instant::now());
-        let Open { model, events, span, answer, phase } = self.open.remove(&id)?;
+        let Open { model, events, span, answer, phase, .. } = self.open.remove(&id)?;
         let Phase::Running(running) = phase else { return Some(Ended { id, model, events, sequence: None }) };
         let Running { sequence, span: decode_span, .. } = *running;
         let (prompt, generated) = (sequence.prompt_tokens(), sequence.produced());
@@ -281,7 +283,7 @@ impl Open {
     pub(super) fn leave_queue(&self, place: QueuePlace) -> Duration {
         drop(place.span);
         let wait = place.since.elapsed();
-        self.span.in_scope(|| QueueLeft { wait }.emit());
+        self.span.in_scope(|| QueueLeft { wait, priority: self.priority }.emit());
         wait
     }
 

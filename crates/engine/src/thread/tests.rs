@@ -333,7 +333,7 @@ fn what_the_thread_says_of_a_request_names_it() {
         let span = span::http_server(Kind::Inference, "POST", Some("/v1/chat/completions"), None, "req-7");
         let request = Generate { span: span.clone(), ..greedy("m", &golden.prompt_ids, 3) };
         let (events, _kept) = unbounded_channel();
-        let queue_span = span::queue(&span);
+        let queue_span = span::queue(&span, request.priority);
         let submission = Submission { request, events: Outbox::new(events), submitted: Instant::now(), queue_span };
         core.obey(Work::Generate(Box::new(submission)));
         while !core.is_idle() {

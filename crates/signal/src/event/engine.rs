@@ -2,6 +2,8 @@
 
 use std::{error::Error, path::Path, time::Duration};
 
+use mlx_manager_llm::Priority;
+
 use super::milliseconds;
 use crate::{
     metric::{
@@ -121,13 +123,16 @@ impl QueueDepth {
 pub struct QueueLeft {
     /// How long it waited.
     pub wait: Duration,
+    /// In which class.
+    pub priority: Priority,
 }
 
 impl QueueLeft {
     /// States the fact.
     pub fn emit(self) {
         let seconds = self.wait.as_secs_f64();
-        tracing::debug!(target: target::SERVER_ENGINE, queue_ms = milliseconds(self.wait), "turn has come");
+        let priority = self.priority.as_str();
+        tracing::debug!(target: target::SERVER_ENGINE, queue_ms = milliseconds(self.wait), priority, "turn has come");
         observe(Histogram::QueueWait, Labels::none(), seconds);
     }
 }

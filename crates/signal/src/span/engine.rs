@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use mlx_manager_llm::Usage;
+use mlx_manager_llm::{Priority, Usage};
 use opentelemetry::{KeyValue, trace::TraceContextExt};
 use tracing::Span;
 
 use super::{count, end, finish, recording, start};
 use crate::target;
 
-/// Waiting for the local engine; a child of an inference span.
-pub fn queue(parent: &Span) -> Span {
+/// Waiting for the local engine, in a class; a child of an inference span.
+pub fn queue(parent: &Span, priority: Priority) -> Span {
     let span = tracing::info_span!(target: target::SERVER_ENGINE, parent: parent, "queue");
-    start(&span, "queue", "queue".to_owned(), |_| Vec::new());
+    start(&span, "queue", "queue".to_owned(), |_| vec![KeyValue::new("mlx_manager.priority", priority.as_str())]);
     span
 }
 

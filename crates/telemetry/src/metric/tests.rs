@@ -24,8 +24,8 @@ use crate::build::{Build, TEST_BUILD};
 fn metrics_with(limits: Limits, meter_provider: Option<opentelemetry_sdk::metrics::SdkMeterProvider>) -> Metrics {
     let target = |provider: &str| Target { provider: provider.into(), model: None };
     let routes = [
-        Route { model: "gpt-*".into(), targets: vec![target("openai"), target("local")] },
-        Route { model: "claude-known".into(), targets: vec![target("anthropic")] },
+        Route { model: "gpt-*".into(), targets: vec![target("openai"), target("local")], priority: None },
+        Route { model: "claude-known".into(), targets: vec![target("anthropic")], priority: None },
     ];
     metrics_of(&routes, limits, meter_provider)
 }
@@ -49,6 +49,9 @@ fn metrics_of(
         unpack: Unpack::Auto,
         keep_alive: KeepAlive::Forever,
         max_batch: 16,
+        queue: 256,
+        queue_tokens: 1_000_000,
+        priority: Default::default(),
         models: vec![LocalModel { name: "demo".into(), path: ModelPath::BuiltinDemo, keep_alive: None }],
     };
     let providers = [provider("openai", ProviderKind::OpenAi), provider("anthropic", ProviderKind::Anthropic)];
@@ -448,7 +451,7 @@ fn emit_everything() {
     event::EngineMemory { model: "demo", kv_cache_bytes: 9 }.emit();
     event::ModelLoadError { model: "broken", folder: None, error: &error }.emit();
     event::QueueDepth(2).emit();
-    event::QueueLeft { wait: Duration::from_millis(2) }.emit();
+    event::QueueLeft { wait: Duration::from_millis(2), priority: Default::default() }.emit();
     event::PrefixLookedUp { model: "demo", tokens: 9, cached: 4 }.emit();
     event::PrefillFinished { model: "demo", tokens: 9, cached: 0, duration: Duration::from_millis(4) }.emit();
     event::DecodeFinished { model: "demo", tokens: 11, duration: Duration::from_secs(1) }.emit();

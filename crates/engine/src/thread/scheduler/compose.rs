@@ -1,6 +1,6 @@
 //! What goes into a step.
 
-use std::iter;
+use std::{collections::BTreeMap, iter};
 
 use tokio::time::Instant;
 
@@ -24,6 +24,8 @@ const FIRST_ALONE: u64 = 32;
 const LONGEST_WITHOUT: u32 = 3;
 /// Prompt tokens after which the next sequence of the same class has its turn.
 pub(super) const SHARE: u64 = 64;
+/// Prompt tokens with which a sequence keeps its turn to the end: of two that take turns to the last token both are late.
+pub(super) const NEARLY_DONE: u64 = 256;
 
 impl Scheduler {
     /// The next step, of the model that waited for the longest.
@@ -72,28 +74,30 @@ impl Scheduler {
     /// Seconds that a model's step with so many decoding rows may take, and whether nobody decodes at all. Between two tokens
     /// of a sequence lies a step of each model, so the time that decode steps leave is shared by those models that prefill.
     fn time_for(&self, model: &ModelName, rows: usize) -> (f64, bool) {
-        let usual = |model: &ModelName, rows| self.models.get(model).and_then(|turns| turns.pace.usual(rows));
-        let decoding: Vec<&Running> = self.running.iter().filter(|running| running.decodes()).collect();
+        let usual = |model: &ModelName, rows: usize| {
+            self.models.get(model).and_then(|turns| turns.pace.usual(rows)).unwrap_or_default()
+        };
+        let decoding = by_model(self.running.iter().filter(|running| running.decodes()));
+        let prefilling = by_model(self.running.iter().filter(|running| running.prefills()));
         if decoding.is_empty() {
             return (LONGEST_STEP, true);
         }
-        let all_usual: f64 =
-            distinct(&decoding).iter().map(|(model, rows)| usual(model, *rows).unwrap_or_default()).sum();
-        let prefilling: Vec<&Running> = self.running.iter().filter(|running| running.prefills()).collect();
-        let to_spare = (GAP * all_usual).max(SHORTEST_GAP) * PLANNED - all_usual;
-        let share = to_spare.max(0.0) / distinct(&prefilling).len().max(1) as f64;
-        (usual(model, rows).unwrap_or_default() + share, false)
+        let all_usual: f64 = decoding.iter().map(|(model, rows)| usual(model, *rows)).sum();
+        // While most still wait for their first token, the few that don't have the pace that half of them will have: were
+        // it their own, the others would wait for much longer.
+        let half = |model: &ModelName, rows: usize| (rows + prefilling.get(&model).unwrap_or(&0)).div_ceil(2).max(rows);
+        let to_come: f64 = decoding.iter().map(|(model, rows)| usual(model, half(model, *rows))).sum();
+        let longest = (GAP * to_come.max(all_usual)).max(SHORTEST_GAP) * PLANNED;
+        let share = (longest - all_usual).max(0.0) / prefilling.len().max(1) as f64;
+        (usual(model, rows) + share, false)
     }
 }
 
-/// The models of sequences, each with how many it has.
-fn distinct<'a>(sequences: &[&'a Running]) -> Vec<(&'a ModelName, usize)> {
-    let mut models: Vec<(&ModelName, usize)> = Vec::new();
+/// How many of these sequences each model has.
+fn by_model<'a>(sequences: impl Iterator<Item = &'a Running>) -> BTreeMap<&'a ModelName, usize> {
+    let mut models = BTreeMap::new();
     for running in sequences {
-        match models.iter_mut().find(|(model, _)| *model == running.model()) {
-            Some((_, count)) => *count += 1,
-            None => models.push((running.model(), 1)),
-        }
+        *models.entry(running.model()).or_default() += 1;
     }
     models
 }

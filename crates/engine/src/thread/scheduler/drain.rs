@@ -50,13 +50,14 @@ impl Drain {
         self.tokens = (self.tokens - tokens as f64).max(0.0);
     }
 
-    /// The time in which so many sequences with so many prompt tokens leave, within bounds that a client can live with.
+    /// The time in which so many sequences with so many prompt tokens leave, in whole seconds, within bounds that a client can
+    /// live with.
     pub(super) fn time_for(&self, sequences: usize, tokens: u64) -> Duration {
         if !self.measured {
-            return UNMEASURED.max(Duration::from_secs_f64(self.seconds));
+            return UNMEASURED.max(Duration::from_secs_f64(self.seconds.ceil()));
         }
         let time = |amount: f64, left: f64| if amount > 0.0 { amount * self.seconds / left } else { 0.0 };
-        let seconds = time(sequences as f64, self.sequences).max(time(tokens as f64, self.tokens));
+        let seconds = time(sequences as f64, self.sequences).max(time(tokens as f64, self.tokens)).ceil();
         Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST).clamp(SHORTEST, LONGEST)
     }
 }

@@ -89,13 +89,13 @@ pub(super) struct QueueFull {
     pub(super) bound: Bound,
 }
 
-/// A bound of the queue.
+/// A bound of the queue, with its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bound {
     /// [`Limits::queue`].
-    Sequences,
+    Sequences(usize),
     /// [`Limits::queue_tokens`].
-    Tokens,
+    Tokens(u64),
 }
 
 /// The state of everything that wants the thread.
@@ -196,10 +196,10 @@ impl Scheduler {
             let waiting_tokens = self.waiting_tokens() - soon_tokens;
             let refused = |bound| Err(QueueFull { waiting, waiting_tokens, bound });
             if waiting >= self.limits.queue {
-                return refused(Bound::Sequences);
+                return refused(Bound::Sequences(self.limits.queue));
             }
             if waiting > 0 && waiting_tokens.saturating_add(prompt_tokens) > self.limits.queue_tokens {
-                return refused(Bound::Tokens);
+                return refused(Bound::Tokens(self.limits.queue_tokens));
             }
         }
         let ticket = Ticket { id, model, priority, arrived: now, preempted: 0 };
@@ -281,7 +281,8 @@ impl Scheduler {
             running.left = running.left.map(|left| left.saturating_sub(*tokens));
             running.computed += tokens;
             running.turn_tokens += tokens;
-            if running.turn_tokens >= compose::SHARE {
+            let is_nearly_done = running.left.is_none_or(|left| left <= compose::NEARLY_DONE);
+            if running.turn_tokens >= compose::SHARE && !is_nearly_done {
                 running.turn = turn;
                 running.turn_tokens = 0;
                 self.turns = turn;

@@ -73,7 +73,7 @@ fn the_queue_has_a_limit_beyond_those_that_can_start() {
     for id in 0..3 {
         thread.submit(id, Normal);
     }
-    let full = Err(QueueFull { waiting: 1, waiting_tokens: 2, bound: Bound::Sequences });
+    let full = Err(QueueFull { waiting: 1, waiting_tokens: 2, bound: Bound::Sequences(1) });
     assert_eq!(thread.submit_tokens(3, Interactive, 1), full);
     assert_eq!((thread.start(0), thread.start(0)), (0, 1));
     assert_eq!(thread.submit_tokens(3, Interactive, 1), full);
@@ -86,7 +86,7 @@ fn the_queue_has_a_limit_in_prompt_tokens_that_one_may_exceed() {
     let mut thread = Thread::new(Limits { max_batch: 1, queue_tokens: 100, ..LIMITS });
     thread.submit_tokens(0, Normal, 1_000).unwrap();
     thread.submit_tokens(1, Normal, 1_000).unwrap();
-    let full = |waiting, waiting_tokens| Err(QueueFull { waiting, waiting_tokens, bound: Bound::Tokens });
+    let full = |waiting, waiting_tokens| Err(QueueFull { waiting, waiting_tokens, bound: Bound::Tokens(100) });
     assert_eq!(thread.submit_tokens(2, Normal, 1), full(1, 1_000));
     thread.end(1);
     thread.submit_tokens(3, Normal, 60).unwrap();
