@@ -15,7 +15,7 @@ pub enum Gauge {
     ModelLoaded,
     /// Memory that a local model's weights take.
     ModelMemoryBytes,
-    /// Key-value caches of open sequences, and those kept in the prompt cache.
+    /// Key-value caches of open sequences, and those kept in the prefix cache.
     KvCacheBytes,
     /// Circuit breaker of a provider: 0 closed, 1 half open, 2 open.
     BreakerState,
@@ -84,7 +84,7 @@ impl Gauge {
                 name: "mlx_manager_kv_cache_bytes",
                 otlp_name: "mlx_manager.kv_cache.size",
                 unit: "By",
-                help: "Key-value caches of open sequences, and those kept in the prompt cache.",
+                help: "Key-value caches of open sequences, and those kept in the prefix cache.",
                 labels: &[Label::Model],
                 buckets: &[],
             },
