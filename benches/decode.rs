@@ -247,12 +247,12 @@ impl Reference<'_> {
             ["--device", "cpu", "--dtype", "float32"]
         });
         if openblas {
-            command.env("LD_PRELOAD", "libopenblas.so.0");
+            command.env("LD_PRELOAD", Path::new(env!("MLX_MANAGER_MLX_PREFIX")).join("lib/libmlxblas.so"));
         }
         let output = command.output()?;
         let complaint = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "speed.py failed: {complaint}");
-        ensure!(!complaint.contains("LD_PRELOAD"), "OpenBLAS is not installed: {complaint}");
+        ensure!(!complaint.contains("LD_PRELOAD"), "OpenBLAS is missing: {complaint}");
         let report: Value = serde_json::from_slice(&output.stdout).context("speed.py printed no report")?;
         ensure!(
             report["prompt_tokens"] == prompt_tokens,

@@ -122,7 +122,8 @@ impl App {
         }
         let engine = Engine::start(&config.local, &tasks);
         engine.models().iter().for_each(|(model, _)| metrics.add_local_model(model));
-        let dispatch = Arc::new(Dispatch::new(&config.cloud, engine, providers, audit)?);
+        let cut_off = CancellationToken::new();
+        let dispatch = Arc::new(Dispatch::new(&config.cloud, engine, providers, audit, cut_off.clone())?);
         metrics.add_poller({
             // The page must not keep the dispatch, and with it the audit queue, from ending.
             let dispatch = Arc::downgrade(&dispatch);
@@ -130,7 +131,8 @@ impl App {
         });
 
         let routes = stack(routes(&dispatch, &stop), &config.server);
-        Ok(Running { metrics, routes, dispatch, writer, give_up, tasks, stop, drained: CancellationToken::new() })
+        let drained = CancellationToken::new();
+        Ok(Running { metrics, routes, dispatch, writer, give_up, tasks, stop, cut_off, drained })
     }
 }
 
@@ -146,6 +148,8 @@ struct Running {
     tasks: TaskTracker,
     /// Cancelled, nothing new is taken on.
     stop: CancellationToken,
+    /// Cancelled when what is still open is dropped.
+    cut_off: CancellationToken,
     /// Cancelled when nothing is left that a scrape could show.
     drained: CancellationToken,
 }
@@ -164,10 +168,11 @@ impl Running {
             let routes = scrape_routes(&config.prometheus.path, Arc::clone(&self.metrics));
             let drained = self.drained.clone();
             self.tasks.spawn(async move {
-                listener::serve(listener, routes, drained, SCRAPE_DRAIN).await;
+                listener::serve(listener, routes, drained, SCRAPE_DRAIN, CancellationToken::new()).await;
             });
         }
-        let ended = listener::serve(api, self.routes.clone(), self.stop.clone(), config.server.drain_timeout).await;
+        let (stop, cut_off) = (self.stop.clone(), self.cut_off.clone());
+        let ended = listener::serve(api, self.routes.clone(), stop, config.server.drain_timeout, cut_off).await;
         if !ended {
             DrainTimedOut.emit();
         }
@@ -201,7 +206,7 @@ fn routes(dispatch: &Arc<Dispatch>, stop: &CancellationToken) -> Vec<Route> {
             (false, false) => Readiness::NothingToServe,
         })
     };
-    [api::routes(dispatch), health::routes(&probe)].concat()
+    [api::routes(dispatch, stop), health::routes(&probe)].concat()
 }
 
 fn address(listener: &TcpListener) -> String {
@@ -244,7 +249,8 @@ mod tests {
             let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
             let (audit, _) = store::writer(config.database.clone(), std::future::pending());
             let engine = Engine::start(&config.local, &tasks);
-            let dispatch = Arc::new(Dispatch::new(&config.cloud, engine, Vec::new(), audit).unwrap());
+            let dispatch =
+                Arc::new(Dispatch::new(&config.cloud, engine, Vec::new(), audit, CancellationToken::new()).unwrap());
             let routes = routes(&dispatch, &stop);
             for Route { path, kind, .. } in &routes {
                 let inference = Api::ALL.iter().any(|api| api.path() == *path);

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes the crates mlx-rs and mlx-sys build on Linux, for which their own build script isn't made.
 #
-# It fills a folder, the prefix, with MLX (from its wheel on PyPI), its C interface (compiled from the sources inside
-# the mlx-sys crate) and the Rust bindings to that, and writes .cargo/config.toml, which tells cargo to use the prefix
+# It fills a folder, the prefix, with MLX and OpenBLAS (from their wheels on PyPI), MLX's C interface (compiled from the
+# sources inside the mlx-sys crate), the Rust bindings to that, and libmlxblas.so, by which MLX finds OpenBLAS; and writes .cargo/config.toml, which tells cargo to use the prefix
 # in place of mlx-sys's build script. The prefix lies outside target/, so `cargo clean` doesn't lose it.
 #
 # Call it as often as you like: once all is in place it takes a fraction of a second.
@@ -42,14 +42,10 @@ libclang_exists() {
     }
 }
 
-# Prints the Debian names of what is missing. Every build links OpenBLAS, and the tests make Python environments; the
-# rest serves only to make the prefix.
+# Prints the Debian names of what is missing. Every build links, and the tests make Python environments; the rest serves
+# only to make the prefix.
 missing_packages() {
-    if ! compiles 'int main() {}'; then
-        echo g++ libopenblas-pthread-dev
-    else
-        compiles 'int main() {}' -lopenblas || echo libopenblas-pthread-dev
-    fi
+    compiles 'int main() {}' || echo g++
     python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
     [ -e "$prefix/bindings.rs" ] && return
     compiles '#include <format>' -fsyntax-only || compiles '#include <fmt/format.h>' -fsyntax-only || echo libfmt-dev
@@ -107,11 +103,12 @@ make_prefix() {
     [ "$wanted" = "$mlx_version" ] ||
         fail "mlx-sys in Cargo.lock is made for MLX $wanted, tools/mlx/$backend.txt pins $mlx_version"
 
-    say "fetching MLX $mlx_version ($backend)"
+    say "fetching MLX $mlx_version ($backend) and OpenBLAS"
     python3 -m venv "$work/python"
     "$work/python/bin/pip" install --quiet --disable-pip-version-check --target "$work" \
-        --only-binary=:all: --no-deps --require-hashes --requirement "$recipe/$backend.txt" ||
-        fail "pip can't install MLX: it takes PyPI, glibc 2.35 or later and Python 3.10 or later"
+        --only-binary=:all: --no-deps --require-hashes --requirement "$recipe/$backend.txt" \
+        --requirement "$recipe/openblas.txt" ||
+        fail "pip can't install MLX and OpenBLAS: it takes PyPI, glibc 2.35 or later and Python 3.10 or later"
 
     # Most of the time goes into MLX's headers, so one file that includes all sources takes a fifth of the time. The
     # sources' names are part of error messages; without the map they would begin with a folder of whoever built this.
@@ -121,6 +118,18 @@ make_prefix() {
     "$cxx" -std=c++20 -O2 -fPIC -DFMT_HEADER_ONLY -I"$mlx_c" -I"$work/mlx/include" -include "$recipe/prelude.h" \
         -fmacro-prefix-map="$mlx_c/=" -c "$work/mlxc.cpp" -o "$work/mlxc.o"
     ar rcs "$work/lib/libmlxc.a" "$work/mlxc.o"
+
+    # Whatever libmlx takes from BLAS and LAPACK is passed on; sgemm has a function of its own. The last two say what was
+    # picked.
+    say "compiling the way to OpenBLAS"
+    {
+        nm -D --undefined-only "$work/mlx/lib/libmlx.so" |
+            sed -nE 's/^ +U ((cblas_[a-z]+|[sdcz][a-z0-9]+_))$/FORWARD(\1)/p' | grep -vx 'FORWARD(cblas_sgemm)'
+        printf 'FORWARD(%s)\n' openblas_get_corename openblas_get_config
+    } >"$work/forwards.h"
+    # shellcheck disable=SC2016 # $ORIGIN is for the loader
+    "$cxx" -x c -O2 -fPIC -shared -I"$work" -I"$work/scipy_openblas32/include" "$recipe/blas.c" \
+        -o "$work/lib/libmlxblas.so" -Wl,-z,defs,-soname,libmlxblas.so,-rpath,'$ORIGIN/../scipy_openblas32/lib' -ldl
 
     # The options are those of mlx-sys's own build script. The types of half precision are ours, since mlx-rs wants
     # exactly these.
@@ -134,7 +143,7 @@ make_prefix() {
         -- -I"$mlx_c" -include "$recipe/prelude.h"
 
     # Two builds may race to the same prefix; the first one wins and the other is the same.
-    rm -rf "$work"/mlxc.* "$work/bindgen" "$work/python"
+    rm -rf "$work"/{mlxc.*,forwards.h} "$work/bindgen" "$work/python"
     chmod 755 "$work"
     mv -T "$work" "$prefix" 2>/dev/null || [ -e "$prefix/bindings.rs" ] || fail "can't write $prefix"
 }
@@ -173,7 +182,7 @@ mlx_version=$(sed -n 's/^mlx-[a-z0-9-]*==\([0-9.]*\).*/\1/p' "$recipe/$backend.t
 recipe_hash=$({
     declare -f make_prefix make_bindgen
     echo "$bindgen_version"
-    cat "$recipe/prelude.h" "$recipe/$backend.txt"
+    cat "$recipe"/{prelude.h,blas.c,openblas.txt} "$recipe/$backend.txt"
     grep -A3 '^name = "mlx-sys"' Cargo.lock || true
 } | sha256sum | cut -c1-12)
 prefix=$cache/mlx-$mlx_version-$backend-$(uname -m)-$recipe_hash

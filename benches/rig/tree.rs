@@ -33,6 +33,7 @@ use mlx_manager_telemetry::{Telemetry, log::Terminal};
 use reqwest::Url;
 use serde_json::json;
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 use tracing::Span;
 use uuid::Uuid;
 
@@ -143,7 +144,7 @@ impl Daemon {
         HttpRequestStarted { method: "POST", route: ROUTE, kind: Kind::Inference }.emit();
         let context = Context::new(request_id, span.clone());
         self.sent.set(self.sent.get() + 1);
-        let meter = Meter::open(Api::ChatCompletions, &context, self.audit.clone());
+        let meter = Meter::open(Api::ChatCompletions, &context, self.audit.clone(), CancellationToken::new());
         (span, context, meter)
     }
 

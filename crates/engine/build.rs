@@ -21,12 +21,14 @@ fn main() {
     };
     println!("cargo::rerun-if-changed={}", prefix.join("bindings.rs").display());
 
+    let blas = prefix.join("lib/libmlxblas.so");
     let arguments = [
         format!("-Wl,-rpath,{}", prefix.join("mlx/lib").display()),
+        format!("-Wl,-rpath,{}", prefix.join("lib").display()),
         // libmlx brings the reference BLAS, which is 20 to 70 times slower than OpenBLAS. Both define the same symbols
         // and the loader takes the first definition: ours, since the binary's own libraries come before those of libmlx.
-        // No code of ours names these symbols, so the linker would drop the library as unused.
-        "-Wl,--push-state,--no-as-needed,-lopenblas,--pop-state".to_owned(),
+        // A binary that names none of these symbols itself needs it all the same.
+        format!("-Wl,--push-state,--no-as-needed,{},--pop-state", blas.display()),
     ];
     for argument in &arguments {
         println!("cargo::rustc-link-arg={argument}");

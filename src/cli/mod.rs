@@ -13,6 +13,7 @@ use std::{
     io::{IsTerminal, Write},
     path::PathBuf,
     process::ExitCode,
+    sync::LazyLock,
 };
 
 use clap::{Parser, Subcommand};
@@ -20,9 +21,11 @@ use mlx_manager_config as config;
 use mlx_manager_config::{Environment, LoadOptions, Loaded};
 use mlx_manager_telemetry::log::{Terminal, is_journal};
 
+use crate::gateway::local;
+
 /// Serves language models through the OpenAI and Anthropic APIs, and shows everything it does.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true)]
+#[command(version, long_version = long_version(), propagate_version = true)]
 struct Arguments {
     /// The configuration file [default: ./config.toml, then ~/.config/mlx-manager/config.toml, then the built-in one]
     #[arg(long, global = true, value_name = "FILE")]
@@ -121,6 +124,13 @@ pub fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// What `--version` adds to `-V`.
+fn long_version() -> &'static str {
+    static VERSION: LazyLock<String> =
+        LazyLock::new(|| format!("{}\nengine: {}, {}", env!("CARGO_PKG_VERSION"), local::NAME, local::kernels()));
+    &VERSION
 }
 
 fn key_and_value(text: &str) -> Result<(String, String), String> {

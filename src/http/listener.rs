@@ -58,11 +58,17 @@ pub async fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener,
 }
 
 /// Serves `routes` until `stop` is cancelled, then takes no new connections and lets open requests go on for at most
-/// `drain`. Returns whether all of them ended by themselves.
-pub async fn serve(listener: TcpListener, routes: Router, stop: CancellationToken, drain: Duration) -> bool {
+/// `drain`. What is open then is dropped, after `cut_off` was cancelled, by which it can tell that no client left. Returns
+/// whether all of them ended by themselves.
+pub async fn serve(
+    listener: TcpListener,
+    routes: Router,
+    stop: CancellationToken,
+    drain: Duration,
+    cut_off: CancellationToken,
+) -> bool {
     let graceful = GracefulShutdown::new();
     let connections = TaskTracker::new();
-    let cut_off = CancellationToken::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

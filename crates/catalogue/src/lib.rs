@@ -219,7 +219,7 @@ fn modified(path: &Path) -> Option<Timestamp> {
 
 #[cfg(test)]
 mod tests {
-    use mlx_manager_config::{IdleUnload, MemoryLimit};
+    use mlx_manager_config::{KeepAlive, MemoryLimit, Unpack};
 
     use super::*;
 
@@ -237,11 +237,16 @@ mod tests {
             default_model: None,
             memory_limit: MemoryLimit::Share(0.75),
             prefix_cache: 512 << 20,
-            idle_unload: IdleUnload::Never,
+            preload: Vec::new(),
+            pin: Vec::new(),
+            max_models: None,
+            load_timeout: std::time::Duration::from_secs(300),
+            unpack: Unpack::Auto,
+            keep_alive: KeepAlive::Forever,
             max_batch: 1,
             models: vec![
-                LocalModel { name: "demo".into(), path: ModelPath::BuiltinDemo },
-                LocalModel { name: "gone".into(), path: ModelPath::Folder(root.join("nowhere")) },
+                LocalModel { name: "demo".into(), path: ModelPath::BuiltinDemo, keep_alive: None },
+                LocalModel { name: "gone".into(), path: ModelPath::Folder(root.join("nowhere")), keep_alive: None },
             ],
         }
     }

@@ -42,7 +42,7 @@ pub use environment::Environment;
 pub use example::{EXAMPLE, write_example};
 pub use hub::{HubConfig, HubConfigError};
 pub use load::{LoadOptions, Loaded, load, load_text};
-pub use local::{IdleUnload, LocalConfig, LocalModel, MemoryLimit, ModelPath};
+pub use local::{KeepAlive, LocalConfig, LocalModel, MemoryLimit, ModelPath, Unpack};
 pub use log::{
     Color, Compression, Directive, Format, Level, LogConfig, MAX_SINKS, Period, Retention, Rotation, Sink, SinkKind,
     Timezone, is_target,

@@ -7,7 +7,7 @@ use super::{
     problem::Place,
     schema::{Key, Table},
     section::{Refusal, Section},
-    setting::{Count, Filled, Raw, Setting, SizeOrZero, parse_size},
+    setting::{Choice, Count, DurationOrZero, Filled, Raw, Setting, SizeOrZero, parse_size},
 };
 
 /// Local models.
@@ -21,12 +21,22 @@ pub struct LocalConfig {
     pub cache_dir: PathBuf,
     /// Loaded at start.
     pub default_model: Option<String>,
+    /// Loaded at start after it, in this order.
+    pub preload: Vec<String>,
+    /// Never unloaded, once they are loaded.
+    pub pin: Vec<String>,
+    /// The most models in memory at the same time; `None` when only memory counts.
+    pub max_models: Option<usize>,
+    /// How long a request may wait for room for its model.
+    pub load_timeout: Duration,
     /// The most memory MLX may hold.
     pub memory_limit: MemoryLimit,
+    /// What becomes of packed weights on a CPU.
+    pub unpack: Unpack,
     /// Bytes that keys and values of earlier prompts and answers may take; 0 keeps none.
     pub prefix_cache: u64,
-    /// When an idle model is unloaded.
-    pub idle_unload: IdleUnload,
+    /// How long a model stays in memory that nobody uses.
+    pub keep_alive: KeepAlive,
     /// The most requests computed at the same time.
     pub max_batch: usize,
     /// Models with a name of their own.
@@ -42,13 +52,24 @@ pub enum MemoryLimit {
     Bytes(u64),
 }
 
-/// When an idle model is unloaded.
+/// How long a model stays in memory that nobody uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IdleUnload {
-    /// It stays.
+pub enum KeepAlive {
+    /// Until another model needs the room.
+    Forever,
+    /// This long after its last request; with zero it goes as soon as nobody uses it.
+    For(Duration),
+}
+
+/// What becomes of packed weights on a CPU, where products with them don't gain from batching as those with floats do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unpack {
+    /// Floats, where they leave half of the memory limit free.
+    Auto,
+    /// Floats, wherever they fit at all.
+    Always,
+    /// They stay packed.
     Never,
-    /// After this long without a request.
-    After(Duration),
 }
 
 /// A model with a name of its own.
@@ -58,6 +79,8 @@ pub struct LocalModel {
     pub name: String,
     /// Where it is.
     pub path: ModelPath,
+    /// How long it stays in memory that nobody uses; `None` means as others do.
+    pub keep_alive: Option<KeepAlive>,
 }
 
 /// Where a model is.
@@ -72,6 +95,15 @@ pub enum ModelPath {
 const MODELS_DIR: Key =
     Key::new("models_dir", "\"models\"", "scanned for MLX model folders; the Hugging Face cache is read too");
 pub(super) const DEFAULT_MODEL: Key = Key::new("default_model", "\"demo\"", "loaded at start; \"\" loads none");
+const PRELOAD: Key = Key::new("preload", "[]", "loaded at start after it, in this order");
+const PIN: Key = Key::new("pin", "[]", "never unloaded, once they are loaded");
+const MAX_MODELS: Key = Key::bare("max_models", "in memory at the same time; left out, only memory counts").sample("4");
+const LOAD_TIMEOUT: Key = Key::new("load_timeout", "\"5 min\"", "how long a request may wait for room for its model");
+const UNPACK: Key = Key::new(
+    "unpack",
+    "\"auto\"",
+    "on a CPU packed weights become floats, faster for many requests, if half of the limit stays free",
+);
 const MEMORY_LIMIT: Key = Key::new("memory_limit", "\"75%\"", "of the machine's memory, or a size such as \"8 GB\"");
 const PREFIX_CACHE: Key = Key::new(
     "prefix_cache",
@@ -80,20 +112,41 @@ const PREFIX_CACHE: Key = Key::new(
 );
 /// What `prefix_cache` was called.
 const PROMPT_CACHE: Key = Key::bare("prompt_cache", "");
-const IDLE_UNLOAD: Key = Key::new("idle_unload", "\"never\"", "or a duration such as \"15 min\"");
+const KEEP_ALIVE: Key =
+    Key::new("keep_alive", "\"forever\"", "how long an unused model stays, or a duration such as \"15 min\"");
+/// What `keep_alive` was called.
+const IDLE_UNLOAD: Key = Key::bare("idle_unload", "");
 const MAX_BATCH: Key = Key::new("max_batch", "16", "requests computed at the same time");
 
 pub(super) const TABLE: Table = Table::single(
     "local",
     "Models that run on this machine.",
-    &[MODELS_DIR, DEFAULT_MODEL, MEMORY_LIMIT, PREFIX_CACHE, IDLE_UNLOAD, MAX_BATCH],
+    &[
+        MODELS_DIR,
+        DEFAULT_MODEL,
+        PRELOAD,
+        PIN,
+        MAX_MODELS,
+        KEEP_ALIVE,
+        LOAD_TIMEOUT,
+        MEMORY_LIMIT,
+        UNPACK,
+        PREFIX_CACHE,
+        MAX_BATCH,
+    ],
 );
 
 const NAME: Key = Key::bare("name", "what requests call it");
 pub(super) const PATH: Key = Key::bare("path", "builtin:demo is the model inside the binary; else a folder");
 
-pub(super) const MODELS: Table =
-    Table::array("local.models", "", &[NAME, PATH], &[&[(NAME, "\"demo\""), (PATH, "\"builtin:demo\"")]]);
+const OWN_KEEP_ALIVE: Key = KEEP_ALIVE.inherited();
+
+pub(super) const MODELS: Table = Table::array(
+    "local.models",
+    "",
+    &[NAME, PATH, OWN_KEEP_ALIVE],
+    &[&[(NAME, "\"demo\""), (PATH, "\"builtin:demo\"")]],
+);
 
 impl Setting for MemoryLimit {
     fn allowed() -> String {
@@ -114,23 +167,41 @@ impl Setting for MemoryLimit {
     }
 }
 
-impl Setting for IdleUnload {
+impl Setting for KeepAlive {
     fn allowed() -> String {
-        "\"never\", or a duration above zero such as \"15 min\"".to_owned()
+        "\"forever\", or a duration such as \"15 min\"; \"0 s\" unloads at once".to_owned()
     }
 
     fn read(raw: &Raw<'_>) -> Result<Self, Option<String>> {
-        if raw.text() == Some("never") { Ok(Self::Never) } else { Duration::read(raw).map(Self::After) }
+        match raw.text() {
+            // `idle_unload` has said it so.
+            Some("forever" | "never") => Ok(Self::Forever),
+            _ => DurationOrZero::read(raw).map(|duration| Self::For(duration.0)),
+        }
     }
+}
+
+impl Choice for Unpack {
+    const CHOICES: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("always", Self::Always), ("never", Self::Never)];
 }
 
 pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
     let section = decoder.table(&TABLE);
-    decoder.check_keys(&section, &["models", PROMPT_CACHE.name]);
+    decoder.check_keys(&section, &["models", PROMPT_CACHE.name, IDLE_UNLOAD.name]);
     let models_dir = decoder.path(&section, &MODELS_DIR);
     let memory_limit = decoder.get(&section, &MEMORY_LIMIT);
-    let prefix_cache = decode_prefix_cache(decoder, &section);
-    let idle_unload = decoder.get(&section, &IDLE_UNLOAD);
+    let prefix_cache = decode_renamed::<SizeOrZero>(decoder, &section, (&PREFIX_CACHE, &PROMPT_CACHE));
+    let unpack = decoder.get(&section, &UNPACK);
+    let keep_alive = decode_renamed(decoder, &section, (&KEEP_ALIVE, &IDLE_UNLOAD));
+    let preload = decode_names(decoder, &section, &PRELOAD);
+    let pin = decode_names(decoder, &section, &PIN);
+    let max_models = match decoder.find(&section, &MAX_MODELS) {
+        Ok(Some(found)) => decoder.read::<Count<1, 1024>>(&found).map(|count| Some(count.0 as usize)),
+        Ok(None) => Some(None),
+        Err(_) => None,
+    };
+    let load_timeout = decoder.get(&section, &LOAD_TIMEOUT);
     let max_batch = decoder.get::<Count<1, 1024>>(&section, &MAX_BATCH);
     let mut names = Vec::new();
     let mut models = Vec::new();
@@ -152,27 +223,42 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
         hub_dir,
         cache_dir: cache_dir.join("mlx-manager"),
         default_model: default_model?,
+        preload: preload?,
+        pin: pin?,
+        max_models: max_models?,
+        load_timeout: load_timeout?,
         memory_limit: memory_limit?,
+        unpack: unpack?,
         prefix_cache: prefix_cache?.0,
-        idle_unload: idle_unload?,
+        keep_alive: keep_alive?,
         max_batch: max_batch?.0 as usize,
         models: models?,
     })
 }
 
 /// Under its name or its former one, but not both.
-fn decode_prefix_cache<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Option<SizeOrZero> {
-    if !decoder.given(section, &PROMPT_CACHE) {
-        return decoder.get(section, &PREFIX_CACHE);
+fn decode_renamed<'a, T: Setting>(
+    decoder: &mut Decoder<'a>,
+    section: &Section<'a>,
+    (key, former): (&Key, &Key),
+) -> Option<T> {
+    if !decoder.given(section, former) {
+        return decoder.get(section, key);
     }
-    let found = decoder.find(section, &PROMPT_CACHE).ok().flatten()?;
-    if decoder.given(section, &PREFIX_CACHE) {
+    let found = decoder.find(section, former).ok().flatten()?;
+    if decoder.given(section, key) {
+        let relation = format!("and `{}` are both there", section.path_of(key));
         let hint = "leave it out: it is the former name of that one";
-        decoder.report_relation(&found.path, found.place, "and `local.prefix_cache` are both there", hint);
-        decoder.get::<SizeOrZero>(section, &PREFIX_CACHE);
+        decoder.report_relation(&found.path, found.place, &relation, hint);
+        decoder.get::<T>(section, key);
         return None;
     }
     decoder.read(&found)
+}
+
+fn decode_names<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, key: &Key) -> Option<Vec<String>> {
+    let names = decoder.list::<Filled>(section, key)?;
+    Some(names.into_iter().map(|(name, _)| name.0).collect())
 }
 
 /// Whoever lists models without the demo and names no default means the first of them.
@@ -195,7 +281,12 @@ fn decode_model<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, names: &mu
         decoder.check_unique(section, &NAME, name, names);
     }
     let path = decode_path(decoder, section);
-    Some(LocalModel { name: name?, path: path? })
+    let keep_alive = match decoder.find(section, &OWN_KEEP_ALIVE) {
+        Ok(Some(found)) => decoder.read(&found).map(Some),
+        Ok(None) => Some(None),
+        Err(_) => None,
+    };
+    Some(LocalModel { name: name?, path: path?, keep_alive: keep_alive? })
 }
 
 fn decode_path<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>) -> Option<ModelPath> {

@@ -141,7 +141,15 @@ fn single_values() {
     check("local.memory_limit = \"NaN%\"", &[("1:22 `local.memory_limit`", "\"75%\"")]);
     check("local.prefix_cache = 0", &[("1:22 `local.prefix_cache` can't be 0", "say the unit: \"0 B\"")]);
     check("local.prompt_cache = \"50%\"", &[("1:22 `local.prompt_cache` can't be \"50%\"", "\"0 B\"")]);
-    check("local.idle_unload = \"nevr\"", &[("1:21 `local.idle_unload` can't be \"nevr\"", "\"never\"")]);
+    check("local.idle_unload = \"nevr\"", &[("1:21 `local.idle_unload` can't be \"nevr\"", "\"forever\"")]);
+    check("local.keep_alive = 5", &[("1:20 `local.keep_alive` can't be 5", "say the unit: \"5 s\"")]);
+    check("local.max_models = 0", &[("1:20 `local.max_models` can't be 0", "from 1 to 1024")]);
+    check("local.unpack = \"yes\"", &[("1:16 `local.unpack` can't be \"yes\"", "\"auto\", \"always\", \"never\"")]);
+    check("local.pin = \"a\"", &[("1:13 `local.pin` can't be \"a\"", "a list")]);
+    check(
+        "local.keep_alive = \"5 min\"\nlocal.idle_unload = \"never\"",
+        &[("2:21 `local.idle_unload` is the former name of `keep_alive`", "keep one of the two")],
+    );
     check("local.max_batch = 0", &[("1:19 `local.max_batch` can't be 0", "from 1 to 1024")]);
     check("local.max_batch = 99999999999999999999", &[("1:19 `local.max_batch`", "from 1 to 1024")]);
     check("metrics.prometheus.path = \"metrics\"", &[("1:27 `metrics.prometheus.path`", "starts with a slash")]);

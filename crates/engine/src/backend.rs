@@ -1,23 +1,28 @@
 //! The engine as the rest of the server knows it: a backend that answers conversations.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use jiff::{Timestamp, Zoned};
 use mlx_manager_catalogue::Catalogue;
-use mlx_manager_config::{IdleUnload, LocalConfig};
-use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream, Priority};
+use mlx_manager_config::{self as config, LocalConfig};
+use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream, KeepAlive, ModelState, ModelStates, Priority};
 use mlx_manager_signal::event::{EngineStartError, ModelLoadError};
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     answer::{AnswerStream, Transcript},
     cache::PrefixLookup,
     error::EngineError,
-    machine,
-    pool::{Lease, Pool},
+    machine, mlx,
+    pool::{Lease, Pool, PoolSettings},
+    states::States,
     thread::{EngineSettings, Generate, Handle},
 };
 
@@ -31,10 +36,13 @@ pub struct Engine {
 struct Inner {
     catalogue: Catalogue,
     default_model: Option<String>,
-    /// Whether the default model is still being loaded for the first time.
+    /// Loaded at start, in this order.
+    preload: Vec<String>,
+    /// Whether these are still being loaded for the first time.
     starting: AtomicBool,
     /// Or why there is none.
     pool: Result<Arc<Pool>, EngineError>,
+    states: States,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -48,33 +56,47 @@ pub struct LocalAnswer {
 }
 
 impl Engine {
-    /// Starts the MLX thread and, in the background, loads the default model. A failure of either is logged; the engine
+    /// Starts the MLX thread and, in the background, loads the models that are wanted at start. A failure of either is logged; the engine
     /// then answers with it, and the daemon serves what it can.
     pub fn start(config: &LocalConfig, tasks: &TaskTracker) -> Self {
         let memory_limit = machine::memory_limit(config.memory_limit);
         let (max_batch, prefix_cache) = (config.max_batch, config.prefix_cache);
-        let settings = EngineSettings { max_batch, memory_limit, prefix_cache, ..EngineSettings::default() };
-        let pool = Handle::start(settings)
-            .map(|thread| Arc::new(Pool::new(thread, config.cache_dir.clone(), memory_limit, tasks.clone())));
+        let states = States::default();
+        let (room_wanted, wants_room) = mpsc::unbounded_channel();
+        let settings = EngineSettings {
+            max_batch,
+            memory_limit,
+            room_wanted: Some(room_wanted),
+            states: states.clone(),
+            prefix_cache,
+            ..EngineSettings::default()
+        };
+        let pool = mlx::check_kernels().and_then(|()| Handle::start(settings)).map(|thread| {
+            Arc::new(Pool::new(thread, PoolSettings::new(config, memory_limit), states.clone(), tasks.clone()))
+        });
+        let mut preload: Vec<String> = config.default_model.iter().chain(&config.preload).cloned().collect();
+        let mut seen = HashSet::new();
+        preload.retain(|name| seen.insert(name.clone()));
         let inner = Arc::new(Inner {
             catalogue: Catalogue::new(config),
             default_model: config.default_model.clone(),
-            starting: AtomicBool::new(config.default_model.is_some()),
+            starting: AtomicBool::new(!preload.is_empty()),
+            preload,
             pool,
+            states,
             tasks: tasks.clone(),
             stop: CancellationToken::new(),
         });
         match &inner.pool {
             Ok(pool) => {
-                if let IdleUnload::After(after) = config.idle_unload {
-                    tasks.spawn(Arc::clone(pool).unload_idle(after, inner.stop.clone()));
-                }
+                tasks.spawn(Arc::clone(pool).unload_idle(inner.stop.clone()));
+                tasks.spawn(Arc::clone(pool).unload_for_sequences(wants_room, inner.stop.clone()));
             }
             Err(error) => {
                 EngineStartError { error }.emit();
             }
         }
-        tasks.spawn(Arc::clone(&inner).load_default());
+        tasks.spawn(Arc::clone(&inner).preload());
         Self { inner }
     }
 
@@ -88,7 +110,7 @@ impl Engine {
         self.inner.catalogue.models().into_iter().map(|model| (model.name, model.created)).collect()
     }
 
-    /// Whether a model can answer: one is in memory, or the default model is not what is waited for and there is another.
+    /// Whether a model can answer: one is in memory, or none is waited for and there is another than the default model.
     pub fn ready(&self) -> bool {
         let inner = &self.inner;
         let Ok(pool) = &inner.pool else { return false };
@@ -96,6 +118,33 @@ impl Engine {
             return false;
         }
         pool.has_any() || self.models().iter().any(|(name, _)| Some(name) != inner.default_model.as_ref())
+    }
+
+    /// Where a model stands on its way into memory.
+    pub fn state(&self, model: &str) -> ModelState {
+        self.inner.states.of(model)
+    }
+
+    /// Where a model stands, now and after each change.
+    pub fn watch(&self, model: &str) -> ModelStates {
+        self.inner.states.watch(model.to_owned())
+    }
+
+    /// Brings a model into memory.
+    ///
+    /// # Errors
+    /// When it can't be had.
+    pub async fn load(&self, model: &str) -> Result<(), Error> {
+        self.inner.lease(model).await.map(drop)
+    }
+
+    /// Takes a model out of memory.
+    ///
+    /// # Errors
+    /// When it is in use.
+    pub async fn unload(&self, model: &str) -> Result<(), Error> {
+        let pool = self.inner.pool.as_ref().map_err(|error| Error::from(error.clone()))?;
+        pool.unload_now(model).await
     }
 
     /// Ends the MLX thread, and open answers with an error.
@@ -113,6 +162,12 @@ impl Engine {
     /// When the model can't be had, or can't do what is asked.
     pub async fn answer(&self, model: &str, chat: Chat, span: &tracing::Span) -> Result<LocalAnswer, Error> {
         let (pool, lease) = self.inner.lease(model).await?;
+        if let Some(keep_alive) = chat.keep_alive {
+            lease.keep_alive(match keep_alive {
+                KeepAlive::Forever => config::KeepAlive::Forever,
+                KeepAlive::For(duration) => config::KeepAlive::For(duration),
+            });
+        }
         // A long prompt takes its time to tokenize, which must not hold up other requests.
         let prepared = self.inner.tasks.spawn_blocking(move || {
             let prompt = lease.chat.prepare(&chat, &lease.info, Zoned::now());
@@ -128,6 +183,7 @@ impl Engine {
             prompt: prompt.ids,
             sampling: prompt.sampling,
             max_tokens: prompt.max_tokens,
+            open_ended: prompt.open_ended,
             stop_ids: lease.chat.end_ids(&lease.info),
             priority: Priority::default(),
             span: span.clone(),
@@ -147,13 +203,14 @@ impl Inner {
         Ok((pool, pool.lease(model, place).await?))
     }
 
-    async fn load_default(self: Arc<Self>) {
-        if let Some(name) = &self.default_model
-            && let Err(error) = self.lease(name).await
-            // Whatever was met while loading was reported there.
-            && error.source.is_none()
-        {
-            ModelLoadError { model: name, folder: None, error: &error }.emit();
+    async fn preload(self: Arc<Self>) {
+        for name in &self.preload {
+            if let Err(error) = self.lease(name).await
+                // Whatever was met while loading was reported there.
+                && error.source.is_none()
+            {
+                ModelLoadError { model: name, folder: None, error: &error }.emit();
+            }
         }
         self.starting.store(false, Ordering::Release);
     }

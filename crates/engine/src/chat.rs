@@ -71,6 +71,8 @@ pub(crate) struct Prompt {
     pub(crate) ids: Vec<u32>,
     pub(crate) sampling: SamplingParameters,
     pub(crate) max_tokens: u32,
+    /// Whether the caller named no limit.
+    pub(crate) open_ended: bool,
     pub(crate) stop: Vec<String>,
     pub(crate) parser: ParserOptions,
 }
@@ -136,6 +138,7 @@ impl ChatModel {
         let wanted = chat.sampling.max_tokens.unwrap_or(if room == u32::MAX { UNBOUNDED_ANSWER } else { room });
         Ok(Prompt {
             max_tokens: wanted.clamp(1, room),
+            open_ended: chat.sampling.max_tokens.is_none(),
             sampling: self.defaults.merge(&chat.sampling),
             stop: chat.sampling.stop.clone(),
             parser: ParserOptions {

@@ -41,6 +41,26 @@ pub(crate) enum EngineError {
         /// Its name.
         model: String,
     },
+    /// A sequence that the memory limit has no room for, whatever else ends.
+    #[error(
+        "{tokens} tokens of model {model:?} take {bytes} bytes beside the {weights} of its weights; `local.memory_limit` allows \
+         {limit}: shorten the prompt, lower `max_tokens`, or raise that"
+    )]
+    TooLarge {
+        /// The model.
+        model: String,
+        /// Of prompt and answer.
+        tokens: u64,
+        /// What they take.
+        bytes: u64,
+        /// What the model takes.
+        weights: u64,
+        /// What there may be.
+        limit: u64,
+    },
+    /// MLX had no memory, even after all was given back that could be.
+    #[error("the local engine has no memory for this request now; try again later, or with a shorter prompt")]
+    OutOfMemory,
     /// A prompt without tokens, or no tokens allowed in the answer.
     #[error("{0}")]
     Request(&'static str),
@@ -53,6 +73,10 @@ pub(crate) enum EngineError {
     /// The engine is shut down.
     #[error("the local engine has stopped")]
     Stopped,
+    /// The machine's kernels compute wrong numbers.
+    #[cfg(target_os = "linux")]
+    #[error(transparent)]
+    Kernels(#[from] super::mlx::blas::WrongProduct),
     /// The operating system gave no thread.
     #[error("the local engine's thread can't be started: {0}")]
     Thread(Arc<std::io::Error>),
@@ -67,10 +91,15 @@ impl EngineError {
     /// What class of failure it is.
     pub(crate) fn kind(&self) -> llm::ErrorKind {
         match self {
-            Self::Overloaded { .. } => llm::ErrorKind::Overloaded,
-            Self::NotLoaded { .. } | Self::Load { .. } | Self::InUse { .. } | Self::Stopped | Self::Thread(_) => {
-                llm::ErrorKind::Unavailable
-            }
+            Self::Overloaded { .. } | Self::OutOfMemory => llm::ErrorKind::Overloaded,
+            Self::NotLoaded { .. }
+            | Self::Load { .. }
+            | Self::InUse { .. }
+            | Self::TooLarge { .. }
+            | Self::Stopped
+            | Self::Thread(_) => llm::ErrorKind::Unavailable,
+            #[cfg(target_os = "linux")]
+            Self::Kernels(_) => llm::ErrorKind::Unavailable,
             Self::Request(_) => llm::ErrorKind::InvalidRequest,
             Self::Mlx(_) | Self::Panicked => llm::ErrorKind::Engine,
         }
@@ -83,6 +112,8 @@ impl From<EngineError> for llm::Error {
         let message = match &error {
             EngineError::Load { model, .. } => format!("model {model:?} can't be loaded; the log says why"),
             EngineError::Mlx(_) => "the local engine failed".to_owned(),
+            #[cfg(target_os = "linux")]
+            EngineError::Kernels(_) => "the local engine can't be started; the log says why".to_owned(),
             EngineError::Thread(_) => "the local engine can't be started".to_owned(),
             other => other.to_string(),
         };

@@ -1,7 +1,7 @@
 //! What is read of a model's folder before its weights.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -12,20 +12,21 @@ use super::{
     builtin,
     chat::{ChatModel, TextError},
     error::chain,
-    model::{self, LoadError, file_name},
+    mlx::Precision,
+    model::{self, Footprint, LoadError, file_name},
 };
 
 /// A folder whose model can be loaded, as far as can be told without its weights.
 pub(crate) struct Folder {
     pub(crate) path: PathBuf,
     pub(crate) chat: ChatModel,
-    /// What its weights take on disk.
-    pub(crate) bytes: u64,
+    /// What its weights will take in memory.
+    pub(crate) footprint: Footprint,
 }
 
 impl Folder {
     /// Reads the folder of a model, which is unpacked into the cache folder before if it is the built-in one.
-    pub(crate) fn read(place: &Place, cache_dir: &Path) -> Result<Self, FolderError> {
+    pub(crate) fn read(place: &Place, cache_dir: &Path, precision: Precision) -> Result<Self, FolderError> {
         let path = match place {
             Place::BuiltinDemo => builtin::unpack(cache_dir).map_err(FolderError::Unpack)?,
             Place::Folder(folder) => folder.clone(),
@@ -34,9 +35,8 @@ impl Folder {
             return Err(FolderError::Missing(path));
         }
         // Before the text side: what is no model of ours may lack all else too, and that isn't what is wrong with it.
-        model::check(&path)?;
-        let bytes = weight_bytes(&path).map_err(FolderError::Read)?;
-        Ok(Self { chat: ChatModel::load(&path)?, bytes, path })
+        let footprint = model::measure(&path, precision)?;
+        Ok(Self { chat: ChatModel::load(&path)?, footprint, path })
     }
 }
 
@@ -47,8 +47,6 @@ pub(crate) enum FolderError {
     Missing(PathBuf),
     #[error("the built-in model can't be unpacked into the cache folder")]
     Unpack(#[source] io::Error),
-    #[error("the folder can't be read")]
-    Read(#[source] io::Error),
     #[error(transparent)]
     Model(#[from] LoadError),
     #[error(transparent)]
@@ -66,16 +64,4 @@ impl FolderError {
         };
         Error::new(kind, message).with_param("model").with_source(self)
     }
-}
-
-fn weight_bytes(folder: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
-            // Through links too: the hub's cache is made of them.
-            bytes += fs::metadata(&path)?.len();
-        }
-    }
-    Ok(bytes)
 }

@@ -1,9 +1,9 @@
 //! The local engine: MLX models on one thread of their own. Who depends on this crate has local models; a build that
 //! does without them leaves the crate out.
 //!
-//! Enter at [`Engine`], which answers conversations. `pool` knows what is in memory, and has `folder` read what isn't; what
-//! there is on disk is the catalogue's to know. A conversation becomes token ids (`chat`, with `template` and `tokenizer`),
-//! `thread` generates from them and knows nothing of text, and what it generates becomes events again (`answer`, with
+//! Enter at [`Engine`], which answers conversations. `pool` knows what is in memory, and has `folder` read what isn't (`states`
+//! tells how far that is); what there is on disk is the catalogue's to know. A conversation becomes token ids (`chat`, with
+//! `template` and `tokenizer`), `thread` generates from them and knows nothing of text, and what it generates becomes events again (`answer`, with
 //! `detokenizer`, `parse` and `stop`).
 //!
 //! The thread computes with `model`, chooses with `sample`, and keeps in `cache` what prompts have in common. `mlx` is the
@@ -26,6 +26,7 @@ mod model;
 mod parse;
 mod pool;
 mod sample;
+mod states;
 mod stop;
 mod template;
 mod thread;
@@ -36,3 +37,8 @@ pub use cache::{PrefixLookup, Reason};
 
 /// What this engine is called where a build says what it is made of.
 pub const NAME: &str = "mlx";
+
+/// What it computes with on a CPU: the library, and the processor that the kernels it picked are made for.
+pub fn kernels() -> String {
+    mlx::kernels()
+}

@@ -1,11 +1,12 @@
 //! The models in memory: loaded when first asked for, given back when idle or when another needs the room.
 //!
-//! Loading and unloading happen one at a time, so that the sum of what is in memory is always known. They run as tasks of
-//! their own: a client that goes away while its model loads doesn't leave half a model behind.
+//! Loading and unloading happen one at a time, so that the sum of what is in memory is always known: the headers of a model
+//! tell what it will take, room is made or waited for, and only then it is read.
 
 use std::{
     collections::HashMap,
     path::PathBuf,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -14,22 +15,28 @@ use std::{
 };
 
 use mlx_manager_catalogue::Place;
+use mlx_manager_config::{KeepAlive, LocalConfig, Unpack};
 use mlx_manager_llm::{Error, ErrorKind};
-use mlx_manager_signal::event::ModelLoadError;
+use mlx_manager_signal::event::{ModelLoadError, ModelWaitsForRoom};
 use parking_lot::Mutex;
-use tokio::{sync::Mutex as AsyncMutex, time::Instant};
+use tokio::{
+    sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard, mpsc::UnboundedReceiver},
+    time::{Instant, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     chat::ChatModel,
     error::{EngineError, chain},
     folder::{Folder, FolderError},
-    model::{LoadError, ModelInfo},
+    mlx::Precision,
+    model::{Footprint, Form, LoadError, ModelInfo, Source},
+    states::{States, WaitingForRoom},
     thread::Handle,
 };
 
-/// The longest pause between two looks for idle models.
-const IDLE_CHECK: Duration = Duration::from_secs(30);
+/// The pause before an idle model that turned out to be in use is looked at again.
+const STILL_IN_USE: Duration = Duration::from_secs(1);
 
 /// A model in memory.
 #[derive(Debug)]
@@ -39,7 +46,15 @@ pub(crate) struct LoadedModel {
     /// Its text side.
     pub(crate) chat: ChatModel,
     in_use: AtomicUsize,
-    last_used: Mutex<Instant>,
+    usage: Mutex<Usage>,
+    /// Told when nobody uses it any more.
+    released: Arc<Notify>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Usage {
+    last: Instant,
+    keep_alive: KeepAlive,
 }
 
 impl LoadedModel {
@@ -48,7 +63,16 @@ impl LoadedModel {
     }
 
     fn last_used(&self) -> Instant {
-        *self.last_used.lock()
+        self.usage.lock().last
+    }
+
+    /// When it is to be unloaded if nobody uses it until then.
+    fn expires(&self) -> Option<Instant> {
+        let usage = *self.usage.lock();
+        match usage.keep_alive {
+            KeepAlive::Forever => None,
+            KeepAlive::For(duration) => usage.last.checked_add(duration),
+        }
     }
 }
 
@@ -62,6 +86,11 @@ impl Lease {
         model.in_use.fetch_add(1, Ordering::AcqRel);
         Self(Arc::clone(model))
     }
+
+    /// From now on the model stays this long after its last request.
+    pub(crate) fn keep_alive(&self, keep_alive: KeepAlive) {
+        self.0.usage.lock().keep_alive = keep_alive;
+    }
 }
 
 impl std::ops::Deref for Lease {
@@ -74,8 +103,64 @@ impl std::ops::Deref for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        *self.0.last_used.lock() = Instant::now();
-        self.0.in_use.fetch_sub(1, Ordering::AcqRel);
+        self.0.usage.lock().last = Instant::now();
+        if self.0.in_use.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.released.notify_waiters();
+        }
+    }
+}
+
+/// What the pool goes by.
+#[derive(Debug)]
+pub(crate) struct PoolSettings {
+    /// Where the built-in model is unpacked.
+    cache_dir: PathBuf,
+    /// Bytes that the models' weights may take together.
+    memory_limit: Option<u64>,
+    max_models: Option<usize>,
+    unpack: Unpack,
+    /// Models that are never unloaded.
+    pin: Vec<String>,
+    /// How long a request may wait for room.
+    load_timeout: Duration,
+    keep_alive: KeepAlive,
+    /// Of models that have one of their own.
+    own_keep_alive: HashMap<String, KeepAlive>,
+}
+
+impl PoolSettings {
+    /// `memory_limit` is in bytes.
+    pub(crate) fn new(config: &LocalConfig, memory_limit: Option<u64>) -> Self {
+        let own = config.models.iter().filter_map(|model| Some((model.name.clone(), model.keep_alive?)));
+        Self {
+            cache_dir: config.cache_dir.clone(),
+            memory_limit,
+            max_models: config.max_models,
+            unpack: config.unpack,
+            pin: config.pin.clone(),
+            load_timeout: config.load_timeout,
+            keep_alive: config.keep_alive,
+            own_keep_alive: own.collect(),
+        }
+    }
+
+    fn keep_alive(&self, name: &str) -> KeepAlive {
+        self.own_keep_alive.get(name).copied().unwrap_or(self.keep_alive)
+    }
+
+    /// How a model's weights are to be kept beside others that take `held` bytes.
+    fn form(&self, footprint: Footprint, held: u64) -> Form {
+        if footprint.precision != Precision::Float32 || !footprint.has_packed() {
+            return Form::Stored;
+        }
+        let fits = |share: u64| {
+            self.memory_limit.is_some_and(|limit| held.saturating_add(footprint.unpacked) <= limit / share)
+        };
+        match self.unpack {
+            Unpack::Auto if fits(2) => Form::Unpacked,
+            Unpack::Always if fits(1) || self.memory_limit.is_none() => Form::Unpacked,
+            Unpack::Auto | Unpack::Always | Unpack::Never => Form::Stored,
+        }
     }
 }
 
@@ -83,36 +168,49 @@ impl Drop for Lease {
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) thread: Handle,
-    /// Where the built-in model is unpacked.
-    cache_dir: PathBuf,
-    /// Bytes that the models' weights may take together.
-    memory_limit: Option<u64>,
+    settings: PoolSettings,
     tasks: TaskTracker,
     models: Mutex<HashMap<String, Arc<LoadedModel>>>,
-    /// Held while a model is loaded or unloaded.
-    change: AsyncMutex<()>,
+    /// Held while a model is loaded or unloaded, and while room for one is waited for: first come, first served.
+    change: Arc<AsyncMutex<()>>,
+    /// Told when nobody uses a model any more.
+    released: Arc<Notify>,
+    states: States,
+}
+
+/// A model that has room.
+struct Prepared {
+    folder: Folder,
+    form: Form,
+    /// Whose room it is, as long as nobody else may change what is in memory.
+    change: OwnedMutexGuard<()>,
 }
 
 impl Pool {
-    /// A pool without models yet. `memory_limit` is in bytes.
-    pub(crate) fn new(thread: Handle, cache_dir: PathBuf, memory_limit: Option<u64>, tasks: TaskTracker) -> Self {
-        let (models, change) = (Mutex::default(), AsyncMutex::default());
-        Self { thread, cache_dir, memory_limit, tasks, models, change }
+    /// A pool without models yet.
+    pub(crate) fn new(thread: Handle, settings: PoolSettings, states: States, tasks: TaskTracker) -> Self {
+        let (models, change, released) = (Mutex::default(), Arc::default(), Arc::default());
+        Self { thread, settings, tasks, models, change, released, states }
     }
 
-    /// The model, loaded if it isn't.
+    /// The model, loaded if it isn't. Waits for room while other models are in use; whoever drops this future has given its
+    /// place in that queue up.
     pub(crate) async fn lease(self: &Arc<Self>, name: &str, place: Place) -> Result<Lease, Error> {
         if let Some(lease) = self.loaded(name) {
             return Ok(lease);
         }
+        let deadline = Instant::now() + self.settings.load_timeout;
+        let change = timeout_at(deadline, Arc::clone(&self.change).lock_owned()).await;
+        let change = change.map_err(|_| self.no_room(name, "others wait for room before it"))?;
+        if let Some(lease) = self.loaded(name) {
+            return Ok(lease);
+        }
+        let folder = self.read(name, place).await?;
+        let form = self.make_room(name, folder.footprint, deadline).await?;
+        let prepared = Prepared { folder, form, change };
         let (pool, name) = (Arc::clone(self), name.to_owned());
-        let task = self.tasks.spawn(async move {
-            let _change = pool.change.lock().await;
-            match pool.loaded(&name) {
-                Some(lease) => Ok(lease),
-                None => pool.load(&name, place).await,
-            }
-        });
+        // A client that goes away while its model loads doesn't leave half a model behind.
+        let task = self.tasks.spawn(async move { pool.load(&name, prepared).await });
         task.await.unwrap_or_else(|error| {
             Err(Error::new(ErrorKind::Internal, "the model could not be loaded").with_source(error))
         })
@@ -135,75 +233,160 @@ impl Pool {
         !self.models.lock().is_empty()
     }
 
-    /// Gives back, until `stop`, models that nobody used for so long.
-    pub(crate) async fn unload_idle(self: Arc<Self>, after: Duration, stop: CancellationToken) {
-        let pause = (after / 4).clamp(Duration::from_millis(10), IDLE_CHECK);
-        while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
-            let _change = self.change.lock().await;
-            while let Some(name) = self.idle_longest(after) {
-                if !self.unload(&name, "idle").await {
-                    break;
+    /// Gives back, until `stop`, models that nobody used for as long as they are to be kept.
+    pub(crate) async fn unload_idle(self: Arc<Self>, stop: CancellationToken) {
+        let unload = async {
+            loop {
+                let mut released = pin!(self.released.notified());
+                released.as_mut().enable();
+                match self.next_to_expire() {
+                    None => released.await,
+                    Some((at, name)) if at <= Instant::now() => {
+                        let _change = self.change.lock().await;
+                        // It may have been used while others had the change.
+                        let is_due =
+                            self.next_to_expire().is_some_and(|(at, next)| next == name && at <= Instant::now());
+                        if is_due && !self.unload(&name, "idle").await {
+                            tokio::time::sleep(STILL_IN_USE).await;
+                        }
+                    }
+                    Some((at, _)) => drop(timeout_at(at, released).await),
                 }
             }
+        };
+        stop.run_until_cancelled(unload).await.unwrap_or(())
+    }
+
+    /// Unloads, until `stop`, idle models for sequences that wait for so many bytes each time.
+    pub(crate) async fn unload_for_sequences(
+        self: Arc<Self>,
+        mut wanted: UnboundedReceiver<u64>,
+        stop: CancellationToken,
+    ) {
+        let unload = async {
+            while let Some(mut bytes) = wanted.recv().await {
+                // What was asked for meanwhile is asked for again if it is still missing.
+                while wanted.try_recv().is_ok() {}
+                let _change = self.change.lock().await;
+                while bytes > 0
+                    && let Some(idle) = self.idle_longest()
+                {
+                    let freed = self.held(|name| *name == idle);
+                    if !self.unload(&idle, "memory").await {
+                        break;
+                    }
+                    bytes = bytes.saturating_sub(freed);
+                }
+            }
+        };
+        stop.run_until_cancelled(unload).await.unwrap_or(())
+    }
+
+    /// Takes a model out of memory because somebody asks; one that isn't there is what was asked for.
+    pub(crate) async fn unload_now(&self, name: &str) -> Result<(), Error> {
+        let _change = self.change.lock().await;
+        if !self.models.lock().contains_key(name) || self.unload(name, "request").await {
+            return Ok(());
         }
+        let message = format!("model {name:?} is in use; try again when its requests have ended");
+        Err(Error::new(ErrorKind::Overloaded, message).with_param("model"))
     }
 
     fn loaded(&self, name: &str) -> Option<Lease> {
         self.models.lock().get(name).map(Lease::new)
     }
 
-    async fn load(&self, name: &str, place: Place) -> Result<Lease, Error> {
-        let cache_dir = self.cache_dir.clone();
+    async fn read(&self, name: &str, place: Place) -> Result<Folder, Error> {
+        let precision = self.thread.precision().await?;
+        let cache_dir = self.settings.cache_dir.clone();
         // For the log: what a client may read has no paths.
         let at = match &place {
             Place::BuiltinDemo => cache_dir.clone(),
             Place::Folder(folder) => folder.clone(),
         };
-        let read = move || Folder::read(&place, &cache_dir);
+        let read = move || Folder::read(&place, &cache_dir, precision);
         let read = self.tasks.spawn_blocking(read).await.map_err(|error| FolderError::Task(Box::new(error)));
-        let folder = read.and_then(|read| read).map_err(|error| {
+        read.and_then(|read| read).map_err(|error| {
             ModelLoadError { model: name, folder: Some(&at), error: &error }.emit();
             error.for_client(name)
-        })?;
-        self.make_room(name, folder.bytes).await?;
-        let info = self.thread.load(name, folder.path).await.map_err(|error| cant_load(name, error))?;
-        let (in_use, last_used) = (AtomicUsize::new(0), Mutex::new(Instant::now()));
-        let model = Arc::new(LoadedModel { info, chat: folder.chat, in_use, last_used });
+        })
+    }
+
+    async fn load(&self, name: &str, prepared: Prepared) -> Result<Lease, Error> {
+        let Prepared { folder, form, change: _change } = prepared;
+        let source = Source { folder: folder.path, form };
+        let info = self.thread.load(name, source).await.map_err(|error| cant_load(name, error))?;
+        let usage = Mutex::new(Usage { last: Instant::now(), keep_alive: self.settings.keep_alive(name) });
+        let (in_use, released) = (AtomicUsize::new(0), Arc::clone(&self.released));
+        let model = Arc::new(LoadedModel { info, chat: folder.chat, in_use, usage, released });
         let mut models = self.models.lock();
         models.insert(name.to_owned(), Arc::clone(&model));
         Ok(Lease::new(&model))
     }
 
-    /// Unloads models that nobody uses, those not used for longest first, until `bytes` more fit.
-    async fn make_room(&self, name: &str, bytes: u64) -> Result<(), Error> {
-        let Some(limit) = self.memory_limit else { return Ok(()) };
-        if bytes > limit {
-            let message = format!("model {name:?} takes {bytes} bytes; `local.memory_limit` allows {limit}");
-            return Err(Error::new(ErrorKind::Unavailable, message));
-        }
+    /// Unloads models that nobody uses, those not used for longest first, until one more fits, and waits where there is none
+    /// to unload. Gives the form in which it fits.
+    async fn make_room(&self, name: &str, footprint: Footprint, deadline: Instant) -> Result<Form, Error> {
+        let mut waits = None;
         loop {
-            let held: u64 = {
-                let models = self.models.lock();
-                models.values().map(|model| model.info.bytes).sum()
-            };
-            if held.saturating_add(bytes) <= limit {
-                return Ok(());
+            let mut released = pin!(self.released.notified());
+            released.as_mut().enable();
+            let held = self.held(|_| true);
+            let form = self.settings.form(footprint, held);
+            let bytes = footprint.bytes(form);
+            if let Some(limit) = self.settings.memory_limit {
+                let pinned = self.held(|name| self.settings.pin.contains(name));
+                if bytes.saturating_add(pinned) > limit {
+                    return Err(never(name, bytes, pinned, limit));
+                }
             }
-            let made = match self.idle_longest(Duration::ZERO) {
-                Some(idle) => self.unload(&idle, "memory").await,
-                None => false,
-            };
-            if !made {
-                let message = format!("no memory for model {name:?} while other models are in use; try again later");
-                return Err(Error::new(ErrorKind::Overloaded, message));
+            let fits = self.settings.memory_limit.is_none_or(|limit| held.saturating_add(bytes) <= limit);
+            let is_one_more = self.settings.max_models.is_none_or(|most| self.models.lock().len() < most);
+            if fits && is_one_more {
+                return Ok(form);
+            }
+            if let Some(idle) = self.idle_longest()
+                && self.unload(&idle, "memory").await
+            {
+                continue;
+            }
+            if waits.is_none() {
+                waits = Some(WaitingForRoom::new(&self.states, name));
+                ModelWaitsForRoom { model: name, bytes, held }.emit();
+            }
+            if timeout_at(deadline, released).await.is_err() {
+                return Err(self.no_room(name, &format!("it takes {bytes} bytes, and models in use hold {held}")));
             }
         }
     }
 
-    fn idle_longest(&self, at_least: Duration) -> Option<String> {
+    /// Bytes of the weights of some models.
+    fn held(&self, of: impl Fn(&String) -> bool) -> u64 {
         let models = self.models.lock();
-        let idle = models.iter().filter(|(_, model)| model.is_idle() && model.last_used().elapsed() >= at_least);
+        models.iter().filter(|(name, _)| of(name)).map(|(_, model)| model.info.bytes).sum()
+    }
+
+    fn no_room(&self, name: &str, why: &str) -> Error {
+        let seconds = self.settings.load_timeout.as_secs_f64();
+        let message = format!(
+            "no room for model {name:?} within {seconds} s (local.load_timeout): {why}; try again later, or raise \
+             `local.memory_limit` or `local.max_models`"
+        );
+        Error::new(ErrorKind::Overloaded, message)
+    }
+
+    /// Of the models that may be unloaded, the one that was not used for longest.
+    fn idle_longest(&self) -> Option<String> {
+        let models = self.models.lock();
+        let idle = models.iter().filter(|(name, model)| model.is_idle() && !self.settings.pin.contains(name));
         idle.min_by_key(|(_, model)| model.last_used()).map(|(name, _)| name.clone())
+    }
+
+    /// Of the models that nobody uses, the one whose time ends first.
+    fn next_to_expire(&self) -> Option<(Instant, String)> {
+        let models = self.models.lock();
+        let idle = models.iter().filter(|(name, model)| model.is_idle() && !self.settings.pin.contains(name));
+        idle.filter_map(|(name, model)| Some((model.expires()?, name.clone()))).min()
     }
 
     /// Takes a model out of memory; false when it is in use after all.
@@ -227,6 +410,12 @@ impl Pool {
             Ok(()) | Err(_) => true,
         }
     }
+}
+
+fn never(name: &str, bytes: u64, pinned: u64, limit: u64) -> Error {
+    let beside = if pinned > 0 { format!(" beside {pinned} bytes of pinned ones (local.pin)") } else { String::new() };
+    let message = format!("model {name:?} takes {bytes} bytes{beside}; `local.memory_limit` allows {limit}");
+    Error::new(ErrorKind::Unavailable, message)
 }
 
 fn cant_load(name: &str, error: EngineError) -> Error {

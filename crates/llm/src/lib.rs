@@ -10,6 +10,7 @@ mod capture;
 mod context;
 mod error;
 mod event;
+mod model_state;
 mod priority;
 mod record;
 mod request;
@@ -21,9 +22,11 @@ pub use capture::{Capture, CapturedMessage, Conversation, Part, ToolResult};
 pub use context::Context;
 pub use error::{Error, ErrorKind, UpstreamBody};
 pub use event::{Event, FinishReason, ToolCallDelta, Usage};
+pub use model_state::{ModelState, ModelStates};
 pub use priority::Priority;
 pub use record::{Inference, Outcome, Record, UsageSource};
 pub use request::{
-    Api, Chat, Content, Dialect, Message, Operation, Reasoning, Request, Role, Sampling, Tool, ToolCall, ToolChoice,
+    Api, Chat, Content, Dialect, KeepAlive, Message, Operation, Reasoning, Request, Role, Sampling, Tool, ToolCall,
+    ToolChoice,
 };
 pub use retry_after::retry_after;

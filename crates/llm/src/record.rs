@@ -15,6 +15,8 @@ pub enum Outcome {
     Ok,
     /// The client went away.
     ClientAbort,
+    /// The daemon stopped and cut it off.
+    Shutdown,
     /// No first token in time.
     TimeoutFirstToken,
     /// Too long a pause between two chunks.

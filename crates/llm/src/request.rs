@@ -4,6 +4,8 @@
 //! the same dialect gets. A [`Chat`] is the body understood to the last field; only the local engine needs it, and only
 //! for it must a field be refused that we don't know how to honour.
 
+use std::time::Duration;
+
 use strum::{IntoStaticStr, VariantArray, VariantNames};
 
 use super::Body;
@@ -137,6 +139,17 @@ pub struct Chat {
     pub template_arguments: serde_json::Map<String, serde_json::Value>,
     /// How to sample.
     pub sampling: Sampling,
+    /// How long its model is to stay in memory once nobody uses it; `None` leaves that as it is.
+    pub keep_alive: Option<KeepAlive>,
+}
+
+/// How long a local model stays in memory that nobody uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeepAlive {
+    /// Until another model needs the room.
+    Forever,
+    /// This long after its last request.
+    For(Duration),
 }
 
 /// Who speaks.

@@ -1,5 +1,6 @@
 //! The server's routes: thin. Decode, dispatch, encode; whatever is measured is measured by the meter.
 
+mod admin;
 mod inference;
 mod models;
 
@@ -13,21 +14,30 @@ use axum::{
 };
 use mlx_manager_dialect as dialect;
 use mlx_manager_llm::{Api, Dialect, Error};
+use tokio_util::sync::CancellationToken;
 
+use self::admin::Admin;
 use super::dispatch::Dispatch;
 use crate::route::{Kind, Route};
 
-/// The routes of the gateway.
-pub fn routes(dispatch: &Arc<Dispatch>) -> Vec<Route> {
-    [
+/// The routes of the gateway. Streams that have no end of their own end when `stop` is cancelled.
+pub fn routes(dispatch: &Arc<Dispatch>, stop: &CancellationToken) -> Vec<Route> {
+    let admin = Admin { dispatch: Arc::clone(dispatch), stop: stop.clone() };
+    let admin = [
+        ("/admin/models", get(admin::list)),
+        // Its name may hold slashes too, and what is asked of it comes last.
+        ("/admin/models/{*id}", get(admin::get).post(admin::post)),
+    ]
+    .map(|(path, methods)| Route { path, methods: methods.with_state(admin.clone()), kind: Kind::Question });
+    let inference = [
         (Api::ChatCompletions.path(), post(inference::chat_completions), Kind::Inference),
         (Api::Messages.path(), post(inference::messages), Kind::Inference),
         ("/v1/models", get(models::list), Kind::Question),
         // A model's name may hold slashes (`org/name`).
         ("/v1/models/{*id}", get(models::one), Kind::Question),
     ]
-    .map(|(path, methods, kind)| Route { path, methods: methods.with_state(Arc::clone(dispatch)), kind })
-    .into()
+    .map(|(path, methods, kind)| Route { path, methods: methods.with_state(Arc::clone(dispatch)), kind });
+    inference.into_iter().chain(admin).collect()
 }
 
 /// The dialect that a caller reads. An endpoint's path says it, and so does a path below one; where both APIs meet

@@ -24,6 +24,7 @@ use mlx_manager_signal::{
     span::{self, Destination, InferenceEnd},
 };
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use crate::store::AuditSender;
@@ -35,6 +36,8 @@ pub struct Meter {
     model: ModelLabel,
     context: Context,
     audit: AuditSender,
+    /// Cancelled when the daemon drops what is still open.
+    cut_off: CancellationToken,
     target: Option<MeteredTarget>,
     response_id: Option<String>,
     /// The first and the last report of the provider, which of a stream's many are the telling ones.
@@ -67,8 +70,9 @@ struct Captured {
 }
 
 impl Meter {
-    /// Opens the record of a request that just arrived.
-    pub fn open(api: Api, context: &Context, audit: AuditSender) -> Self {
+    /// Opens the record of a request that just arrived. When it is dropped after `cut_off` was cancelled, its client is not
+    /// whose doing that was.
+    pub fn open(api: Api, context: &Context, audit: AuditSender, cut_off: CancellationToken) -> Self {
         let ids = propagate::ids(&context.span);
         Self {
             record: Record {
@@ -80,6 +84,7 @@ impl Meter {
             model: ModelLabel::new(""),
             context: context.clone(),
             audit,
+            cut_off,
             target: None,
             response_id: None,
             reported_usage: [None, None],
@@ -304,12 +309,13 @@ impl Drop for Meter {
                 // The answer was still being gathered, so its status was never sent.
                 self.record.status = 0;
             }
-            self.end(Outcome::ClientAbort, None);
+            let outcome = if self.cut_off.is_cancelled() { Outcome::Shutdown } else { Outcome::ClientAbort };
+            self.end(outcome, None);
         }
     }
 }
 
-/// The events of an answer as they pass the meter. Dropped before its end, the client went away.
+/// The events of an answer as they pass the meter. Dropped before its end, the client went away, or the daemon stops.
 pub struct Metered {
     /// Taken when it ends, so that the work behind it is given up at once.
     events: Option<EventStream>,

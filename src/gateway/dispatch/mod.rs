@@ -23,6 +23,7 @@ use mlx_manager_signal::{
     redact::ModelLabel,
     span::{self, InferenceStart},
 };
+use tokio_util::sync::CancellationToken;
 
 use self::{
     breaker::Breaker,
@@ -39,6 +40,8 @@ pub(crate) struct Dispatch {
     engine: Engine,
     providers: HashMap<String, Watched>,
     audit: AuditSender,
+    /// Cancelled when the daemon drops what is still open.
+    cut_off: CancellationToken,
 }
 
 /// A model in a listing.
@@ -53,7 +56,7 @@ pub(crate) struct ListedModel {
 }
 
 impl Dispatch {
-    /// Puts the targets together.
+    /// Puts the targets together. `cut_off` is cancelled before requests are dropped whose clients are still there.
     ///
     /// # Errors
     /// When a route's pattern is no glob.
@@ -62,17 +65,23 @@ impl Dispatch {
         engine: Engine,
         providers: Vec<(Provider, Breaker)>,
         audit: AuditSender,
+        cut_off: CancellationToken,
     ) -> Result<Self, globset::Error> {
         let providers = providers
             .into_iter()
             .map(|(provider, breaker)| (provider.name().to_owned(), Watched { provider, breaker }))
             .collect();
-        Ok(Self { routes: RouteTable::new(&config.routes)?, engine, providers, audit })
+        Ok(Self { routes: RouteTable::new(&config.routes)?, engine, providers, audit, cut_off })
     }
 
     /// Opens the record of a request.
     pub(crate) fn meter(&self, api: Api, context: &Context) -> Meter {
-        Meter::open(api, context, self.audit.clone())
+        Meter::open(api, context, self.audit.clone(), self.cut_off.clone())
+    }
+
+    /// The local engine.
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// Whether a model or a provider can answer.

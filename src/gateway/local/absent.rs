@@ -2,12 +2,17 @@
 
 use jiff::Timestamp;
 use mlx_manager_config::LocalConfig;
-use mlx_manager_llm::{Answer, Backend, BoxFuture, Call, Error, ErrorKind};
+use mlx_manager_llm::{Answer, Backend, BoxFuture, Call, Error, ErrorKind, ModelState, ModelStates};
 use mlx_manager_signal::event::EngineAbsent;
 use tokio_util::task::TaskTracker;
 
 /// What this build has for an engine.
 pub const NAME: &str = super::NONE;
+
+/// What this build computes with.
+pub fn kernels() -> String {
+    "no kernels".to_owned()
+}
 
 /// An engine without models.
 #[derive(Debug, Clone)]
@@ -37,6 +42,32 @@ impl Engine {
         false
     }
 
+    /// On disk, as all of them.
+    pub fn state(&self, _model: &str) -> ModelState {
+        ModelState::OnDisk
+    }
+
+    /// It stays there.
+    pub fn watch(&self, _model: &str) -> ModelStates {
+        Box::pin(futures_util::stream::once(async { ModelState::OnDisk }))
+    }
+
+    /// Refuses.
+    ///
+    /// # Errors
+    /// Always, with the feature that is missing.
+    pub async fn load(&self, _model: &str) -> Result<(), Error> {
+        Err(missing())
+    }
+
+    /// There is nothing to unload.
+    ///
+    /// # Errors
+    /// None.
+    pub async fn unload(&self, _model: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// There is nothing to end.
     pub async fn shutdown(&self) {}
 }
@@ -51,8 +82,12 @@ impl Local {
     /// # Errors
     /// Always, with the feature that is missing.
     pub fn open(_engine: &Engine) -> Result<Self, Error> {
-        Err(Error::new(ErrorKind::Unavailable, "built without local inference (feature `mlx`)").with_param("model"))
+        Err(missing())
     }
+}
+
+fn missing() -> Error {
+    Error::new(ErrorKind::Unavailable, "built without local inference (feature `mlx`)").with_param("model")
 }
 
 impl Backend for Local {

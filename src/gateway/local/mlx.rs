@@ -7,7 +7,7 @@ use mlx_manager_signal::span;
 use tracing::Instrument;
 
 use mlx_manager_engine::LocalAnswer;
-pub use mlx_manager_engine::{Engine, NAME};
+pub use mlx_manager_engine::{Engine, NAME, kernels};
 
 /// How much of the prompt was computed before, and why not more.
 const CACHE: HeaderName = HeaderName::from_static("x-mlx-manager-cache");

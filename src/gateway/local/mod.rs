@@ -6,7 +6,7 @@
 #[cfg_attr(not(feature = "mlx"), path = "absent.rs")]
 mod build;
 
-pub use build::{Engine, Local, NAME};
+pub use build::{Engine, Local, NAME, kernels};
 
 /// [`NAME`] in a build without an engine.
 pub const NONE: &str = "none";

@@ -6,10 +6,12 @@
 //! anyway (`n: 1`, `logprobs: false`, `response_format: {"type": "text"}`, `modalities: ["text"]` …).
 //!
 //! Three extensions that local servers share act: `top_k`, `min_p` and `repetition_penalty`; `chat_template_kwargs` goes
-//! to the model's template. `reasoning_effort` knows two steps here, since open models' templates know no more: `none`
+//! to the model's template. Ollama's `keep_alive` acts on the model's place in memory. `reasoning_effort` knows two steps here, since open models' templates know no more: `none`
 //! switches thinking off, every other effort on.
 
-use mlx_manager_llm::{Chat, Content, Error, Message, Reasoning, Request, Role, Tool, ToolCall, ToolChoice};
+use std::time::Duration;
+
+use mlx_manager_llm::{Chat, Content, Error, KeepAlive, Message, Reasoning, Request, Role, Tool, ToolCall, ToolChoice};
 use serde_json::{Value, json};
 
 use super::super::field::{Fields, Node, invalid, unsupported};
@@ -61,6 +63,7 @@ fn read_field(chat: &mut Chat, name: &str, field: &Node<'_>, stream: bool) -> Re
         "tools" => chat.tools = field.list()?.iter().map(tool).collect::<Result<_, _>>()?,
         "tool_choice" => chat.tool_choice = tool_choice(field)?,
         "reasoning_effort" => chat.reasoning = reasoning(field)?,
+        "keep_alive" => chat.keep_alive = Some(keep_alive(field)?),
         "chat_template_kwargs" => {
             let arguments = field.value().as_object().ok_or_else(|| field.wrong("must be an object"))?;
             chat.template_arguments = arguments.clone();
@@ -92,6 +95,25 @@ fn accept(field: Option<&Node<'_>>, values: &[Value]) -> Result<(), Error> {
         Some(field) if !values.contains(field.value()) => Err(field.unsupported()),
         _ => Ok(()),
     }
+}
+
+/// As Ollama has it: seconds, or a duration such as "5m"; below zero means for ever.
+fn keep_alive(field: &Node<'_>) -> Result<KeepAlive, Error> {
+    const LONGEST: Duration = Duration::from_secs(100 * 366 * 86_400);
+    let wrong = || field.wrong("must be seconds, or a duration such as \"5m\"; a negative one means for ever");
+    let text = match field.value() {
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => text.trim().to_owned(),
+        _ => return Err(wrong()),
+    };
+    if text.starts_with('-') {
+        return Ok(KeepAlive::Forever);
+    }
+    let duration = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
+        Err(_) => humantime::parse_duration(&text).ok(),
+    };
+    duration.filter(|duration| *duration <= LONGEST).map(KeepAlive::For).ok_or_else(wrong)
 }
 
 fn reasoning(field: &Node<'_>) -> Result<Reasoning, Error> {
@@ -228,4 +250,25 @@ fn tool_call(call: &Node<'_>) -> Result<ToolCall, Error> {
         name: function.need("name")?.text()?.to_owned(),
         arguments: function.need("arguments")?.text()?.to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_may_be_kept_as_ollamas_clients_ask() {
+        let read = |value: Value| keep_alive(&Node::new("keep_alive", &value)).map_err(|error| error.message);
+        let seconds = |seconds| Ok(KeepAlive::For(Duration::from_secs(seconds)));
+        assert_eq!(read(json!(30)), seconds(30));
+        assert_eq!(read(json!("300")), seconds(300));
+        assert_eq!(read(json!("1h30m")), seconds(5400));
+        assert_eq!(read(json!(0)), seconds(0));
+        assert_eq!(read(json!(-1)), Ok(KeepAlive::Forever));
+        assert_eq!(read(json!("-1m")), Ok(KeepAlive::Forever));
+        for wrong in [json!("soon"), json!(1e300), json!("nan"), json!(true), json!({}), json!("")] {
+            let error = read(wrong.clone()).unwrap_err();
+            assert!(error.contains("keep_alive"), "{wrong}: {error}");
+        }
+    }
 }

@@ -1,8 +1,8 @@
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use mlx_manager_catalogue::Place;
-use mlx_manager_config::{LocalModel, MemoryLimit, ModelPath};
+use mlx_manager_config::{KeepAlive, LocalModel, MemoryLimit, ModelPath, Unpack};
 use mlx_manager_llm::{Event, FinishReason, Usage};
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -22,11 +22,16 @@ fn config(root: &Path) -> LocalConfig {
         default_model: None,
         memory_limit: MemoryLimit::Share(0.75),
         prefix_cache: 512 << 20,
-        idle_unload: IdleUnload::Never,
+        preload: Vec::new(),
+        pin: Vec::new(),
+        max_models: None,
+        load_timeout: Duration::from_secs(300),
+        unpack: Unpack::Auto,
+        keep_alive: KeepAlive::Forever,
         max_batch: 4,
         models: vec![
-            LocalModel { name: "demo".into(), path: ModelPath::BuiltinDemo },
-            LocalModel { name: "gone".into(), path: ModelPath::Folder(root.join("nowhere")) },
+            LocalModel { name: "demo".into(), path: ModelPath::BuiltinDemo, keep_alive: None },
+            LocalModel { name: "gone".into(), path: ModelPath::Folder(root.join("nowhere")), keep_alive: None },
         ],
     }
 }
@@ -263,24 +268,72 @@ async fn models_make_room_for_each_other_but_not_while_in_use() {
     let root = tempfile::tempdir().unwrap();
     let tasks = TaskTracker::new();
     copy_demo(&root.path().join("models/second"));
-    // Room for one of them.
+    // Room for one of them, and for a short answer.
+    let short = || {
+        let mut chat = said("Hi.");
+        chat.sampling.max_tokens = Some(8);
+        chat
+    };
     let config = LocalConfig { memory_limit: MemoryLimit::Bytes(2_500_000), ..config(root.path()) };
     let engine = Engine::start(&config, &tasks);
     let pool = Arc::clone(engine.inner.pool.as_ref().unwrap());
     let names = || pool.names();
 
     let lease = pool.lease("demo", Place::BuiltinDemo).await.unwrap();
-    let error = hear(&engine, "second", said("Hi.")).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Overloaded);
+    // It waits as long as the other is in use, while that one answers; who gives up leaves no trace.
+    let place = || Place::Folder(root.path().join("models/second"));
+    let mut second = Box::pin(pool.lease("second", place()));
+    let mut third = Box::pin(pool.lease("second", place()));
+    for _ in 0..3 {
+        assert!((&mut second).now_or_never().is_none() && (&mut third).now_or_never().is_none());
+        hear(&engine, "demo", short()).await.unwrap();
+    }
+    drop(second);
     assert_eq!(names(), ["demo"]);
     drop(lease);
-    hear(&engine, "second", said("Hi.")).await.unwrap();
+    drop(timeout(PATIENCE, third).await.unwrap().unwrap());
     assert_eq!(names(), ["second"]);
+    engine.shutdown().await;
+
+    // Not for ever.
+    let config = LocalConfig { load_timeout: Duration::from_millis(50), ..config };
+    let engine = Engine::start(&config, &tasks);
+    let pool = Arc::clone(engine.inner.pool.as_ref().unwrap());
+    let lease = pool.lease("demo", Place::BuiltinDemo).await.unwrap();
+    let error = hear(&engine, "second", short()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Overloaded);
+    assert!(error.message.contains("local.load_timeout"), "{error}");
+    drop(lease);
+    hear(&engine, "second", short()).await.unwrap();
+    engine.shutdown().await;
+
+    // What is pinned stays, so that another never fits.
+    let config = LocalConfig { pin: vec!["demo".into()], preload: vec!["demo".into()], ..config };
+    let engine = Engine::start(&config, &tasks);
+    hear(&engine, "demo", short()).await.unwrap();
+    let error = hear(&engine, "second", short()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    assert!(error.message.contains("local.pin"), "{error}");
+    engine.shutdown().await;
+
+    // By number, where there is memory enough.
+    let config = LocalConfig {
+        pin: Vec::new(),
+        preload: Vec::new(),
+        max_models: Some(1),
+        memory_limit: MemoryLimit::Share(0.75),
+        ..config
+    };
+    let engine = Engine::start(&config, &tasks);
+    for model in ["demo", "second"] {
+        hear(&engine, model, short()).await.unwrap();
+        assert_eq!(engine.inner.pool.as_ref().unwrap().names(), [model]);
+    }
     engine.shutdown().await;
 
     let config = LocalConfig { memory_limit: MemoryLimit::Bytes(1_000_000), ..config };
     let engine = Engine::start(&config, &tasks);
-    let error = hear(&engine, "demo", said("Hi.")).await.unwrap_err();
+    let error = hear(&engine, "demo", short()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
     assert!(error.message.contains("local.memory_limit"), "{error}");
     engine.shutdown().await;
@@ -290,8 +343,8 @@ async fn models_make_room_for_each_other_but_not_while_in_use() {
 async fn an_idle_model_is_given_back_and_comes_again() {
     let root = tempfile::tempdir().unwrap();
     let tasks = TaskTracker::new();
-    let idle_unload = IdleUnload::After(Duration::from_millis(50));
-    let config = LocalConfig { idle_unload, default_model: Some("demo".into()), ..config(root.path()) };
+    let keep_alive = KeepAlive::For(Duration::from_millis(50));
+    let config = LocalConfig { keep_alive, default_model: Some("demo".into()), ..config(root.path()) };
     let engine = Engine::start(&config, &tasks);
     let pool = Arc::clone(engine.inner.pool.as_ref().unwrap());
     for _ in 0..2 {
@@ -306,6 +359,28 @@ async fn an_idle_model_is_given_back_and_comes_again() {
     engine.shutdown().await;
     tasks.close();
     timeout(PATIENCE, tasks.wait()).await.expect("no task is left behind");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_model_stays_as_long_as_its_own_key_says() {
+    let root = tempfile::tempdir().unwrap();
+    let tasks = TaskTracker::new();
+    let mut config = LocalConfig { preload: vec!["demo".into(), "second".into()], ..config(root.path()) };
+    copy_demo(&root.path().join("models/second"));
+    config.models[0].keep_alive = Some(KeepAlive::For(Duration::ZERO));
+    let engine = Engine::start(&config, &tasks);
+    let pool = Arc::clone(engine.inner.pool.as_ref().unwrap());
+    // As soon as nobody uses it: once it is preloaded, and after each request.
+    for _ in 0..2 {
+        let only_the_other = async {
+            while pool.names() != ["second"] {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, only_the_other).await.unwrap();
+        hear(&engine, "demo", said("Hi.")).await.unwrap();
+    }
+    engine.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,6 +15,8 @@ fn info(max_context: Option<u32>) -> ModelInfo {
         vocabulary: 1536,
         end_ids: vec![2, 0],
         bytes: 0,
+        form: crate::model::Form::Stored,
+        needs: crate::model::Needs::default(),
         quantization: None,
         load_duration: std::time::Duration::ZERO,
     }

@@ -13,6 +13,26 @@ pub(crate) fn active_memory() -> Result<u64, Exception> {
     Ok(memory::active_memory()? as u64)
 }
 
+/// Bytes in freed buffers that MLX keeps for the next arrays.
+pub(crate) fn cache_memory() -> Result<u64, Exception> {
+    Ok(memory::cache_memory()? as u64)
+}
+
+/// Asks MLX to keep at most so many bytes of freed buffers for the next arrays.
+pub(crate) fn limit_cache(bytes: u64) -> Result<(), Exception> {
+    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+    memory::set_cache_limit(bytes).map(drop)
+}
+
+/// Whether MLX failed for want of memory. It has no type of its own for that: its allocators say so, on a CPU (`[malloc] Unable to
+/// allocate …`), on Metal (`[metal::malloc] …`, `Insufficient Memory`) and on CUDA (`out of memory`).
+pub(crate) fn is_out_of_memory(error: &Exception) -> bool {
+    let text = error.what().to_ascii_lowercase();
+    ["malloc]", "unable to allocate", "insufficient memory", "out of memory", "outofmemory"]
+        .iter()
+        .any(|words| text.contains(words))
+}
+
 /// Gives freed buffers back to the system.
 pub(crate) fn clear_cache() -> Result<(), Exception> {
     memory::clear_cache()

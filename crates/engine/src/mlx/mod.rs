@@ -2,10 +2,14 @@
 //!
 //! Everything here must be called on the thread that owns the arrays: MLX's default streams belong to a thread.
 
+#[cfg(target_os = "linux")]
+pub(crate) mod blas;
 mod clock;
+mod kernels;
 mod memory;
 
-pub(crate) use memory::{active_memory, clear_cache, limit_memory};
+pub(crate) use kernels::{check_kernels, kernels};
+pub(crate) use memory::{active_memory, cache_memory, clear_cache, is_out_of_memory, limit_cache, limit_memory};
 pub(crate) use mlx_rs::{Array, Dtype, error::Exception};
 
 use mlx_rs::{Device, DeviceType, transforms};

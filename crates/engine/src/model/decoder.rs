@@ -53,7 +53,7 @@ impl Decoder {
         if plan.head == Head::Tied {
             weights.drop_where(|name| name.starts_with("lm_head."));
         }
-        let embedding = weights.embedding("model.embed_tokens", config.vocabulary, hidden)?;
+        let embedding = weights.embedding("model.embed_tokens", (config.vocabulary, hidden), plan.head)?;
         let rope = Rope::new(plan.head_dim, plan.rope_base, plan.rope_pairs, &config.rope_scaling, kernels);
         let mut assembly = Assembly { config, plan, weights, kernels };
         let mut layers = Vec::new();
@@ -113,6 +113,11 @@ impl Decoder {
             None => self.embedding.project(&last)?,
         };
         Ok(Some(if logits.dtype() == Dtype::Float32 { logits } else { logits.as_dtype(Dtype::Float32)? }))
+    }
+
+    /// Bytes of a number of its activations, which are of its norms' type.
+    pub(super) fn number_bytes(&self) -> u64 {
+        self.norm.weight.item_size() as u64
     }
 
     /// Every array of the model.

@@ -17,6 +17,11 @@ impl Packed {
         ops::quantized_matmul(x, &self.weight, &self.scales, &self.biases, true, self.group_size, self.bits)
     }
 
+    /// The same as floats of the scales' type. Nothing is computed yet.
+    pub(super) fn unpacked(&self) -> Result<Array, Exception> {
+        ops::dequantize(&self.weight, &self.scales, &self.biases, self.group_size, self.bits)
+    }
+
     fn arrays(&self) -> [&Array; 3] {
         [&self.weight, &self.scales, &self.biases]
     }

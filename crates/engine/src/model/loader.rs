@@ -1,7 +1,7 @@
 //! Loads a model in small steps, so that the thread that does it can serve others between them.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -12,16 +12,19 @@ use super::quantization::QuantizationSummary;
 use super::{
     Architecture, Config, LoadError,
     decoder::Decoder,
+    footprint::{Footprint, Form, Source},
     kernels::Kernels,
     llama,
+    needs::Needs,
     plan::Plan,
     qwen2, qwen3,
     weights::{self, Weights},
 };
 use crate::mlx::{self, Exception, Precision};
 
-/// Bytes that one step brings into memory, about.
-const STEP_BYTES: usize = 128 << 20;
+/// Bytes that one step brings into memory, about. Of packed weights that become floats they take MLX 60 ms, which is as
+/// long as others should have to wait.
+const STEP_BYTES: usize = 32 << 20;
 
 /// What is known of a loaded model.
 #[derive(Debug, Clone)]
@@ -38,6 +41,10 @@ pub(crate) struct ModelInfo {
     pub(crate) end_ids: Vec<u32>,
     /// Bytes of the weights in memory.
     pub(crate) bytes: u64,
+    /// How they are kept.
+    pub(crate) form: Form,
+    /// What its sequences take.
+    pub(crate) needs: Needs,
     /// How most weights are packed, if they are.
     #[cfg(test)]
     pub(crate) quantization: Option<QuantizationSummary>,
@@ -56,7 +63,12 @@ pub(crate) struct Model {
 #[derive(Debug)]
 pub(crate) enum Progress {
     /// There is more to do.
-    More,
+    More {
+        /// Bytes in memory.
+        bytes: u64,
+        /// Bytes that there will be.
+        total: u64,
+    },
     /// The model is ready.
     Done(Box<Model>),
 }
@@ -65,7 +77,7 @@ pub(crate) enum Progress {
 #[derive(Debug)]
 pub(crate) struct Loader {
     name: String,
-    folder: PathBuf,
+    source: Source,
     precision: Precision,
     /// `None` takes the fastest ones for the device.
     kernels: Option<Kernels>,
@@ -84,8 +96,9 @@ enum State {
 }
 
 impl Loader {
-    pub(crate) fn new(name: String, folder: PathBuf, precision: Precision) -> Self {
-        Self { name, folder, precision, kernels: None, started: Instant::now(), state: State::New }
+    pub(crate) fn new(name: String, source: impl Into<Source>, precision: Precision) -> Self {
+        let source = source.into();
+        Self { name, source, precision, kernels: None, started: Instant::now(), state: State::New }
     }
 
     #[cfg(test)]
@@ -100,8 +113,9 @@ impl Loader {
                 let model = self.open()?;
                 let mut waiting: Vec<Array> = model.decoder.arrays().cloned().collect();
                 waiting.reverse();
+                let total = model.info.bytes;
                 self.state = State::Reading { model: Box::new(model), waiting };
-                Ok(Progress::More)
+                Ok(Progress::More { bytes: 0, total })
             }
             State::Reading { mut model, mut waiting } => {
                 let mut now = Vec::new();
@@ -119,18 +133,22 @@ impl Loader {
                     model.info.load_duration = self.started.elapsed();
                     return Ok(Progress::Done(model));
                 }
+                let total = model.info.bytes;
+                let bytes = total.saturating_sub(waiting.iter().map(|array| array.nbytes() as u64).sum());
                 self.state = State::Reading { model, waiting };
-                Ok(Progress::More)
+                Ok(Progress::More { bytes, total })
             }
             State::Ended => Err(LoadError::Mlx(Exception::custom("the loader has ended"))),
         }
     }
 
     fn open(&self) -> Result<Model, LoadError> {
-        let config = Config::read(&self.folder)?;
+        let Source { folder, form } = &self.source;
+        let config = Config::read(folder)?;
         let kernels = self.kernels.map_or_else(Kernels::for_device, Ok)?;
-        let decoder = build(&self.folder, &config, self.precision, kernels)?;
+        let decoder = build(folder, &config, (self.precision, *form), kernels)?;
         let bytes = decoder.arrays().map(|array| array.nbytes() as u64).sum();
+        let needs = Needs::of(&config, &plan(&config)?, decoder.number_bytes());
         let info = ModelInfo {
             name: self.name.clone(),
             architecture: config.architecture,
@@ -138,6 +156,8 @@ impl Loader {
             vocabulary: config.vocabulary.unsigned_abs(),
             end_ids: config.end_ids,
             bytes,
+            form: *form,
+            needs,
             #[cfg(test)]
             quantization: config.quantization.default,
             load_duration: Duration::ZERO,
@@ -147,13 +167,14 @@ impl Loader {
 }
 
 /// Checks what can be checked without MLX: that the config is of a model we compute, and that the headers of the weights
-/// are whole.
+/// are whole. Gives what they will take in memory.
 ///
 /// # Errors
 /// The first fault, config before weights.
-pub(crate) fn check(folder: &Path) -> Result<(), LoadError> {
-    plan(&Config::read(folder)?)?;
-    weights::check(folder)
+pub(crate) fn measure(folder: &Path, precision: Precision) -> Result<Footprint, LoadError> {
+    let config = Config::read(folder)?;
+    let plan = plan(&config)?;
+    weights::measure(folder, &config.quantization, plan.head, precision)
 }
 
 fn plan(config: &Config) -> Result<Plan, LoadError> {
@@ -164,9 +185,14 @@ fn plan(config: &Config) -> Result<Plan, LoadError> {
     }
 }
 
-fn build(folder: &Path, config: &Config, precision: Precision, kernels: Kernels) -> Result<Decoder, LoadError> {
+fn build(
+    folder: &Path,
+    config: &Config,
+    (precision, form): (Precision, Form),
+    kernels: Kernels,
+) -> Result<Decoder, LoadError> {
     let plan = plan(config)?;
-    let mut weights = Weights::open(folder, config.quantization.clone(), precision)?;
+    let mut weights = Weights::open(folder, config.quantization.clone(), precision, form)?;
     weights.drop_where(|name| name.ends_with("rotary_emb.inv_freq"));
     let decoder = Decoder::build(config, &plan, &mut weights, kernels)?;
     weights.finish()?;

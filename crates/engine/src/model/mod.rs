@@ -8,12 +8,14 @@ mod attention;
 mod config;
 mod decoder;
 mod error;
+mod footprint;
 mod kernels;
 mod key_value;
 mod layout;
 mod linear;
 mod llama;
 mod loader;
+mod needs;
 mod norm;
 mod plan;
 mod quantization;
@@ -27,10 +29,13 @@ mod weights;
 
 pub(crate) use config::{Architecture, Config};
 pub(crate) use error::{LoadError, file_name};
+pub(crate) use footprint::{Footprint, Form, Source};
 pub(crate) use kernels::Kernels;
 pub(crate) use key_value::{KeyValueCache, KeyValueRun};
 pub(crate) use layout::{Layout, Segment, SequenceKey};
-pub(crate) use loader::{Loader, Model, ModelInfo, Progress, check};
+pub(crate) use loader::{Loader, Model, ModelInfo, Progress, measure};
+#[cfg(test)]
+pub(crate) use needs::Needs;
 pub(crate) use store::KeyValueStore;
 
 /// What requests call a model.

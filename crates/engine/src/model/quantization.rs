@@ -20,7 +20,6 @@ struct PackingDefaults {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Quantization {
     /// What it says of all other paths.
-    #[cfg(test)]
     pub(crate) default: Option<QuantizationSummary>,
     pub(crate) paths: BTreeMap<String, Packing>,
 }
@@ -44,16 +43,6 @@ pub(crate) struct QuantizationSummary {
 }
 
 impl Quantization {
-    /// The shapes of the tensors decide on what no path names, so the default is only ever checked.
-    #[cfg_attr(not(test), expect(unused_variables, reason = "only tests ask how most weights are packed"))]
-    fn new(default: QuantizationSummary, paths: BTreeMap<String, Packing>) -> Self {
-        Self {
-            #[cfg(test)]
-            default: Some(default),
-            paths,
-        }
-    }
-
     /// Of the map at `key`, the top level of config.json's `quantization`.
     pub(super) fn parse(key: &str, map: &Map<String, Value>) -> Result<Self, LoadError> {
         if let Some(method) = map.get("quant_method").and_then(Value::as_str) {
@@ -77,7 +66,7 @@ impl Quantization {
             paths.insert(path.clone(), packing);
         }
         let default = summary(key, map, PackingDefaults { bits: None, group_size: None })?;
-        Ok(Self::new(default, paths))
+        Ok(Self { default: Some(default), paths })
     }
 }
 

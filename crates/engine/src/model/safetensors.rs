@@ -2,7 +2,7 @@
 //! where a file that is shorter than its header says would end the process.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs::File,
     io::Read,
     path::{Path, PathBuf},
@@ -16,6 +16,15 @@ use super::LoadError;
 /// The largest header the format allows, in bytes.
 const LARGEST_HEADER: u64 = 100_000_000;
 
+/// What a header says of a tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stored {
+    /// As the format calls it, such as `BF16`.
+    pub(super) dtype: String,
+    pub(super) shape: Vec<u64>,
+    pub(super) bytes: u64,
+}
+
 #[derive(Deserialize)]
 struct Entry {
     dtype: String,
@@ -23,8 +32,8 @@ struct Entry {
     data_offsets: (u64, u64),
 }
 
-/// Checks that the header is well-formed and that the file holds every tensor it names; gives the tensors' names.
-pub(super) fn check(path: &Path) -> Result<BTreeSet<String>, LoadError> {
+/// Checks that the header is well-formed and that the file holds every tensor it names; gives what it says of each.
+pub(super) fn check(path: &Path) -> Result<BTreeMap<String, Stored>, LoadError> {
     let read_error = |source| LoadError::Read { path: PathBuf::from(path), source };
     let damaged = |problem: String| LoadError::Damaged { path: PathBuf::from(path), problem };
     let mut file = File::open(path).map_err(read_error)?;
@@ -43,7 +52,7 @@ pub(super) fn check(path: &Path) -> Result<BTreeSet<String>, LoadError> {
     let header: BTreeMap<String, Value> =
         serde_json::from_slice(&header).map_err(|source| LoadError::Json { path: PathBuf::from(path), source })?;
     let data = length - 8 - size;
-    let mut names = BTreeSet::new();
+    let mut tensors = BTreeMap::new();
     for (name, value) in header {
         if name == "__metadata__" {
             continue;
@@ -61,10 +70,10 @@ pub(super) fn check(path: &Path) -> Result<BTreeSet<String>, LoadError> {
             Some(_) if end > data => {
                 return Err(damaged(format!("tensor `{name}` ends at byte {end} of {data}; the file is cut off")));
             }
-            Some(_) => names.insert(name),
+            Some(bytes) => tensors.insert(name, Stored { dtype: entry.dtype, shape: entry.shape, bytes }),
         };
     }
-    Ok(names)
+    Ok(tensors)
 }
 
 fn element_bytes(dtype: &str) -> Option<u64> {

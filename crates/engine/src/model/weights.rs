@@ -13,7 +13,9 @@ use serde::Deserialize;
 
 use super::{
     LoadError, config,
+    footprint::{Footprint, Form},
     linear::{Bias, Embedding, Linear, Matrix, Packed},
+    plan::Head,
     quantization::{Packing, Quantization},
     safetensors,
 };
@@ -24,6 +26,7 @@ pub(crate) struct Weights {
     tensors: HashMap<String, (Array, Arc<Path>)>,
     quantization: Quantization,
     precision: Precision,
+    form: Form,
 }
 
 #[derive(Deserialize)]
@@ -33,7 +36,12 @@ struct Index {
 
 impl Weights {
     /// Opens every weights file of a folder.
-    pub(crate) fn open(folder: &Path, quantization: Quantization, precision: Precision) -> Result<Self, LoadError> {
+    pub(crate) fn open(
+        folder: &Path,
+        quantization: Quantization,
+        precision: Precision,
+        form: Form,
+    ) -> Result<Self, LoadError> {
         let mut tensors = HashMap::new();
         for path in files(folder)? {
             safetensors::check(&path)?;
@@ -44,7 +52,7 @@ impl Weights {
             })?;
             tensors.extend(arrays.into_iter().map(|(name, array)| (name, (array, Arc::clone(&path)))));
         }
-        Ok(Self { tensors, quantization, precision })
+        Ok(Self { tensors, quantization, precision, form })
     }
 
     /// Drops the tensors whose names match: leftovers of a conversion.
@@ -65,6 +73,7 @@ impl Weights {
     /// The projection at `path`, from `input` to `output` features.
     pub(crate) fn linear(&mut self, path: &str, (input, output): (i32, i32), bias: Bias) -> Result<Linear, LoadError> {
         let matrix = match self.packed(path, (input, output))? {
+            Some(packed) if self.form == Form::Unpacked => Matrix::Dense(packed.unpacked()?.transpose()?),
             Some(packed) => Matrix::Packed(packed),
             None => Matrix::Dense(self.float(&format!("{path}.weight"), &[output, input])?.transpose()?),
         };
@@ -75,9 +84,17 @@ impl Weights {
         Ok(Linear { matrix, bias })
     }
 
-    /// The table at `path`, of `vocabulary` vectors.
-    pub(crate) fn embedding(&mut self, path: &str, vocabulary: i32, hidden: i32) -> Result<Embedding, LoadError> {
+    /// The table at `path`, of `vocabulary` vectors. One that only looks up stays packed: a row costs next to nothing.
+    pub(crate) fn embedding(
+        &mut self,
+        path: &str,
+        (vocabulary, hidden): (i32, i32),
+        head: Head,
+    ) -> Result<Embedding, LoadError> {
         match self.packed(path, (hidden, vocabulary))? {
+            Some(packed) if self.form == Form::Unpacked && head == Head::Tied => {
+                Ok(Embedding::dense(packed.unpacked()?)?)
+            }
             Some(packed) => Ok(Embedding::Packed(packed)),
             None => Ok(Embedding::dense(self.float(&format!("{path}.weight"), &[vocabulary, hidden])?)?),
         }
@@ -137,9 +154,18 @@ impl Weights {
     }
 }
 
-/// Checks the header of every weights file of a folder.
-pub(super) fn check(folder: &Path) -> Result<(), LoadError> {
-    files(folder)?.iter().try_for_each(|path| safetensors::check(path).map(drop))
+/// Checks the header of every weights file of a folder, and tells from them what the weights will take.
+pub(super) fn measure(
+    folder: &Path,
+    quantization: &Quantization,
+    head: Head,
+    precision: Precision,
+) -> Result<Footprint, LoadError> {
+    let mut tensors = BTreeMap::new();
+    for path in files(folder)? {
+        tensors.extend(safetensors::check(&path)?);
+    }
+    Ok(Footprint::of(&tensors, quantization, head, precision))
 }
 
 /// The weights files: those the index names, or all of them.

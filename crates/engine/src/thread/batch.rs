@@ -69,6 +69,11 @@ impl Batch {
         Self { model, store, runs_ahead, ahead: None }
     }
 
+    /// The model.
+    pub(super) fn model(&self) -> &Model {
+        &self.model
+    }
+
     /// Bytes of keys and values.
     pub(super) fn bytes(&self) -> u64 {
         self.store.bytes()

@@ -1,8 +1,10 @@
 //! What the MLX thread is told, and what it tells of each sequence.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use mlx_manager_llm::{FinishReason, Priority};
+#[cfg(test)]
+use mlx_manager_signal::event::EngineMemoryHeld;
 use tokio::{
     sync::{mpsc::UnboundedSender, oneshot},
     time::Instant,
@@ -12,7 +14,8 @@ use tracing::Span;
 use crate::{
     cache::PrefixLookup,
     error::EngineError,
-    model::{ModelInfo, ModelName},
+    mlx::Precision,
+    model::{ModelInfo, ModelName, Source},
     sample::SamplingParameters,
 };
 
@@ -27,6 +30,8 @@ pub(crate) struct Generate {
     pub(crate) sampling: SamplingParameters,
     /// The most tokens to generate, at least 1.
     pub(crate) max_tokens: u32,
+    /// Whether nobody named that limit, so that hardly any answer comes near it.
+    pub(crate) open_ended: bool,
     /// All ids that end the answer, the model's own included ([`ModelInfo::end_ids`]).
     pub(crate) stop_ids: Vec<u32>,
     /// Who goes first where sequences wait.
@@ -71,6 +76,10 @@ pub(crate) struct EngineStats {
     pub(crate) running: usize,
     /// Bytes of the arrays that MLX holds.
     pub(crate) active_memory: u64,
+    /// Bytes of freed buffers that it keeps.
+    pub(crate) cache_memory: u64,
+    /// What they are for.
+    pub(crate) held: EngineMemoryHeld,
     /// The loaded models, with the bytes of their key-value caches, those of ended sequences included.
     pub(crate) models: Vec<(Arc<ModelInfo>, u64)>,
 }
@@ -96,8 +105,12 @@ pub(super) enum Command {
 pub(super) enum Work {
     Load {
         name: ModelName,
-        folder: PathBuf,
+        source: Source,
         reply: LoadReply,
+    },
+    /// With which precision it computes.
+    Precision {
+        reply: oneshot::Sender<Result<Precision, EngineError>>,
     },
     Unload {
         name: ModelName,
@@ -111,6 +124,9 @@ pub(super) enum Work {
     },
     #[cfg(test)]
     Panic,
+    /// MLX fails with these words at the next steps, one after the other.
+    #[cfg(test)]
+    FailSteps(Vec<&'static str>),
     /// MLX fails at all sequences.
     #[cfg(test)]
     Fail,

@@ -4,7 +4,6 @@
 //! MLX.
 
 use std::{
-    path::PathBuf,
     sync::{Arc, mpsc},
     thread,
 };
@@ -25,7 +24,11 @@ use super::{
     command::{Command, Generate, GenerationEvent, Outbox, Submission, Work},
     supervisor,
 };
-use crate::{error::EngineError, model::ModelInfo};
+use crate::{
+    error::EngineError,
+    mlx::Precision,
+    model::{ModelInfo, Source},
+};
 
 /// The handle. Clones talk to the same thread. Dropping the last one waits for the thread to end, which takes up to one
 /// step: a process that exits while MLX computes crashes in MLX's destructors. [`Handle::shutdown`] waits without blocking.
@@ -78,8 +81,17 @@ impl Handle {
     ///
     /// # Errors
     /// When the model can't be loaded, which leaves the engine as it was.
-    pub(crate) async fn load(&self, name: &str, folder: PathBuf) -> Result<Arc<ModelInfo>, EngineError> {
-        self.ask(|reply| Command::Work(Work::Load { name: name.into(), folder, reply })).await?
+    pub(crate) async fn load(&self, name: &str, source: impl Into<Source>) -> Result<Arc<ModelInfo>, EngineError> {
+        let source = source.into();
+        self.ask(|reply| Command::Work(Work::Load { name: name.into(), source, reply })).await?
+    }
+
+    /// With which precision the thread computes, which is a matter of the device.
+    ///
+    /// # Errors
+    /// When MLX finds no device.
+    pub(crate) async fn precision(&self) -> Result<Precision, EngineError> {
+        self.ask(|reply| Command::Work(Work::Precision { reply })).await?
     }
 
     /// Gives a model's memory back. `reason` is `idle` or `memory`.
@@ -117,6 +129,11 @@ impl Handle {
     #[cfg(test)]
     pub(super) fn make_it_panic(&self) {
         self.link.send(Command::Work(Work::Panic)).map_err(drop).expect("the engine runs");
+    }
+
+    #[cfg(test)]
+    pub(super) fn fail_steps(&self, words: Vec<&'static str>) {
+        self.link.send(Command::Work(Work::FailSteps(words))).map_err(drop).expect("the engine runs");
     }
 
     #[cfg(test)]

@@ -1,19 +1,24 @@
 //! What holds memory beside the sequences that run: the models, and what was computed for sequences that ended.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::collections::HashMap;
 
 use mlx_manager_signal::{
-    event::{EngineMemory, ModelUnloaded, PrefixLookedUp, PromptNotKept},
+    event::{EngineMemory, EngineMemoryHeld, ModelUnloaded, PrefixLookedUp, PromptNotKept},
     span,
 };
+use tokio::sync::mpsc::UnboundedSender;
 use tracing::Span;
 
-use super::{EngineSettings, models::Models};
+use super::{
+    EngineSettings,
+    admission::{self, Held, Verdict, Wanted},
+    models::Models,
+};
 use crate::{
     cache::{PrefixCache, PrefixLookup, Reason},
     error::EngineError,
     mlx::{self, Exception},
-    model::{KeyValueCache, ModelName},
+    model::{KeyValueCache, ModelName, Source},
 };
 
 /// The models and the prefix cache, within a limit.
@@ -22,15 +27,18 @@ pub(super) struct Memory {
     prompts: PrefixCache,
     /// Bytes that MLX was asked to stay below.
     limit: Option<u64>,
+    /// Hears what sequences wait for that only a model's going would free.
+    room_wanted: Option<UnboundedSender<u64>>,
 }
 
 impl Memory {
-    /// `folders` are those of models that a former thread had.
-    pub(super) fn new(settings: &EngineSettings, folders: HashMap<ModelName, PathBuf>) -> Self {
+    /// `sources` are those of models that a former thread had.
+    pub(super) fn new(settings: &EngineSettings, sources: HashMap<ModelName, Source>) -> Self {
         Self {
-            models: Models::new(folders, settings.precision, settings.memory_limit),
+            models: Models::new(sources, settings),
             prompts: PrefixCache::new(settings.prefix_cache),
             limit: settings.memory_limit,
+            room_wanted: settings.room_wanted.clone(),
         }
     }
 
@@ -86,6 +94,47 @@ impl Memory {
             dropped = true;
         }
         dropped
+    }
+
+    /// Whether a sequence may start beside others that will grow by so many bytes. What is only kept goes for it.
+    pub(super) fn admit(&mut self, wanted: Wanted, growth: u64, running: usize) -> Verdict {
+        let Some(limit) = self.limit else { return Verdict::Yes };
+        loop {
+            let active = mlx::active_memory().unwrap_or_default();
+            let verdict = admission::judge(limit, Held { active, kept: self.prompts.bytes(), growth, running }, wanted);
+            match verdict {
+                Verdict::MakeRoom { bytes } if self.drop_kept(bytes) > 0 => {}
+                Verdict::Wait { bytes } => {
+                    if let Some(room_wanted) = &self.room_wanted {
+                        // Without anybody who could make it, running sequences will.
+                        room_wanted.send(bytes).unwrap_or_default();
+                    }
+                    return verdict;
+                }
+                Verdict::Yes | Verdict::MakeRoom { .. } | Verdict::Never => return verdict,
+            }
+        }
+    }
+
+    /// The limit of [`Self::admit`], in bytes.
+    pub(super) fn limit(&self) -> Option<u64> {
+        self.limit
+    }
+
+    /// Gives back at least so many bytes of what is kept, if there are; says how many.
+    pub(super) fn drop_kept(&mut self, bytes: u64) -> u64 {
+        let before = self.prompts.bytes();
+        while before - self.prompts.bytes() < bytes && self.prompts.evict() {}
+        before - self.prompts.bytes()
+    }
+
+    /// What MLX's memory is for, `kv_live` being bytes of running sequences.
+    pub(super) fn held(&self, kv_live: u64) -> Result<EngineMemoryHeld, Exception> {
+        let weights = self.models.all_ready().map(|(_, info)| info.bytes).sum();
+        let prefix_cache = self.prompts.bytes();
+        let (active, allocator_cache) = (mlx::active_memory()?, mlx::cache_memory()?);
+        let other = active.saturating_sub(weights).saturating_sub(kv_live).saturating_sub(prefix_cache);
+        Ok(EngineMemoryHeld { weights, kv_live, prefix_cache, allocator_cache, other })
     }
 
     /// Bytes kept of a model's sequences that ended.

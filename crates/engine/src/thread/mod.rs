@@ -5,6 +5,7 @@
 //! other: [`sequences`] is the queue, in the order that [`scheduler`] decides; [`memory`] holds the [`models`] and what was
 //! computed for prompts; a [`sequence`] is one prompt and its answer on the device.
 
+mod admission;
 mod batch;
 mod command;
 mod handle;
@@ -22,7 +23,9 @@ pub(crate) use command::{Generate, GenerationEvent};
 pub(crate) use handle::Handle;
 pub(crate) use scheduler::Bound;
 
-use crate::mlx::Precision;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::{mlx::Precision, states::States};
 
 /// How the thread works.
 #[derive(Debug, Clone)]
@@ -37,6 +40,10 @@ pub(crate) struct EngineSettings {
     pub(crate) prefill_chunk: usize,
     /// Bytes that MLX is asked to stay below.
     pub(crate) memory_limit: Option<u64>,
+    /// Hears how many bytes sequences wait for that only a model's going would free.
+    pub(crate) room_wanted: Option<UnboundedSender<u64>>,
+    /// Hears where each model stands.
+    pub(crate) states: States,
     /// Bytes that keys and values of sequences that ended may take, for prompts that begin alike; 0 keeps none.
     pub(crate) prefix_cache: u64,
     /// `None` takes the fastest precision for the device.
@@ -54,6 +61,8 @@ impl Default for EngineSettings {
             // A GPU is fastest with the largest chunks, a CPU with those that fit its caches.
             prefill_chunk: if cfg!(target_os = "macos") { 2048 } else { 256 },
             memory_limit: None,
+            room_wanted: None,
+            states: States::default(),
             prefix_cache: 512 << 20,
             precision: None,
             run_ahead: None,

@@ -1,15 +1,20 @@
 //! The models by name, loaded a step at a time, with the answers to those who wait for one.
 
-use std::{collections::HashMap, path::PathBuf, rc::Rc, sync::Arc};
+use std::{collections::HashMap, rc::Rc, sync::Arc};
 
-use mlx_manager_signal::event::{EngineMemory, ModelLoadError, ModelLoaded};
+use mlx_manager_llm::ModelState;
+use mlx_manager_signal::event::{EngineMemory, ModelLoadError, ModelLoaded, ModelLoading};
 
-use super::command::LoadReply;
+use super::{EngineSettings, command::LoadReply};
 use crate::{
     error::EngineError,
     mlx::{self, Exception, Precision},
-    model::{Loader, Model, ModelInfo, ModelName, Progress},
+    model::{Loader, Model, ModelInfo, ModelName, Progress, Source},
+    states::States,
 };
+
+/// The part of the memory limit that MLX may keep in freed buffers.
+const CACHED_SHARE: u64 = 10;
 
 /// The models that the thread knows.
 pub(super) struct Models {
@@ -18,11 +23,12 @@ pub(super) struct Models {
     precision: Option<Precision>,
     /// Bytes that MLX is yet to be asked to stay below.
     untold_limit: Option<u64>,
+    states: States,
 }
 
 /// A model by name.
 struct Slot {
-    folder: PathBuf,
+    source: Source,
     state: SlotState,
 }
 
@@ -62,25 +68,22 @@ pub(super) enum LoadStep {
 }
 
 impl Models {
-    /// `folders` are those of models that a former thread had. MLX is told of the limit, in bytes, before the first model
+    /// `sources` are those of models that a former thread had. MLX is told of the limit, in bytes, before the first model
     /// loads.
-    pub(super) fn new(
-        folders: HashMap<ModelName, PathBuf>,
-        precision: Option<Precision>,
-        memory_limit: Option<u64>,
-    ) -> Self {
-        let known = |folder| Slot { folder, state: SlotState::Known };
-        let slots = folders.into_iter().map(|(name, folder)| (name, known(folder))).collect();
-        Self { slots, precision, untold_limit: memory_limit }
+    pub(super) fn new(sources: HashMap<ModelName, Source>, settings: &EngineSettings) -> Self {
+        let known = |source| Slot { source, state: SlotState::Known };
+        let slots = sources.into_iter().map(|(name, source)| (name, known(source))).collect();
+        let (precision, states) = (settings.precision, settings.states.clone());
+        Self { slots, precision, untold_limit: settings.memory_limit, states }
     }
 
-    /// The folders of all models, for a thread that takes over.
-    pub(super) fn folders(&self) -> HashMap<ModelName, PathBuf> {
-        self.slots.iter().map(|(name, slot)| (Arc::clone(name), slot.folder.clone())).collect()
+    /// Where all models are from, for a thread that takes over.
+    pub(super) fn sources(&self) -> HashMap<ModelName, Source> {
+        self.slots.iter().map(|(name, slot)| (Arc::clone(name), slot.source.clone())).collect()
     }
 
     /// Answers once the model is ready, or can't be.
-    pub(super) fn load(&mut self, name: &ModelName, folder: PathBuf, reply: LoadReply) -> Loading {
+    pub(super) fn load(&mut self, name: &ModelName, source: Source, reply: LoadReply) -> Loading {
         match self.slots.get_mut(name).map(|slot| &mut slot.state) {
             Some(SlotState::Ready { info, .. }) => {
                 // Whoever asked may have left.
@@ -91,7 +94,7 @@ impl Models {
                 replies.push(reply);
                 Loading::NotBegun
             }
-            Some(SlotState::Known) | None => self.begin(name, folder, vec![reply]),
+            Some(SlotState::Known) | None => self.begin(name, source, vec![reply]),
         }
     }
 
@@ -101,8 +104,8 @@ impl Models {
         let name = Arc::clone(name);
         let loading = match slot.state {
             SlotState::Known => {
-                let folder = slot.folder.clone();
-                self.begin(&name, folder, Vec::new())
+                let source = slot.source.clone();
+                self.begin(&name, source, Vec::new())
             }
             SlotState::Loading { .. } | SlotState::Ready { .. } => Loading::NotBegun,
         };
@@ -114,16 +117,24 @@ impl Models {
         let Some(slot) = self.slots.get_mut(name) else { return LoadStep::Unwanted };
         let SlotState::Loading { loader, replies } = &mut slot.state else { return LoadStep::Unwanted };
         match loader.step() {
-            Ok(Progress::More) => LoadStep::More,
+            Ok(Progress::More { bytes, total }) => {
+                ModelLoading { model: name, bytes, total }.emit();
+                self.states.set(name, ModelState::Loading { bytes, total });
+                LoadStep::More
+            }
             Ok(Progress::Done(model)) => {
                 let info = Arc::new(model.info.clone());
-                ModelLoaded { model: name, bytes: info.bytes, duration: info.load_duration }.emit();
+                let (bytes, duration, weights) = (info.bytes, info.load_duration, info.form.as_str());
+                ModelLoaded { model: name, bytes, duration, weights }.emit();
+                self.states.set(name, ModelState::Loaded { bytes, weights });
                 answer_all(replies, &Ok(Arc::clone(&info)));
                 slot.state = SlotState::Ready { model: Rc::new(*model), info };
                 LoadStep::Ready
             }
             Err(source) => {
-                ModelLoadError { model: name, folder: Some(&slot.folder), error: &source }.emit();
+                ModelLoading { model: name, bytes: 0, total: 0 }.emit();
+                self.states.set(name, ModelState::Failed);
+                ModelLoadError { model: name, folder: Some(&slot.source.folder), error: &source }.emit();
                 let error = EngineError::Load { model: name.to_string(), source: Arc::new(source) };
                 answer_all(replies, &Err(error.clone()));
                 self.slots.remove(name);
@@ -155,12 +166,14 @@ impl Models {
 
     /// Drops a model; false when there is none of this name.
     pub(super) fn remove(&mut self, name: &ModelName) -> bool {
+        self.states.set(name, ModelState::OnDisk);
         self.slots.remove(name).is_some()
     }
 
     /// Tells those who wait for a model that it won't come, and that no model has a cache any more.
     pub(super) fn abandon(&mut self, error: &EngineError) {
         for (model, slot) in &mut self.slots {
+            self.states.set(model, ModelState::OnDisk);
             match &mut slot.state {
                 SlotState::Known => {}
                 SlotState::Loading { replies, .. } => answer_all(replies, &Err(error.clone())),
@@ -169,11 +182,11 @@ impl Models {
         }
     }
 
-    fn begin(&mut self, name: &ModelName, folder: PathBuf, mut replies: Vec<LoadReply>) -> Loading {
+    fn begin(&mut self, name: &ModelName, source: Source, mut replies: Vec<LoadReply>) -> Loading {
         match self.precision() {
             Ok(precision) => {
-                let loader = Loader::new(name.to_string(), folder.clone(), precision);
-                let slot = Slot { folder, state: SlotState::Loading { loader, replies } };
+                let loader = Loader::new(name.to_string(), source.clone(), precision);
+                let slot = Slot { source, state: SlotState::Loading { loader, replies } };
                 self.slots.insert(Arc::clone(name), slot);
                 Loading::Begun
             }
@@ -185,9 +198,10 @@ impl Models {
     }
 
     /// The first thing that MLX is asked at all, so it is told its limit before.
-    fn precision(&mut self) -> Result<Precision, Exception> {
+    pub(super) fn precision(&mut self) -> Result<Precision, Exception> {
         if let Some(bytes) = self.untold_limit {
             mlx::limit_memory(bytes)?;
+            mlx::limit_cache(bytes / CACHED_SHARE)?;
             self.untold_limit = None;
         }
         self.precision.map_or_else(Precision::for_device, Ok)

@@ -7,6 +7,9 @@ use crate::{
     sample::{Sampler, SamplingParameters},
 };
 
+/// Tokens of an answer that memory is set aside for where nobody named a limit.
+const EXPECTED: usize = 1024;
+
 /// What a sequence is to do.
 #[derive(Debug)]
 pub(super) struct SequencePlan {
@@ -15,6 +18,8 @@ pub(super) struct SequencePlan {
     pub(super) sampling: SamplingParameters,
     /// At least 1.
     pub(super) max_tokens: u32,
+    /// Whether nobody named that limit.
+    pub(super) open_ended: bool,
     pub(super) stop_ids: Vec<u32>,
 }
 
@@ -41,13 +46,14 @@ pub(super) struct Sequence {
     /// Tokens whose keys and values are computed.
     computed: usize,
     max_tokens: usize,
+    open_ended: bool,
     stop_ids: Vec<u32>,
     sampler: Sampler,
 }
 
 impl Sequence {
     pub(super) fn new(plan: SequencePlan) -> Self {
-        let SequencePlan { prompt, sampling, max_tokens, stop_ids } = plan;
+        let SequencePlan { prompt, sampling, max_tokens, open_ended, stop_ids } = plan;
         let sampler = Sampler::new(sampling, &prompt);
         let length = prompt.len();
         Self {
@@ -56,6 +62,7 @@ impl Sequence {
             cached: 0,
             computed: 0,
             max_tokens: max_tokens as usize,
+            open_ended,
             stop_ids,
             sampler,
         }
@@ -113,6 +120,12 @@ impl Sequence {
         self.tokens.len() - self.prompt + 1 < self.max_tokens
     }
 
+    /// Tokens that it will have at its end, as far as can be told. Where nobody named a limit they are [`EXPECTED`] at first, and
+    /// more as it grows beyond them.
+    pub(super) fn expected_length(&self) -> u64 {
+        expected_length(self.prompt, self.tokens.len() - self.prompt, self.max_tokens, self.open_ended)
+    }
+
     pub(super) fn sampler(&self) -> &Sampler {
         &self.sampler
     }
@@ -154,4 +167,13 @@ impl Sequence {
         let positions = layers.first().map_or(0, |layer| usize::try_from(layer.offset()).unwrap_or_default());
         self.tokens.get(..positions).unwrap_or(&self.tokens)
     }
+}
+
+/// See [`Sequence::expected_length`].
+pub(super) fn expected_length(prompt: usize, produced: usize, max_tokens: usize, open_ended: bool) -> u64 {
+    let answer = match open_ended {
+        true => (produced / EXPECTED + 1).saturating_mul(EXPECTED).min(max_tokens),
+        false => max_tokens,
+    };
+    prompt.saturating_add(answer) as u64
 }

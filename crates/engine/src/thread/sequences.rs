@@ -4,8 +4,8 @@ use std::{collections::HashMap, time::Duration};
 
 use mlx_manager_llm::Usage;
 use mlx_manager_signal::{
-    event::{DecodeFinished, PrefillFinished, QueueDepth, QueueLeft},
-    span,
+    event::{DecodeFinished, PrefillFinished, QueueDepth, QueueLeft, RunningRequests, SequenceEnded, TokenFollowed},
+    span::{self, BatchSize, DecodePace},
 };
 use tokio::time::Instant;
 use tracing::Span;
@@ -24,6 +24,7 @@ pub(super) struct Sequences {
     open: HashMap<SequenceId, Open>,
     next_id: SequenceId,
     told_waiting: usize,
+    told_running: usize,
 }
 
 /// A sequence that has not ended.
@@ -32,6 +33,7 @@ pub(super) struct Open {
     pub(super) events: Outbox,
     /// The inference span.
     span: Span,
+    answer: Option<Answer>,
     phase: Phase,
 }
 
@@ -60,7 +62,14 @@ pub(super) struct Running {
     started: Instant,
     /// The span of prefill until the first token, that of decode after it.
     span: Span,
-    first_token: Option<Instant>,
+    is_prefilling: bool,
+}
+
+/// An answer that has begun, which it is whether its sequence runs or waits again.
+struct Answer {
+    first_token: Instant,
+    last_token: Instant,
+    pace: DecodePace,
 }
 
 /// A sequence that is over but for its last event.
@@ -80,7 +89,7 @@ impl Sequences {
             queue_tokens: settings.queue_tokens,
             prefill_chunk: settings.prefill_chunk,
         };
-        Self { scheduler: Scheduler::new(limits), open: HashMap::new(), next_id: 0, told_waiting: 0 }
+        Self { scheduler: Scheduler::new(limits), open: HashMap::new(), next_id: 0, told_waiting: 0, told_running: 0 }
     }
 
     /// Whether there is nothing to do, no model to load either.
@@ -109,11 +118,12 @@ impl Sequences {
             prompt: request.prompt,
             sampling: request.sampling,
             max_tokens: request.max_tokens,
+            open_ended: request.open_ended,
             stop_ids: request.stop_ids,
         };
         let place = QueuePlace { since: submitted, span: queue_span };
         let phase = Phase::Waiting(Box::new(Waiting { sequence: Sequence::new(plan), place }));
-        self.open.insert(id, Open { model, events, span: request.span, phase });
+        self.open.insert(id, Open { model, events, span: request.span, answer: None, phase });
     }
 
     /// A sequence that has not ended.
@@ -126,6 +136,17 @@ impl Sequences {
         self.open.get_mut(&id).and_then(Open::running)
     }
 
+    /// The spans of the chunks of prompts that a step computes, to be dropped when it is.
+    pub(super) fn chunk_spans(&mut self, step: &Step) -> Vec<Span> {
+        let prefill_tokens = step.prefill.iter().map(|chunk| chunk.tokens).sum();
+        let batch = BatchSize { decoding: step.decode.len() as u64, prefill_tokens };
+        let spans = step.prefill.iter().filter_map(|chunk| {
+            let running = self.running(chunk.id)?;
+            Some(span::prefill_chunk(&running.span, chunk.tokens, chunk.context, &batch))
+        });
+        spans.collect()
+    }
+
     /// Gives what these sequences keep on the host, in any order, for a step of all of them.
     pub(super) fn several(&mut self, ids: &[SequenceId]) -> Vec<(SequenceId, &mut Sequence)> {
         let open = self.open.iter_mut().filter(|(id, _)| ids.contains(id));
@@ -135,6 +156,19 @@ impl Sequences {
     /// A sequence has its place: so many tokens are to be computed before it decodes, so many are already.
     pub(super) fn started(&mut self, id: SequenceId, to_prefill: usize, computed: usize) {
         self.scheduler.started(id, to_prefill as u64, computed as u64);
+    }
+
+    /// There is no memory for a sequence that was to start: it waits on.
+    pub(super) fn hold(&mut self, id: SequenceId) {
+        self.scheduler.hold(id);
+    }
+
+    /// The models of the sequences that are computed, and how long each will be.
+    pub(super) fn expected_lengths(&self) -> impl Iterator<Item = (&ModelName, u64)> {
+        self.open.values().filter_map(|open| match &open.phase {
+            Phase::Running(running) => Some((&open.model, running.sequence.expected_length())),
+            Phase::Waiting(_) | Phase::Moving => None,
+        })
     }
 
     /// A step was computed.
@@ -153,17 +187,19 @@ impl Sequences {
     }
 
     /// Takes a sequence out, stating the facts of its decoding, however far that went.
-    pub(super) fn remove(&mut self, id: SequenceId) -> Option<Ended> {
+    pub(super) fn remove(&mut self, id: SequenceId, reason: &'static str) -> Option<Ended> {
         self.scheduler.remove(id, Instant::now());
-        let Open { model, events, span, phase } = self.open.remove(&id)?;
+        let Open { model, events, span, answer, phase } = self.open.remove(&id)?;
         let Phase::Running(running) = phase else { return Some(Ended { id, model, events, sequence: None }) };
-        let Running { sequence, span: decode_span, first_token, .. } = *running;
-        if let Some(first_token) = first_token {
-            let (tokens, duration) = (sequence.produced(), first_token.elapsed());
-            span.in_scope(|| DecodeFinished { model: &model, tokens, duration }.emit());
-            let usage = Usage { input: Some(sequence.prompt_tokens()), output: Some(tokens), ..Usage::default() };
-            span::decode_finished(&decode_span, &usage, duration);
+        let Running { sequence, span: decode_span, .. } = *running;
+        let (prompt, generated) = (sequence.prompt_tokens(), sequence.produced());
+        if let Some(Answer { first_token, pace, .. }) = answer {
+            let pace = DecodePace { duration: first_token.elapsed(), ..pace };
+            span.in_scope(|| DecodeFinished { model: &model, tokens: generated, duration: pace.duration }.emit());
+            let usage = Usage { input: Some(prompt), output: Some(generated), ..Usage::default() };
+            span::decode_finished(&decode_span, &usage, &pace);
         }
+        SequenceEnded { model: &model, reason, prompt, generated }.emit();
         Some(Ended { id, model, events, sequence: Some(sequence) })
     }
 
@@ -192,12 +228,17 @@ impl Sequences {
         self.scheduler.unloaded(model);
     }
 
-    /// States how many wait, where that has changed.
+    /// States how many wait and how many run, where that has changed.
     pub(super) fn tell_depth(&mut self) {
         let waiting = self.scheduler.waiting();
         if waiting != self.told_waiting {
             self.told_waiting = waiting;
             QueueDepth(waiting).emit();
+        }
+        let running = self.scheduler.running();
+        if running != self.told_running {
+            self.told_running = running;
+            RunningRequests(running).emit();
         }
     }
 
@@ -228,6 +269,14 @@ impl Open {
         }
     }
 
+    /// It, if it waits.
+    pub(super) fn waiting(&self) -> Option<&Sequence> {
+        match &self.phase {
+            Phase::Waiting(waiting) => Some(&waiting.sequence),
+            Phase::Running(_) | Phase::Moving => None,
+        }
+    }
+
     /// Ends its time in the queue, and gives how long that was.
     pub(super) fn leave_queue(&self, place: QueuePlace) -> Duration {
         drop(place.span);
@@ -245,7 +294,7 @@ impl Open {
     pub(super) fn run(&mut self, sequence: Sequence) {
         let (tokens, cached) = (sequence.prompt_tokens(), sequence.cached_tokens());
         let span = span::prefill(&self.span, tokens, cached);
-        let running = Running { sequence, started: Instant::now(), span, first_token: None };
+        let running = Running { sequence, started: Instant::now(), span, is_prefilling: true };
         self.phase = Phase::Running(Box::new(running));
     }
 
@@ -257,17 +306,31 @@ impl Open {
         }
     }
 
-    /// A token is there. With the first one prefill becomes decode, which is true then.
-    pub(super) fn token_is_there(&mut self) -> bool {
+    /// A token is there, from a step that gave so many sequences one. With the first one prefill becomes decode, which is true
+    /// then.
+    pub(super) fn token_is_there(&mut self, decoded: u64) -> bool {
         let Phase::Running(running) = &mut self.phase else { return false };
-        if running.first_token.is_some() {
-            return false;
+        let now = Instant::now();
+        if std::mem::take(&mut running.is_prefilling) {
+            running.span = span::decode(&self.span);
         }
-        let (tokens, cached) = (running.sequence.prompt_tokens(), running.sequence.cached_tokens());
-        let duration = running.started.elapsed();
-        self.span.in_scope(|| PrefillFinished { model: &self.model, tokens, cached, duration }.emit());
-        running.first_token = Some(Instant::now());
-        running.span = span::decode(&self.span);
-        true
+        let is_first = self.answer.is_none();
+        if is_first {
+            let (tokens, cached) = (running.sequence.prompt_tokens(), running.sequence.cached_tokens());
+            let duration = running.started.elapsed();
+            self.span.in_scope(|| PrefillFinished { model: &self.model, tokens, cached, duration }.emit());
+        }
+        let begun = Answer { first_token: now, last_token: now, pace: DecodePace::default() };
+        let answer = self.answer.get_or_insert(begun);
+        if !is_first {
+            let gap = now - answer.last_token;
+            TokenFollowed { model: &self.model, gap }.emit();
+            answer.pace.longest_gap = answer.pace.longest_gap.max(gap);
+            answer.last_token = now;
+        }
+        answer.pace.steps += 1;
+        answer.pace.decoded += decoded;
+        answer.pace.largest_batch = answer.pace.largest_batch.max(decoded);
+        is_first
     }
 }

@@ -1,27 +1,30 @@
 //! The step loop: one command or one step of computation at a time. It ties the queue of sequences to what holds memory,
 //! and is the only one to know both.
 
-use std::{collections::HashMap, collections::HashSet, num::NonZeroUsize, path::PathBuf, rc::Rc, time::Instant};
+use std::{collections::HashMap, collections::HashSet, num::NonZeroUsize, rc::Rc, time::Instant};
 
 use mlx_manager_llm::FinishReason;
-use mlx_manager_signal::event::{CacheNotCleared, PromptNotKept, QueueDepth};
+use mlx_manager_signal::event::{
+    CacheNotCleared, EngineOutOfMemory, Preempted, PromptNotKept, QueueDepth, StepFinished,
+};
 
 #[cfg(test)]
 use super::command::EngineStats;
 use super::{
     EngineSettings,
-    batch::{Batch, Outcome, Share},
+    admission::{Verdict, Wanted},
+    batch::{Batch, Outcome, Share, StepTimes},
     command::{GenerationEvent, LoadReply, Submission, Work},
     memory::Memory,
     models::{LoadStep, Loading},
     scheduler::{Action, SequenceId, Step},
-    sequence::Produced,
+    sequence::{Produced, expected_length},
     sequences::{Ended, Sequences, Waiting},
 };
 use crate::{
     error::EngineError,
     mlx::{self, Exception},
-    model::{Kernels, KeyValueCache, ModelName},
+    model::{Kernels, KeyValueCache, Model, ModelName, Source},
 };
 
 /// Everything that the thread holds.
@@ -36,18 +39,26 @@ pub(super) struct Core {
     suspects: HashSet<SequenceId>,
     /// Whether MLX may hold buffers that nobody needs.
     worked: bool,
+    /// The most tokens of a prompt that are computed at once.
+    prefill_chunk: u64,
+    /// What MLX says at the next steps.
+    #[cfg(test)]
+    failures: std::collections::VecDeque<&'static str>,
 }
 
 impl Core {
-    /// `folders` are those of models that a former thread had.
-    pub(super) fn new(settings: &EngineSettings, folders: HashMap<ModelName, PathBuf>) -> Self {
+    /// `sources` are those of models that a former thread had.
+    pub(super) fn new(settings: &EngineSettings, sources: HashMap<ModelName, Source>) -> Self {
         Self {
             sequences: Sequences::new(settings),
             batches: HashMap::new(),
-            memory: Memory::new(settings, folders),
+            memory: Memory::new(settings, sources),
             run_ahead: settings.run_ahead,
             suspects: HashSet::new(),
             worked: false,
+            prefill_chunk: settings.prefill_chunk as u64,
+            #[cfg(test)]
+            failures: Default::default(),
         }
     }
 
@@ -56,9 +67,9 @@ impl Core {
         self.sequences.is_idle()
     }
 
-    /// The folders of all models, for a thread that takes over.
-    pub(super) fn folders(&self) -> HashMap<ModelName, PathBuf> {
-        self.memory.models.folders()
+    /// Where all models are from, for a thread that takes over.
+    pub(super) fn sources(&self) -> HashMap<ModelName, Source> {
+        self.memory.models.sources()
     }
 
     /// Ends everything with an error.
@@ -71,13 +82,19 @@ impl Core {
     /// Does what it is told, which never takes long: what does is begun here and goes on in [`Self::step`].
     pub(super) fn obey(&mut self, work: Work) {
         match work {
-            Work::Load { name, folder, reply } => self.load(name, folder, reply),
+            Work::Load { name, source, reply } => self.load(name, source, reply),
+            Work::Precision { reply } => {
+                let precision = self.memory.models.precision().map_err(|error| EngineError::mlx(&error));
+                drop(reply.send(precision));
+            }
             Work::Unload { name, reason, reply } => drop(reply.send(self.unload(&name, reason))),
             Work::Generate(submission) => self.submit(*submission),
             #[cfg(test)]
             Work::Stats { reply } => drop(reply.send(self.stats())),
             #[cfg(test)]
             Work::Panic => panic!("as a test asked"),
+            #[cfg(test)]
+            Work::FailSteps(words) => self.failures.extend(words),
             #[cfg(test)]
             Work::Fail => {
                 let error = EngineError::mlx(&mlx::Exception::custom("as a test asked"));
@@ -106,8 +123,8 @@ impl Core {
         self.sequences.tell_depth();
     }
 
-    fn load(&mut self, name: ModelName, folder: PathBuf, reply: LoadReply) {
-        if self.memory.models.load(&name, folder, reply) == Loading::Begun {
+    fn load(&mut self, name: ModelName, source: Source, reply: LoadReply) {
+        if self.memory.models.load(&name, source, reply) == Loading::Begun {
             self.sequences.model_loads(name);
         }
     }
@@ -115,7 +132,10 @@ impl Core {
     fn step_load(&mut self, name: &ModelName) {
         match self.memory.models.step(name) {
             LoadStep::More => {}
-            LoadStep::Ready => self.sequences.model_is_ready(name),
+            LoadStep::Ready => {
+                self.sequences.model_is_ready(name);
+                self.tell_memory();
+            }
             LoadStep::Failed(error) => {
                 for id in self.sequences.of_model(name) {
                     self.fail(id, error.clone());
@@ -127,12 +147,16 @@ impl Core {
     }
 
     fn unload(&mut self, name: &ModelName, reason: &'static str) -> Result<(), EngineError> {
+        // Who left meanwhile doesn't use it.
+        self.drop_the_gone();
         if self.memory.models.is_loading(name) || !self.sequences.of_model(name).is_empty() {
             return Err(EngineError::InUse { model: name.to_string() });
         }
         self.sequences.model_is_gone(name);
         self.batches.remove(name);
-        self.memory.unload(name, reason)
+        self.memory.unload(name, reason)?;
+        self.tell_memory();
+        Ok(())
     }
 
     fn submit(&mut self, mut submission: Submission) {
@@ -144,13 +168,64 @@ impl Core {
         let Some((name, loading)) = self.memory.models.wanted(&request.model) else {
             return refuse(EngineError::NotLoaded { model: request.model.clone() });
         };
+        if let Some(model) = self.memory.models.ready(&name) {
+            let prompt = request.prompt.len();
+            let length = expected_length(prompt, 0, request.max_tokens as usize, request.open_ended);
+            let wanted = wanted(model, length, prompt, self.prefill_chunk);
+            // What can't ever be must not wait for its turn to hear so.
+            if self.memory.limit().is_some_and(|limit| wanted.exceeds(limit)) {
+                return refuse(self.too_large(&name, length, wanted));
+            }
+        }
         if loading == Loading::Begun {
             self.sequences.model_loads(ModelName::clone(&name));
         }
         self.sequences.submit(name, submission);
     }
 
+    /// Whether there is memory for a sequence whose turn has come.
+    ///
+    /// # Errors
+    /// When there can't be, whatever ends.
+    fn has_room(&mut self, id: SequenceId) -> Result<bool, EngineError> {
+        let Some(open) = self.sequences.get_mut(id) else { return Ok(true) };
+        let Some((sequence, model)) = open.waiting().zip(self.memory.models.ready(&open.model)) else {
+            return Ok(true);
+        };
+        let length = sequence.expected_length();
+        let wanted = wanted(model, length, sequence.length(), self.prefill_chunk);
+        let name = ModelName::clone(&open.model);
+        let mut running = 0;
+        let mut growth = 0_u64;
+        for (name, batch) in &self.batches {
+            let lengths = self.sequences.expected_lengths().filter(|(of, _)| *of == name).map(|(_, length)| length);
+            let needs = &batch.model().info.needs;
+            let expected = lengths.inspect(|_| running += 1).map(|length| needs.sequence(length));
+            growth = growth.saturating_add(expected.fold(0, u64::saturating_add).saturating_sub(batch.bytes()));
+        }
+        match self.memory.admit(wanted, growth, running) {
+            Verdict::Yes | Verdict::MakeRoom { .. } => Ok(true),
+            Verdict::Wait { .. } => Ok(false),
+            Verdict::Never => Err(self.too_large(&name, length, wanted)),
+        }
+    }
+
+    fn too_large(&self, model: &ModelName, tokens: u64, wanted: Wanted) -> EngineError {
+        EngineError::TooLarge {
+            model: model.to_string(),
+            tokens,
+            bytes: wanted.own(),
+            weights: wanted.weights,
+            limit: self.memory.limit().unwrap_or(u64::MAX),
+        }
+    }
+
     fn start(&mut self, id: SequenceId) {
+        match self.has_room(id) {
+            Ok(true) => {}
+            Ok(false) => return self.sequences.hold(id),
+            Err(error) => return self.fail(id, error),
+        }
         let Some(open) = self.sequences.get_mut(id) else { return self.discard(id) };
         let Some(Waiting { mut sequence, place }) = open.take_waiting() else { return self.discard(id) };
         let Some(model) = self.memory.models.ready(&open.model).map(Rc::clone) else {
@@ -186,6 +261,8 @@ impl Core {
             Ok(None) => {}
             Err(error) => return self.fail(id, EngineError::mlx(&error)),
         }
+        let computed = running.sequence.computed() as u64;
+        Preempted { model: &name, computed }.emit();
         self.sequences.requeue(id);
         self.tell_memory();
     }
@@ -206,7 +283,10 @@ impl Core {
                 prefill: step.prefill.iter().filter(|chunk| ids.contains(&chunk.id)).cloned().collect(),
             };
             let began = Instant::now();
-            match self.step_of(&part) {
+            let chunks = self.sequences.chunk_spans(&part);
+            let outcome = self.step_of(&part);
+            drop(chunks);
+            match outcome {
                 Ok(outcome) => self.stepped(part, outcome, began),
                 Err(error) => self.step_failed(&part.model, &ids, &error),
             }
@@ -214,6 +294,10 @@ impl Core {
     }
 
     fn step_of(&mut self, step: &Step) -> Result<Outcome, Exception> {
+        #[cfg(test)]
+        if let Some(words) = self.failures.pop_front() {
+            return Err(Exception::custom(words));
+        }
         let Some(batch) = self.batches.get_mut(&step.model) else {
             return Err(Exception::custom("sequences without a model"));
         };
@@ -234,22 +318,35 @@ impl Core {
 
     /// A step was computed: its tokens are told.
     fn stepped(&mut self, step: Step, outcome: Outcome, began: Instant) {
-        let Outcome { tokens, prefilled, times: _ } = outcome;
-        let decode = tokens.iter().map(|(id, _)| *id).collect();
+        let Outcome { tokens, prefilled, times } = outcome;
+        let decode: Vec<SequenceId> = tokens.iter().map(|(id, _)| *id).collect();
         let done = Step { decode, prefill: prefilled, ..step };
         self.sequences.stepped(&done, began.elapsed());
         done.decode.iter().chain(done.prefill.iter().map(|chunk| &chunk.id)).for_each(|id| {
             self.suspects.remove(id);
         });
+        let telling = Instant::now();
+        let decoded = tokens.len() as u64;
         for (id, token) in tokens {
-            self.tell(id, token);
+            self.tell(id, token, decoded);
         }
+        let StepTimes { graph, sample, wait } = times;
+        let prefilled = done.prefill.iter().map(|chunk| chunk.tokens).sum();
+        let tell = telling.elapsed();
+        StepFinished { model: &done.model, decoded, prefilled, graph, sample, wait, tell }.emit();
     }
 
     /// Whoever it failed by must not take the others along: each is computed anew, by itself, until it has passed a step.
     fn step_failed(&mut self, model: &ModelName, ids: &[SequenceId], error: &Exception) {
-        if let [id] = ids {
-            return self.fail(*id, EngineError::mlx(error));
+        let out_of_memory = mlx::is_out_of_memory(error);
+        if out_of_memory {
+            self.give_all_back(model, error);
+        }
+        if let [id] = ids
+            && (!out_of_memory || self.suspects.contains(id))
+        {
+            let error = if out_of_memory { EngineError::OutOfMemory } else { EngineError::mlx(error) };
+            return self.fail(*id, error);
         }
         if let Some(batch) = self.batches.get_mut(model) {
             batch.forget(ids.iter().copied());
@@ -263,15 +360,24 @@ impl Core {
         }
     }
 
-    /// Tells a token of a sequence, and ends it with its last one.
-    fn tell(&mut self, id: SequenceId, token: u32) {
+    /// MLX had no memory: what can be given back is.
+    fn give_all_back(&mut self, model: &ModelName, error: &Exception) {
+        let bytes = self.memory.drop_kept(u64::MAX);
+        EngineOutOfMemory { model, bytes, error }.emit();
+        if let Err(error) = mlx::clear_cache() {
+            CacheNotCleared { error: &error }.emit();
+        }
+    }
+
+    /// Tells a token of a sequence, from a step that gave so many one, and ends the sequence with its last one.
+    fn tell(&mut self, id: SequenceId, token: u32, decoded: u64) {
         let Some(open) = self.sequences.get_mut(id) else { return };
         let Some(running) = open.running() else { return };
         let step = running.sequence.take(token);
         let tokens = running.sequence.produced();
         #[cfg(test)]
         let stop_id = running.sequence.last_token().filter(|_| step == Produced::Stop);
-        let is_first = open.token_is_there();
+        let is_first = open.token_is_there(decoded);
         if let Produced::Token(token) | Produced::LastToken(token) = step {
             open.events.tell(GenerationEvent::Token(token));
         }
@@ -281,7 +387,7 @@ impl Core {
             Produced::LastToken(_) => FinishReason::Length,
             Produced::Stop => FinishReason::Stop,
         };
-        if let Some(mut ended) = self.remove(id) {
+        if let Some(mut ended) = self.remove(id, reason.as_str()) {
             ended.events.tell(GenerationEvent::Finished {
                 reason,
                 tokens,
@@ -294,7 +400,7 @@ impl Core {
 
     /// Ends a sequence with an error.
     fn fail(&mut self, id: SequenceId, error: EngineError) {
-        let Some(mut ended) = self.remove(id) else { return };
+        let Some(mut ended) = self.remove(id, "error") else { return };
         ended.events.tell(GenerationEvent::Failed(error));
         if ended.sequence.is_some() {
             // What was computed before may be what it failed by.
@@ -309,15 +415,15 @@ impl Core {
     /// Drops the sequences whose clients went away.
     fn drop_the_gone(&mut self) {
         for id in self.sequences.gone() {
-            if let Some(ended) = self.remove(id) {
+            if let Some(ended) = self.remove(id, "abort") {
                 self.keep(ended);
             }
         }
     }
 
-    fn remove(&mut self, id: SequenceId) -> Option<Ended> {
+    fn remove(&mut self, id: SequenceId, reason: &'static str) -> Option<Ended> {
         self.suspects.remove(&id);
-        self.sequences.remove(id)
+        self.sequences.remove(id, reason)
     }
 
     /// Keeps what was computed for a sequence that is over, if it ran.
@@ -343,11 +449,19 @@ impl Core {
 
     /// Drops a sequence that is not where it should be, so that nobody waits for it.
     fn discard(&mut self, id: SequenceId) {
-        drop(self.remove(id));
+        drop(self.remove(id, "error"));
     }
 
     fn tell_memory(&self) {
         self.memory.tell(|model| self.batches.get(model).map_or(0, Batch::bytes));
+        if let Ok(held) = self.memory.held(self.live_bytes()) {
+            held.emit();
+        }
+    }
+
+    /// Bytes of keys and values of running sequences.
+    fn live_bytes(&self) -> u64 {
+        self.batches.values().map(Batch::bytes).sum()
     }
 
     #[cfg(test)]
@@ -359,8 +473,21 @@ impl Core {
         EngineStats {
             waiting,
             running,
-            active_memory: mlx::active_memory().unwrap_or_default(),
+            active_memory: mlx::active_memory().unwrap(),
+            cache_memory: mlx::cache_memory().unwrap(),
+            held: self.memory.held(self.live_bytes()).unwrap(),
             models: models.map(|(name, info)| (std::sync::Arc::clone(info), bytes(name))).collect(),
         }
+    }
+}
+
+/// What a sequence takes that will have so many tokens, of which `computed` are computed at first, a chunk at a time.
+fn wanted(model: &Model, length: u64, computed: usize, chunk: u64) -> Wanted {
+    let needs = &model.info.needs;
+    let computed = computed as u64;
+    Wanted {
+        sequence: needs.sequence(length),
+        step: needs.step(computed.min(chunk), computed),
+        weights: model.info.bytes,
     }
 }

@@ -4,7 +4,6 @@
 use std::{
     collections::HashMap,
     panic::{self, AssertUnwindSafe},
-    path::PathBuf,
     sync::mpsc,
     thread,
 };
@@ -13,7 +12,10 @@ use mlx_manager_signal::event::MlxThreadGone;
 use tokio::sync::oneshot;
 
 use super::{EngineSettings, command::Command, step::Core};
-use crate::{error::EngineError, model::ModelName};
+use crate::{
+    error::EngineError,
+    model::{ModelName, Source},
+};
 
 /// How an MLX thread ended.
 enum Exit {
@@ -26,12 +28,12 @@ enum Exit {
 /// Keeps one MLX thread alive until it ends by itself. It is a thread of its own because MLX ties its streams, and
 /// `mlx-rs` its state, to the thread that a panic may have left in disorder.
 pub(super) fn supervise(mut inbox: mpsc::Receiver<Command>, settings: &EngineSettings) {
-    let mut folders = HashMap::new();
+    let mut sources = HashMap::new();
     loop {
-        let (inbox, folders) = (&mut inbox, &mut folders);
+        let (inbox, sources) = (&mut inbox, &mut sources);
         let exit = thread::scope(|scope| {
             let thread = thread::Builder::new().name("mlx".to_owned());
-            match thread.spawn_scoped(scope, || run(inbox, settings, folders)) {
+            match thread.spawn_scoped(scope, || run(inbox, settings, sources)) {
                 Ok(thread) => thread.join().unwrap_or(Exit::Panicked),
                 Err(error) => {
                     MlxThreadGone::Refused(&error).emit();
@@ -50,17 +52,17 @@ pub(super) fn supervise(mut inbox: mpsc::Receiver<Command>, settings: &EngineSet
     }
 }
 
-/// The MLX thread. `folders` are those of models once loaded, kept for its successor.
+/// The MLX thread. `sources` are those of models once loaded, kept for its successor.
 fn run(
     inbox: &mut mpsc::Receiver<Command>,
     settings: &EngineSettings,
-    folders: &mut HashMap<ModelName, PathBuf>,
+    sources: &mut HashMap<ModelName, Source>,
 ) -> Exit {
-    let mut core = Core::new(settings, std::mem::take(folders));
+    let mut core = Core::new(settings, std::mem::take(sources));
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| serve(inbox, &mut core)));
     if outcome.is_err() {
         core.abandon(&EngineError::Panicked);
-        *folders = core.folders();
+        *sources = core.sources();
     }
     // Arrays that a panic left half-made may panic again when they are dropped.
     let dropped = panic::catch_unwind(AssertUnwindSafe(|| drop(core)));

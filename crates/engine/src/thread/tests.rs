@@ -1,6 +1,8 @@
 //! Replays what the reference implementation computed, through the whole thread, and puts the thread under stress.
 
 mod prompts;
+mod room;
+mod weights;
 
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
@@ -20,7 +22,7 @@ use super::{
 use crate::{
     error::EngineError,
     mlx::{self, Precision},
-    model::{LoadError, Loader, Model, ModelInfo, Progress, Segment},
+    model::{LoadError, Loader, Model, ModelInfo, Progress, Segment, Source},
     sample::SamplingParameters,
 };
 
@@ -63,6 +65,7 @@ fn greedy(model: &str, prompt: &[u32], max_tokens: u32) -> Generate {
         prompt: prompt.to_vec(),
         sampling: SamplingParameters::GREEDY,
         max_tokens,
+        open_ended: false,
         stop_ids: Vec::new(),
         priority: Priority::Normal,
         span: tracing::Span::none(),
@@ -98,8 +101,8 @@ async fn loaded(engine: &Handle, name: &str) -> (Arc<ModelInfo>, Golden) {
     (engine.load(name, folder).await.unwrap(), golden)
 }
 
-fn load_now(folder: PathBuf) -> Box<Model> {
-    let mut loader = Loader::new("golden".to_owned(), folder, Precision::Float32);
+fn load_now(source: impl Into<Source>) -> Box<Model> {
+    let mut loader = Loader::new("golden".to_owned(), source, Precision::Float32);
     loop {
         if let Progress::Done(model) = loader.step().unwrap() {
             return model;
@@ -107,23 +110,26 @@ fn load_now(folder: PathBuf) -> Box<Model> {
     }
 }
 
+fn last_logits(model: &Model, prompt: &[u32]) -> Vec<f32> {
+    let mut store = model.decoder.new_store();
+    store.join(0, None);
+    let (last, before) = prompt.split_last().unwrap();
+    let mut forward = |tokens: &[u32], logits| {
+        let segment = Segment { sequence: 0, tokens: tokens.len() as i32, logits };
+        let mut layout = store.arrange(&[segment]).unwrap();
+        model.decoder.forward(&mlx::ids(tokens).unwrap(), &mut layout, &mut store).unwrap()
+    };
+    if !before.is_empty() {
+        forward(before, false);
+    }
+    forward(&[*last], true).unwrap().to_vec_exact::<f32>().unwrap()
+}
+
 #[test]
 fn logits_are_those_of_the_reference() {
     for (name, (folder, golden)) in goldens() {
         let model = load_now(folder);
-        let mut store = model.decoder.new_store();
-        store.join(0, None);
-        let (last, before) = golden.prompt_ids.split_last().unwrap();
-        let mut forward = |tokens: &[u32], logits| {
-            let segment = Segment { sequence: 0, tokens: tokens.len() as i32, logits };
-            let mut layout = store.arrange(&[segment]).unwrap();
-            model.decoder.forward(&mlx::ids(tokens).unwrap(), &mut layout, &mut store).unwrap()
-        };
-        if !before.is_empty() {
-            forward(before, false);
-        }
-        let logits = forward(&[*last], true).unwrap();
-        let logits = logits.to_vec_exact::<f32>().unwrap();
+        let logits = last_logits(&model, &golden.prompt_ids);
         assert_eq!(logits.len(), golden.last_logits.len(), "{name}");
         let largest = golden.last_logits.iter().fold(0.0_f32, |largest, logit| largest.max(logit.abs()));
         let difference = logits.iter().zip(&golden.last_logits).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
@@ -306,7 +312,7 @@ fn where_a_broken_model_is_stands_in_the_log_and_not_in_the_error() {
     let (reply, answer) = oneshot::channel();
     let lines = lines_of(|| {
         let mut core = Core::new(&EngineSettings { max_batch: 1, queue_limit: 1, ..settings() }, Default::default());
-        core.obey(Work::Load { name: "m".into(), folder: root.path().to_owned(), reply });
+        core.obey(Work::Load { name: "m".into(), source: root.path().to_owned().into(), reply });
         while !core.is_idle() {
             core.step();
         }
@@ -323,7 +329,7 @@ fn what_the_thread_says_of_a_request_names_it() {
     let (folder, golden) = golden("qwen3-f32-tied");
     let lines = lines_of(|| {
         let mut core = Core::new(&EngineSettings { max_batch: 1, queue_limit: 1, ..settings() }, Default::default());
-        core.obey(Work::Load { name: "m".into(), folder, reply: oneshot::channel().0 });
+        core.obey(Work::Load { name: "m".into(), source: folder.into(), reply: oneshot::channel().0 });
         let span = span::http_server(Kind::Inference, "POST", Some("/v1/chat/completions"), None, "req-7");
         let request = Generate { span: span.clone(), ..greedy("m", &golden.prompt_ids, 3) };
         let (events, _kept) = unbounded_channel();

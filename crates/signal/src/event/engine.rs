@@ -21,6 +21,8 @@ pub struct ModelLoaded<'a> {
     pub bytes: u64,
     /// Time to load.
     pub duration: Duration,
+    /// How they are kept: `stored`, or `unpacked` where they are packed on disk and floats in memory.
+    pub weights: &'a str,
 }
 
 impl ModelLoaded<'_> {
@@ -28,11 +30,34 @@ impl ModelLoaded<'_> {
     pub fn emit(self) {
         tracing::info!(
             target: target::SERVER_ENGINE,
-            model = self.model, bytes = self.bytes, duration_ms = milliseconds(self.duration), "model loaded"
+            model = self.model, bytes = self.bytes, weights = self.weights, duration_ms = milliseconds(self.duration),
+            "model loaded"
         );
         let labels = Labels::none().with_text(Label::Model, self.model);
         set(Gauge::ModelLoaded, labels.clone(), 1.0);
+        set(Gauge::ModelLoading, labels.clone(), 0.0);
         set(Gauge::ModelMemoryBytes, labels, self.bytes as f64);
+    }
+}
+
+/// A model waits until others, which are in use, make room for it.
+#[derive(Debug)]
+pub struct ModelWaitsForRoom<'a> {
+    /// Its name.
+    pub model: &'a str,
+    /// Memory its weights will take.
+    pub bytes: u64,
+    /// Memory that the weights of models in memory take.
+    pub held: u64,
+}
+
+impl ModelWaitsForRoom<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::info!(
+            target: target::SERVER_ENGINE,
+            model = self.model, bytes = self.bytes, held = self.held, "model waits for room"
+        );
     }
 }
 
@@ -63,7 +88,7 @@ impl ModelLoadError<'_> {
 pub struct ModelUnloaded<'a> {
     /// Its name.
     pub model: &'a str,
-    /// `idle` or `memory`.
+    /// `idle`, `memory` or `request`.
     pub reason: &'static str,
 }
 
@@ -185,8 +210,10 @@ impl DecodeFinished<'_> {
             model = self.model, tokens = self.tokens, duration_ms = milliseconds(self.duration), tokens_per_second = rate,
             "answer generated"
         );
+        let labels = Labels::none().with_text(Label::Model, self.model);
+        observe(Histogram::Decode, labels.clone(), seconds);
         if let Some(rate) = rate {
-            observe(Histogram::DecodeTokensPerSecond, Labels::none().with_text(Label::Model, self.model), rate);
+            observe(Histogram::DecodeTokensPerSecond, labels, rate);
         }
     }
 }
@@ -211,6 +238,87 @@ impl EngineMemory<'_> {
     }
 }
 
+/// What MLX's memory is for. Together it is all that MLX holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EngineMemoryHeld {
+    /// Weights of the models in memory.
+    pub weights: u64,
+    /// Keys and values of open sequences.
+    pub kv_live: u64,
+    /// What is kept of ended sequences for prompts to come.
+    pub prefix_cache: u64,
+    /// Freed buffers that MLX keeps for the next arrays.
+    pub allocator_cache: u64,
+    /// All else that is in arrays.
+    pub other: u64,
+}
+
+impl EngineMemoryHeld {
+    /// States the fact.
+    pub fn emit(self) {
+        let Self { weights, kv_live, prefix_cache, allocator_cache, other } = self;
+        tracing::trace!(
+            target: target::SERVER_ENGINE,
+            weights, kv_live, prefix_cache, allocator_cache, other, "engine memory by kind"
+        );
+        let kinds = [
+            ("weights", weights),
+            ("kv_live", kv_live),
+            ("prefix_cache", prefix_cache),
+            ("allocator_cache", allocator_cache),
+            ("other", other),
+        ];
+        for (kind, bytes) in kinds {
+            set(Gauge::EngineMemoryBytes, Labels::none().with(Label::Kind, kind), bytes as f64);
+        }
+    }
+}
+
+/// Some more of a model is read.
+#[derive(Debug)]
+pub struct ModelLoading<'a> {
+    /// Its name.
+    pub model: &'a str,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Bytes that it will have.
+    pub total: u64,
+}
+
+impl ModelLoading<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        let ratio = if self.total == 0 { 0.0 } else { self.bytes as f64 / self.total as f64 };
+        tracing::debug!(
+            target: target::SERVER_ENGINE,
+            model = self.model, bytes = self.bytes, total = self.total, percent = (ratio * 100.0) as u64, "model is loading"
+        );
+        set(Gauge::ModelLoading, Labels::none().with_text(Label::Model, self.model), ratio);
+    }
+}
+
+/// MLX had no memory for a step; what can be given back was, and the step is tried again.
+#[derive(Debug)]
+pub struct EngineOutOfMemory<'a> {
+    /// The model whose step it was.
+    pub model: &'a str,
+    /// Bytes given back.
+    pub bytes: u64,
+    /// What MLX says.
+    pub error: &'a (dyn Error + 'static),
+}
+
+impl EngineOutOfMemory<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::warn!(
+            target: target::SERVER_ENGINE,
+            model = self.model, bytes = self.bytes, error = self.error,
+            "out of memory: what was kept is given back, and the step is tried again"
+        );
+    }
+}
+
 /// The configuration names local models, and this build has no engine.
 #[derive(Debug)]
 pub struct EngineAbsent;
@@ -221,6 +329,27 @@ impl EngineAbsent {
         tracing::warn!(
             target: target::SERVER_ENGINE_ABSENT,
             "built without local inference (feature `mlx`): local models are not served"
+        );
+    }
+}
+
+/// The library that MLX computes with on a CPU has picked its kernels.
+#[derive(Debug)]
+pub struct KernelsPicked<'a> {
+    /// Its name.
+    pub library: &'static str,
+    /// Its version.
+    pub version: &'a str,
+    /// The processor that the kernels are made for, which may be an older one than the machine's.
+    pub core: &'a str,
+}
+
+impl KernelsPicked<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::info!(
+            target: target::SERVER_ENGINE_BACKEND,
+            library = self.library, version = self.version, core = self.core, "kernels picked"
         );
     }
 }

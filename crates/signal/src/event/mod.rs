@@ -8,6 +8,7 @@ mod engine;
 mod http;
 mod pull;
 mod request;
+mod step;
 mod telemetry;
 #[cfg(test)]
 mod tests;
@@ -26,9 +27,10 @@ pub use daemon::{
     LogFilesReopened, LogReloaded, NoDelayRefused, ReloadRefused, StopSignalled, TasksLeftBehind,
 };
 pub use engine::{
-    CacheNotCleared, DecodeError, DecodeFinished, EngineAbsent, EngineMemory, EngineStartError, FolderLeftOver,
-    MachineMemoryUnknown, MlxThreadGone, ModelLoadError, ModelLoaded, ModelUnloaded, PrefillFinished, PrefixLookedUp,
-    PromptNotKept, QueueDepth, QueueLeft,
+    CacheNotCleared, DecodeError, DecodeFinished, EngineAbsent, EngineMemory, EngineMemoryHeld, EngineOutOfMemory,
+    EngineStartError, FolderLeftOver, KernelsPicked, MachineMemoryUnknown, MlxThreadGone, ModelLoadError, ModelLoaded,
+    ModelLoading, ModelUnloaded, ModelWaitsForRoom, PrefillFinished, PrefixLookedUp, PromptNotKept, QueueDepth,
+    QueueLeft,
 };
 pub use http::{HttpRequestFinished, HttpRequestStarted};
 pub use pull::{DownloadFinished, DownloadRetried, FileDownloaded, PullFinished, PullStarted};
@@ -36,6 +38,7 @@ pub use request::{
     InferenceFailedOver, OverheadMeasured, Phase, RequestDecoded, RequestFinished, RouteDecided, TargetCalled,
     TargetFailed, TargetsTried,
 };
+pub use step::{Preempted, RunningRequests, SequenceEnded, StepFinished, TokenFollowed};
 pub use telemetry::{
     EndpointChanged, ExportTotals, LogSinkTotals, Panicked, SeriesCapReached, SinkTrouble, SpoolSize, TelemetryLost,
 };

@@ -187,7 +187,7 @@ impl RequestFinished<'_> {
     /// States the fact.
     pub fn emit(self) {
         // Whoever made the mistake: what led to it is what one would otherwise raise the level and try again for.
-        if !matches!(self.record.outcome, Outcome::Ok | Outcome::ClientAbort) {
+        if !matches!(self.record.outcome, Outcome::Ok | Outcome::ClientAbort | Outcome::Shutdown) {
             hook::tell_story();
         }
         self.log();
@@ -246,7 +246,9 @@ impl RequestFinished<'_> {
 fn severity(outcome: Outcome) -> Level {
     match outcome {
         Outcome::Ok | Outcome::ClientAbort | Outcome::InvalidRequest | Outcome::NotFound => Level::INFO,
-        Outcome::Unauthorized | Outcome::RateLimited | Outcome::Shed | Outcome::Unavailable => Level::WARN,
+        Outcome::Shutdown | Outcome::Unauthorized | Outcome::RateLimited | Outcome::Shed | Outcome::Unavailable => {
+            Level::WARN
+        }
         Outcome::TimeoutFirstToken
         | Outcome::TimeoutIdle
         | Outcome::TimeoutTotal

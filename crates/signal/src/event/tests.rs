@@ -74,7 +74,9 @@ fn the_level_says_whose_fault_it_is() {
         let lines = lines_of(|| RequestFinished { record: &record, error: None }.emit());
         let expected = match outcome {
             Outcome::Ok | Outcome::ClientAbort | Outcome::InvalidRequest | Outcome::NotFound => Level::INFO,
-            Outcome::Unauthorized | Outcome::RateLimited | Outcome::Shed | Outcome::Unavailable => Level::WARN,
+            Outcome::Shutdown | Outcome::Unauthorized | Outcome::RateLimited | Outcome::Shed | Outcome::Unavailable => {
+                Level::WARN
+            }
             _ => Level::ERROR,
         };
         assert_eq!(lines[0].level, expected, "{outcome:?}");

@@ -44,6 +44,44 @@ pub fn prefill(parent: &Span, tokens: u64, cached: u64) -> Span {
     span
 }
 
+/// Computing some of a prompt's tokens, beside so many others; a child of a prefill span.
+pub fn prefill_chunk(parent: &Span, tokens: u64, context: u64, batch: &BatchSize) -> Span {
+    let span = tracing::info_span!(target: target::SERVER_ENGINE, parent: parent, "prefill chunk");
+    start(&span, "prefill chunk of {mlx_manager.tokens} tokens", format!("prefill chunk of {tokens} tokens"), |_| {
+        vec![
+            count("mlx_manager.tokens", tokens),
+            count("mlx_manager.context_tokens", context),
+            count("mlx_manager.batch.decoding", batch.decoding),
+            count("mlx_manager.batch.prefill_tokens", batch.prefill_tokens),
+        ]
+    });
+    span
+}
+
+/// What one step computes.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchSize {
+    /// Sequences that get a token.
+    pub decoding: u64,
+    /// Prompt tokens.
+    pub prefill_tokens: u64,
+}
+
+/// How an answer was generated.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DecodePace {
+    /// From the first token to the last.
+    pub duration: Duration,
+    /// Steps that gave it a token.
+    pub steps: u64,
+    /// Sequences that got a token in these steps, its own included.
+    pub decoded: u64,
+    /// The most in one step.
+    pub largest_batch: u64,
+    /// The longest time between two of its tokens.
+    pub longest_gap: Duration,
+}
+
 /// Generating; a child of an inference span.
 pub fn decode(parent: &Span) -> Span {
     let span = tracing::info_span!(target: target::SERVER_ENGINE, parent: parent, "decode");
@@ -52,14 +90,20 @@ pub fn decode(parent: &Span) -> Span {
 }
 
 /// Ends a decode span.
-pub fn decode_finished(span: &Span, usage: &Usage, duration: Duration) {
+pub fn decode_finished(span: &Span, usage: &Usage, pace: &DecodePace) {
     let Some((_, context)) = recording(span) else { return end(span) };
     let mut attributes = Vec::new();
     if let Some(tokens) = usage.output {
         attributes.push(count("mlx_manager.tokens", tokens));
-        let seconds = duration.as_secs_f64();
+        let seconds = pace.duration.as_secs_f64();
         if seconds > 0.0 {
             attributes.push(KeyValue::new("mlx_manager.tokens_per_second", tokens as f64 / seconds));
+        }
+        if pace.steps > 0 {
+            attributes.push(KeyValue::new("mlx_manager.batch.mean", pace.decoded as f64 / pace.steps as f64));
+            attributes.push(count("mlx_manager.batch.largest", pace.largest_batch));
+            let longest_gap = pace.longest_gap.as_secs_f64() * 1e3;
+            attributes.push(KeyValue::new("mlx_manager.longest_gap_ms", longest_gap));
         }
     }
     finish(&context.span(), attributes, None);

@@ -24,7 +24,9 @@ use crate::{genai, hook::Conventions, redact};
 
 pub use attempt::{attempt, attempt_finished};
 pub use database::{Server, Statement, database, database_finished};
-pub use engine::{decode, decode_finished, prefill, queue};
+pub use engine::{
+    BatchSize, DecodePace, cache_looked_up, cache_lookup, decode, decode_finished, prefill, prefill_chunk, queue,
+};
 pub use http::{http_server, http_server_finished, http_server_request};
 pub use inference::{
     Destination, InferenceEnd, InferenceStart, capture_input, captures_content, inference, inference_failed_over,

@@ -17,8 +17,9 @@ use mlx_manager_signal::{
 const RETRY_REASONS: [&str; 5] = ["connect", "timeout", "rate_limited", "server_error", "conflict"];
 
 /// How a request may end before it reaches a target.
-const OUTCOMES_WITHOUT_TARGET: [Outcome; 6] = [
+const OUTCOMES_WITHOUT_TARGET: [Outcome; 7] = [
     Outcome::ClientAbort,
+    Outcome::Shutdown,
     Outcome::Shed,
     Outcome::InvalidRequest,
     Outcome::Unauthorized,
@@ -94,6 +95,7 @@ pub(super) fn open_series(known: &Known<'_>) {
     add(Counter::AuditWriteErrors, Labels::none(), 0);
     set(Gauge::AuditQueueDepth, Labels::none(), 0.0);
     set(Gauge::QueueDepth, Labels::none(), 0.0);
+    set(Gauge::RunningRequests, Labels::none(), 0.0);
     // Only a model's name can make a metric overflow: every other label is closed or comes from the configuration.
     for (_, definition) in name::catalogue() {
         if definition.labels.iter().any(|label| label.is_model()) {
@@ -107,8 +109,24 @@ fn open_local_model(model: &str) {
     open_local_requests(model);
     open_local_inference(model);
     let labels = Labels::none().with_text(Label::Model, model);
-    open(Histogram::Prefill, labels.clone());
-    open(Histogram::DecodeTokensPerSecond, labels.clone());
+    for histogram in [
+        Histogram::Prefill,
+        Histogram::Decode,
+        Histogram::DecodeTokensPerSecond,
+        Histogram::InterToken,
+        Histogram::StepTokens,
+        Histogram::SequencePromptTokens,
+        Histogram::SequenceGeneratedTokens,
+    ] {
+        open(histogram, labels.clone());
+    }
+    for part in values(Label::Part) {
+        open(Histogram::Step, labels.clone().with(Label::Part, part));
+    }
+    for reason in ["stop", "length", "abort", "error"] {
+        add(Counter::EngineSequences, labels.clone().with(Label::Reason, reason), 0);
+    }
+    add(Counter::Preemptions, labels.clone(), 0);
     let prefix_cache = [
         Counter::PrefixCacheLookups,
         Counter::PrefixCacheHits,
@@ -119,7 +137,7 @@ fn open_local_model(model: &str) {
         add(counter, labels.clone(), 0);
     }
     // Adding nothing leaves a model that is already loaded as it is.
-    for gauge in [Gauge::ModelLoaded, Gauge::ModelMemoryBytes, Gauge::KvCacheBytes] {
+    for gauge in [Gauge::ModelLoaded, Gauge::ModelLoading, Gauge::ModelMemoryBytes, Gauge::KvCacheBytes] {
         shift(gauge, labels.clone(), 0.0);
     }
 }

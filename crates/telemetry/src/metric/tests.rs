@@ -10,9 +10,9 @@ use std::{
 };
 
 use mlx_manager_config::{
-    Breaker, Calls, Color, Format, IdleUnload, Level, LocalConfig, LocalModel, LogConfig, MemoryLimit, ModelPath,
+    Breaker, Calls, Color, Format, KeepAlive, Level, LocalConfig, LocalModel, LogConfig, MemoryLimit, ModelPath,
     OtlpConfig, OtlpKind, Protocol, Provider, ProviderKind, Route, Send, Signal, Sink, SinkKind, Spool, Target,
-    Timezone,
+    Timezone, Unpack,
 };
 use mlx_manager_llm::{Api, Context, FinishReason, Inference, Outcome, Record, Usage, UsageSource};
 use mlx_manager_signal::{event, metric::name, redact::ModelLabel, route::Kind, testing::lines_of};
@@ -42,9 +42,14 @@ fn metrics_of(
         default_model: Some("demo".into()),
         memory_limit: MemoryLimit::Share(0.75),
         prefix_cache: 512 << 20,
-        idle_unload: IdleUnload::Never,
+        preload: Vec::new(),
+        pin: Vec::new(),
+        max_models: None,
+        load_timeout: Duration::from_secs(300),
+        unpack: Unpack::Auto,
+        keep_alive: KeepAlive::Forever,
         max_batch: 16,
-        models: vec![LocalModel { name: "demo".into(), path: ModelPath::BuiltinDemo }],
+        models: vec![LocalModel { name: "demo".into(), path: ModelPath::BuiltinDemo, keep_alive: None }],
     };
     let providers = [provider("openai", ProviderKind::OpenAi), provider("anthropic", ProviderKind::Anthropic)];
     let log = LogConfig {
@@ -439,7 +444,7 @@ fn emit_everything() {
     event::TargetFailedOver { from: "openai", to: "local", reason: "connect" }.emit();
     event::BreakerChanged { provider: "openai", state: event::BreakerState::Open }.emit();
     event::RateLimitSeen { provider: "openai", resource: "tokens", remaining: 12.0 }.emit();
-    event::ModelLoaded { model: "demo", bytes: 5, duration: Duration::from_millis(3) }.emit();
+    event::ModelLoaded { model: "demo", bytes: 5, duration: Duration::from_millis(3), weights: "stored" }.emit();
     event::EngineMemory { model: "demo", kv_cache_bytes: 9 }.emit();
     event::ModelLoadError { model: "broken", folder: None, error: &error }.emit();
     event::QueueDepth(2).emit();

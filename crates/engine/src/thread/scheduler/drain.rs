@@ -19,6 +19,8 @@ pub(super) struct Drain {
     seconds: f64,
     sequences: f64,
     tokens: f64,
+    /// Whether anything ever left.
+    measured: bool,
 }
 
 impl Drain {
@@ -39,6 +41,7 @@ impl Drain {
     pub(super) fn left(&mut self, tokens: u64) {
         self.sequences += 1.0;
         self.tokens += tokens as f64;
+        self.measured = true;
     }
 
     /// One that had left came back.
@@ -49,11 +52,11 @@ impl Drain {
 
     /// The time in which so many sequences with so many prompt tokens leave, within bounds that a client can live with.
     pub(super) fn time_for(&self, sequences: usize, tokens: u64) -> Duration {
-        let time = |amount: f64, left: f64| if amount > 0.0 { amount * self.seconds / left } else { 0.0 };
-        let seconds = time(sequences as f64, self.sequences).max(time(tokens as f64, self.tokens));
-        if self.sequences <= 0.0 {
+        if !self.measured {
             return UNMEASURED.max(Duration::from_secs_f64(self.seconds));
         }
+        let time = |amount: f64, left: f64| if amount > 0.0 { amount * self.seconds / left } else { 0.0 };
+        let seconds = time(sequences as f64, self.sequences).max(time(tokens as f64, self.tokens));
         Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST).clamp(SHORTEST, LONGEST)
     }
 }

@@ -123,6 +123,8 @@ struct Running {
     since: Instant,
     /// The turn at which it did.
     started: u64,
+    /// Whether another one was preempted for it.
+    preferred: bool,
     /// Prompt tokens to compute before it decodes; `None` until that is known.
     left: Option<u64>,
     /// Prompt tokens that are in the cache.
@@ -184,7 +186,7 @@ impl Scheduler {
     ) -> Result<(), QueueFull> {
         self.pass(now);
         let startable = self.queue.in_order(now, |waiting| self.is_ready(waiting));
-        let is_blocked = !self.running.is_empty() && startable.first().is_some_and(|first| first.held);
+        let is_blocked = !self.running.is_empty() && startable.iter().any(|waiting| waiting.held);
         let free = if is_blocked { 0 } else { self.limits.max_batch.saturating_sub(self.running.len()) };
         let queued = !self.ready.contains(&model) || startable.len() >= free;
         if queued {
@@ -217,10 +219,12 @@ impl Scheduler {
                 self.drain.left(place.prompt_tokens);
             }
             let turn = self.take_turn();
+            let preferred = self.place_for.take_if(|preferred| *preferred == id).is_some();
             self.running.push(Running {
                 place,
                 since: now,
                 started: turn,
+                preferred,
                 left: None,
                 computed: 0,
                 turn,
@@ -255,7 +259,10 @@ impl Scheduler {
     /// only an unloaded model can help.
     pub(super) fn hold(&mut self, id: SequenceId) {
         let Some(position) = self.running.iter().position(|running| running.place.ticket.id == id) else { return };
-        let mut place = self.running.remove(position).place;
+        let Running { mut place, preferred, .. } = self.running.remove(position);
+        if preferred {
+            self.place_for = Some(id);
+        }
         if place.queued {
             self.drain.came_back(place.prompt_tokens);
         }
@@ -343,7 +350,6 @@ impl Scheduler {
     }
 
     /// Sequences that run.
-    #[cfg(test)]
     pub(super) fn running(&self) -> usize {
         self.running.len()
     }
@@ -384,18 +390,23 @@ impl Scheduler {
     }
 
     /// Who gets a place that is free.
-    fn to_start(&mut self, now: Instant) -> Option<SequenceId> {
-        let startable = |waiting: &Waiting| !waiting.held && self.ready.contains(&waiting.ticket.model);
-        if let Some(id) = self.place_for.take()
-            && self.queue.get(id).is_some_and(startable)
-        {
-            return Some(id);
-        }
+    fn to_start(&self, now: Instant) -> Option<SequenceId> {
         let order = self.queue.in_order(now, |waiting| self.is_ready(waiting));
-        let mut order = order.into_iter();
-        // Were the held one passed while others run, it would wait for as long as smaller ones come.
-        let next = if self.running.is_empty() { order.find(|waiting| !waiting.held) } else { order.next() };
+        let next = match self.preferred() {
+            Some(preferred) if !preferred.held => Some(preferred),
+            // When nothing runs, nobody waits for room.
+            _ if self.running.is_empty() => order.into_iter().find(|waiting| !waiting.held),
+            // The one that was preempted for it may stand before it, and must not take the memory back.
+            Some(preferred) => order.into_iter().next().filter(|first| first.class(now) < preferred.class(now)),
+            // Were the held one passed, it would wait for as long as smaller ones come.
+            None => order.into_iter().next(),
+        };
         next.filter(|waiting| !waiting.held).map(|waiting| waiting.ticket.id)
+    }
+
+    /// Who waits and has had another one preempted.
+    fn preferred(&self) -> Option<&Waiting> {
+        self.queue.get(self.place_for?).filter(|waiting| self.is_ready(waiting))
     }
 
     /// Who takes the place of whom: the best of those that wait that of the last started among the worst, when all places are
@@ -404,7 +415,7 @@ impl Scheduler {
         let worst = self.running.iter().max_by_key(|running| (running.place.ticket.standing(), running.started))?;
         let order = self.queue.in_order(now, |waiting| self.is_ready(waiting));
         let best = if self.running.len() < self.limits.max_batch {
-            order.into_iter().next().filter(|waiting| waiting.held)?
+            self.preferred().or(order.into_iter().next()).filter(|waiting| waiting.held)?
         } else {
             order.into_iter().min_by_key(|waiting| waiting.ticket.priority)?
         };

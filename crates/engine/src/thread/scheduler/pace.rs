@@ -8,8 +8,9 @@ const MEASURED_EVERY: u32 = 32;
 const FIRST_SAMPLES: u32 = 3;
 /// How much the newest decode step counts in what is usual.
 const USUAL_WEIGHT: f64 = 0.1;
-/// How much an older step counts in the fit for each newer one.
-const FIT_DECAY: f64 = 0.97;
+/// How much an older step counts in the fit for each newer one. A long prompt must not make it forget what the beginning of
+/// one costs; what changes faster is up to the corrections.
+const FIT_DECAY: f64 = 0.995;
 /// How much the prior counts in the fit, in steps.
 const PRIOR_WEIGHT: f64 = 0.05;
 /// The context at which a token is assumed to cost twice as much as the first, until that is measured.

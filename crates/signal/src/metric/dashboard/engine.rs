@@ -6,7 +6,7 @@ pub(super) const ENGINE: Dashboard = Dashboard {
     name: "local-engine",
     title: "mlx-manager: local engine",
     description: "Queue, prefill, decode, caches and memory of the models on this machine.",
-    rows: &[GLANCE, REQUESTS, STAGES, MEMORY],
+    rows: &[GLANCE, REQUESTS, STAGES, STEPS, MEMORY],
 };
 
 const GLANCE: Row = Row {
@@ -104,9 +104,12 @@ const STAGES: Row = Row {
     panels: &[
         Panel {
             title: "Queue",
-            description: "Requests that wait for the engine.",
+            description: "Requests that wait for the engine, and those that it computes.",
             spans: r#"name="queue""#,
-            queries: &[query("waiting", "sum(mlx_manager_queue_depth{$daemon})")],
+            queries: &[
+                query("waiting", "sum(mlx_manager_queue_depth{$daemon})"),
+                query("computed", "sum(mlx_manager_running_requests{$daemon})"),
+            ],
             ..Panel::LINES
         },
         Panel {
@@ -166,6 +169,78 @@ const STAGES: Row = Row {
     ],
 };
 
+const STEPS: Row = Row {
+    title: "Steps",
+    panels: &[
+        Panel {
+            title: "Time of the engine's thread",
+            description: "What the steps of the engine are spent on. Waiting is what MLX computes; the rest is ours.",
+            unit: "percentunit",
+            queries: &[query(
+                "{{model}} {{part}}",
+                "sum by (model, part) (rate(mlx_manager_step_seconds_sum{$daemon}[$rate]))",
+            )],
+            ..Panel::AREAS
+        },
+        Panel {
+            title: "Tokens in a step",
+            description: "The mean: one of each sequence that decodes, and some of prompts.",
+            queries: &[query(
+                "{{model}}",
+                "sum by (model) (rate(mlx_manager_step_tokens_sum{$daemon}[$rate])) / (sum by (model) (rate(mlx_manager_step_tokens_count{$daemon}[$rate])) > 0)",
+            )],
+            ..Panel::LINES
+        },
+        Panel {
+            title: "Time between tokens",
+            description: "Between two tokens of one answer: what a reader sees as the pace, and its stutter.",
+            unit: "s",
+            spans: r#"name="decode""#,
+            queries: &[
+                quantile(0.5, "mlx_manager_inter_token_seconds", "model"),
+                quantile(0.95, "mlx_manager_inter_token_seconds", "model"),
+                quantile(0.99, "mlx_manager_inter_token_seconds", "model"),
+            ],
+            ..Panel::LINES
+        },
+        Panel {
+            title: "Generating",
+            description: "From the first token of an answer to its last.",
+            unit: "s",
+            spans: r#"name="decode""#,
+            queries: &[
+                quantile(0.5, "mlx_manager_decode_seconds", "model"),
+                quantile(0.95, "mlx_manager_decode_seconds", "model"),
+            ],
+            ..Panel::LINES
+        },
+        Panel {
+            title: "Sequences that ended",
+            description: "How, and those that had to wait once more for a more urgent one.",
+            unit: "reqps",
+            queries: &[
+                query(
+                    "{{model}} {{reason}}",
+                    "sum by (model, reason) (rate(mlx_manager_engine_sequences_total{$daemon}[$rate])) > 0",
+                ),
+                query("{{model}} preempted", "sum by (model) (rate(mlx_manager_preemptions_total{$daemon}[$rate])) > 0"),
+            ],
+            ..Panel::AREAS
+        },
+        Panel {
+            title: "Prompts and answers",
+            description: "Tokens of a prompt, and of an answer.",
+            queries: &[
+                quantile(0.5, "mlx_manager_sequence_prompt_tokens", "model"),
+                quantile(0.95, "mlx_manager_sequence_prompt_tokens", "model"),
+                quantile(0.5, "mlx_manager_sequence_generated_tokens", "model"),
+                quantile(0.95, "mlx_manager_sequence_generated_tokens", "model"),
+            ],
+            ..Panel::LINES
+        },
+    ],
+};
+
 const MEMORY: Row = Row {
     title: "Caches and memory",
     panels: &[
@@ -198,6 +273,21 @@ const MEMORY: Row = Row {
             ..Panel::AREAS
         },
         Panel {
+            title: "Memory of MLX",
+            description: "What the engine holds, by what it is for. What is `other` and grows is a leak.",
+            unit: "bytes",
+            queries: &[query("{{kind}}", "sum by (kind) (mlx_manager_engine_memory_bytes{$daemon})")],
+            ..Panel::AREAS
+        },
+        Panel {
+            title: "Loading",
+            description: "How much of a model that is being loaded is read.",
+            unit: "percentunit",
+            max: Some(1.0),
+            queries: &[query("{{model}}", "max by (model) (mlx_manager_model_loading_ratio{$daemon})")],
+            ..Panel::LINES
+        },
+        Panel {
             title: "Loaded",
             description: "Which local models are in memory.",
             max: Some(1.0),
@@ -207,7 +297,7 @@ const MEMORY: Row = Row {
         },
         Panel {
             title: "Evictions",
-            description: "Models unloaded because they were idle, or to make room.",
+            description: "Models unloaded because they were idle, to make room, or because somebody asked.",
             unit: "cps",
             queries: &[query("{{reason}}", "sum by (reason) (rate(mlx_manager_evictions_total{$daemon}[$rate]))")],
             ..Panel::LINES

@@ -69,7 +69,7 @@ const REQUESTS: Row = Row {
     panels: &[
         Panel {
             title: "Requests by outcome",
-            description: "How inference requests ended. Everything but ok and client_abort deserves a look.",
+            description: "How inference requests ended. Everything but ok, client_abort and shutdown deserves a look.",
             unit: "reqps",
             queries: &[query("{{outcome}}", "sum by (outcome) (rate(mlx_manager_requests_total{$daemon}[$rate])) > 0")],
             ..Panel::AREAS

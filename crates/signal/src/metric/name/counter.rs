@@ -44,6 +44,10 @@ pub enum Counter {
     PrefixCacheQueriedTokens,
     /// Tokens of prompts that came from the prefix cache.
     PrefixCacheHitTokens,
+    /// Requests whose place in the local engine was taken for a more urgent one.
+    Preemptions,
+    /// Requests that the local engine computed and that are over.
+    EngineSequences,
     /// Local models unloaded to give memory back.
     Evictions,
     /// Log records written, by sink.
@@ -185,6 +189,22 @@ impl Counter {
                 unit: "{token}",
                 help: "Tokens of prompts that came from the prefix cache.",
                 labels: &[Label::Model],
+                buckets: &[],
+            },
+            Self::Preemptions => &Definition {
+                name: "mlx_manager_preemptions_total",
+                otlp_name: "mlx_manager.preemptions",
+                unit: "{request}",
+                help: "Requests whose place in the local engine was taken for a more urgent one.",
+                labels: &[Label::Model],
+                buckets: &[],
+            },
+            Self::EngineSequences => &Definition {
+                name: "mlx_manager_engine_sequences_total",
+                otlp_name: "mlx_manager.engine.sequences",
+                unit: "{request}",
+                help: "Requests that the local engine computed and that are over, by how they ended.",
+                labels: &[Label::Model, Label::Reason],
                 buckets: &[],
             },
             Self::Evictions => &Definition {

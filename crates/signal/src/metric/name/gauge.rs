@@ -11,10 +11,16 @@ pub enum Gauge {
     HttpServerActiveRequests,
     /// Requests waiting for the local engine.
     QueueDepth,
+    /// Requests that the local engine computes.
+    RunningRequests,
     /// Whether a local model is in memory: 1 or 0.
     ModelLoaded,
     /// Memory that a local model's weights take.
     ModelMemoryBytes,
+    /// Memory of the local engine, by what it is for.
+    EngineMemoryBytes,
+    /// How much of a model that is being loaded is read, from 0 to 1.
+    ModelLoading,
     /// Key-value caches of open sequences, and those kept in the prefix cache.
     KvCacheBytes,
     /// Circuit breaker of a provider: 0 closed, 1 half open, 2 open.
@@ -64,6 +70,14 @@ impl Gauge {
                 labels: &[],
                 buckets: &[],
             },
+            Self::RunningRequests => &Definition {
+                name: "mlx_manager_running_requests",
+                otlp_name: "mlx_manager.running_requests",
+                unit: "{request}",
+                help: "Requests that the local engine computes.",
+                labels: &[],
+                buckets: &[],
+            },
             Self::ModelLoaded => &Definition {
                 name: "mlx_manager_model_loaded",
                 otlp_name: "mlx_manager.model.loaded",
@@ -77,6 +91,22 @@ impl Gauge {
                 otlp_name: "mlx_manager.model.memory",
                 unit: "By",
                 help: "Memory that a local model's weights take.",
+                labels: &[Label::Model],
+                buckets: &[],
+            },
+            Self::EngineMemoryBytes => &Definition {
+                name: "mlx_manager_engine_memory_bytes",
+                otlp_name: "mlx_manager.engine.memory",
+                unit: "By",
+                help: "Memory that MLX holds, by what it is for; together, all of it.",
+                labels: &[Label::Kind],
+                buckets: &[],
+            },
+            Self::ModelLoading => &Definition {
+                name: "mlx_manager_model_loading_ratio",
+                otlp_name: "mlx_manager.model.loading",
+                unit: "1",
+                help: "How much of a local model that is being loaded is read; 0 when none is.",
                 labels: &[Label::Model],
                 buckets: &[],
             },

@@ -41,6 +41,9 @@ const ENGINE_SECONDS: [f64; 16] =
 const TOKENS_PER_SECOND: [f64; 17] =
     [1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0, 500.0, 1000.0, 2000.0, 5000.0];
 
+/// What one step computes: a token, or a large batch and a long chunk.
+const STEP_TOKENS: [f64; 13] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0];
+
 /// The GenAI conventions' labels, which are attributes of the inference span too.
 const GENAI: [Label; 4] =
     [Label::GenAiOperation, Label::GenAiProvider, Label::ManagerProvider, Label::GenAiRequestModel];
@@ -93,8 +96,20 @@ pub enum Histogram {
     QueueWait,
     /// Time to compute a prompt.
     Prefill,
+    /// Time to generate an answer, from its first token.
+    Decode,
     /// Tokens per second of one sequence after its first token.
     DecodeTokensPerSecond,
+    /// Time between two tokens of an answer.
+    InterToken,
+    /// Time of one step of the local engine.
+    Step,
+    /// Tokens computed in one step of the local engine.
+    StepTokens,
+    /// Prompt tokens of a request that the local engine computed.
+    SequencePromptTokens,
+    /// Tokens generated for a request that the local engine computed.
+    SequenceGeneratedTokens,
 }
 
 impl Histogram {
@@ -248,6 +263,14 @@ impl Histogram {
                 labels: &[Label::Model],
                 buckets: &ENGINE_SECONDS,
             },
+            Self::Decode => &Definition {
+                name: "mlx_manager_decode_seconds",
+                otlp_name: "mlx_manager.decode",
+                unit: "s",
+                help: "Time to generate an answer, from its first token to its last.",
+                labels: &[Label::Model],
+                buckets: &ENGINE_SECONDS,
+            },
             Self::DecodeTokensPerSecond => &Definition {
                 name: "mlx_manager_decode_tokens_per_second",
                 otlp_name: "mlx_manager.decode.rate",
@@ -255,6 +278,46 @@ impl Histogram {
                 help: "Tokens per second of one sequence after its first token.",
                 labels: &[Label::Model],
                 buckets: &TOKENS_PER_SECOND,
+            },
+            Self::InterToken => &Definition {
+                name: "mlx_manager_inter_token_seconds",
+                otlp_name: "mlx_manager.inter_token",
+                unit: "s",
+                help: "Time between two tokens of one answer.",
+                labels: &[Label::Model],
+                buckets: &PER_TOKEN_SECONDS,
+            },
+            Self::Step => &Definition {
+                name: "mlx_manager_step_seconds",
+                otlp_name: "mlx_manager.step",
+                unit: "s",
+                help: "Time of one step of the local engine, by what it was spent on.",
+                labels: &[Label::Model, Label::Part],
+                buckets: &ENGINE_SECONDS,
+            },
+            Self::StepTokens => &Definition {
+                name: "mlx_manager_step_tokens",
+                otlp_name: "mlx_manager.step.tokens",
+                unit: "{token}",
+                help: "Tokens computed in one step of the local engine: one of each sequence that decodes, and some of prompts.",
+                labels: &[Label::Model],
+                buckets: &STEP_TOKENS,
+            },
+            Self::SequencePromptTokens => &Definition {
+                name: "mlx_manager_sequence_prompt_tokens",
+                otlp_name: "mlx_manager.sequence.prompt_tokens",
+                unit: "{token}",
+                help: "Prompt tokens of a request that the local engine computed.",
+                labels: &[Label::Model],
+                buckets: &TOKENS,
+            },
+            Self::SequenceGeneratedTokens => &Definition {
+                name: "mlx_manager_sequence_generated_tokens",
+                otlp_name: "mlx_manager.sequence.generated_tokens",
+                unit: "{token}",
+                help: "Tokens generated for a request that the local engine computed.",
+                labels: &[Label::Model],
+                buckets: &TOKENS,
             },
         }
     }

@@ -27,6 +27,8 @@ pub enum Label {
     Rule,
     /// Why.
     Reason,
+    /// What memory is for.
+    Kind,
     /// The provider that failed.
     From,
     /// The provider tried next.
@@ -63,6 +65,8 @@ pub enum Label {
     ServerPort,
     /// Part of a request's way through the daemon.
     Phase,
+    /// Part of a step of the local engine.
+    Part,
     /// Database.
     #[strum(serialize = "db_system_name")]
     DbSystem,
@@ -144,6 +148,9 @@ impl Label {
             Self::Outcome => "How a request ended",
             Self::Rule => "The pattern of the route that matched, `local` for a local model without one, `none`",
             Self::Reason => "Why it happened",
+            Self::Kind => {
+                "`weights` of models, `kv_live` of open sequences, `prefix_cache` kept for prompts to come, `allocator_cache` of freed buffers, and all `other`"
+            }
             Self::From => "The provider that failed, `mlx` for local models",
             Self::To => "The provider tried next, `mlx` for local models",
             Self::Resource => "What a rate limit counts",
@@ -161,6 +168,9 @@ impl Label {
             Self::ErrorType => "The kind of failure; absent on success",
             Self::ServerAddress => "The host called, of a provider's `base_url` or a model's download",
             Self::ServerPort => "The port called, of a provider's `base_url` or a model's download",
+            Self::Part => {
+                "`graph` describes the forward, `sample` the choice of tokens, `wait` waits for them, `tell` tells them"
+            }
             Self::Phase => "`decode` reads a request's head, `route` finds its target, `record` writes its end",
             Self::DbSystem => "The database",
             Self::DbOperation => "The statement",
@@ -190,9 +200,15 @@ impl Label {
                 "conflict",
                 "idle",
                 "memory",
+                "request",
                 "queue_full",
                 "write_failed",
+                "stop",
+                "length",
+                "abort",
+                "error",
             ],
+            Self::Kind => &["weights", "kv_live", "prefix_cache", "allocator_cache", "other"],
             Self::Resource => &["requests", "tokens"],
             Self::Level => {
                 const {
@@ -209,6 +225,7 @@ impl Label {
             Self::Engine => &["mlx", "none"],
             Self::Method => &["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "_OTHER"],
             Self::Phase => Phase::NAMES,
+            Self::Part => &["graph", "sample", "wait", "tell"],
             Self::DbSystem => &["sqlite", "postgresql"],
             Self::DbOperation => &["INSERT", "DELETE"],
             Self::DbCollection => &["requests"],

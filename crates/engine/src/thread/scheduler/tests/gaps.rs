@@ -1,0 +1,146 @@
+//! Steps keep to their time on machines of any speed.
+
+use mlx_manager_llm::Priority::Normal;
+use proptest::prelude::*;
+
+use super::{
+    LIMITS, Limits,
+    machine::{Machine, World},
+    model,
+};
+
+const CHUNK: usize = 256;
+
+/// Machines on which four tokens of a prompt of 2,500 fit beside the decode steps.
+fn machine() -> impl Strategy<Value = Machine> {
+    let milliseconds = |range: std::ops::Range<f64>| range.prop_map(|value| value / 1e3);
+    let parts = (milliseconds(2.0..60.0), 0.0..0.2_f64, 0.001..0.04_f64, 0.0..4.0_f64, 0.0..0.05_f64);
+    parts.prop_map(|(step, row, token, context, noise)| Machine {
+        step,
+        row: step * row,
+        token: step * token,
+        context: step * token * context / 1e3,
+        noise,
+    })
+}
+
+/// A world that has seen some streams and prompts, with so many streams that won't end.
+fn warm(machine: Machine, streams: u64) -> World {
+    let mut world = World::new(Limits { max_batch: 16, prefill_chunk: CHUNK, ..LIMITS }, machine);
+    world.scheduler.loaded(&model(0));
+    for id in 0..streams {
+        world.submit(id, model(0), Normal, 20, 1_000_000).unwrap();
+    }
+    for id in 100..102 {
+        world.submit(id, model(0), Normal, 2_500, 4).unwrap();
+        while world.open.contains_key(&id) {
+            world.act();
+        }
+    }
+    for _ in 0..if streams == 0 { 0 } else { 20 } {
+        world.act();
+    }
+    world
+}
+
+/// Seconds for a prompt that is alone.
+fn alone(machine: Machine, prompt: u64) -> f64 {
+    let mut world = warm(Machine { noise: 0.0, ..machine }, 0);
+    world.submit(200, model(0), Normal, prompt, 1).unwrap();
+    while world.open.contains_key(&200) {
+        world.act();
+    }
+    world.ended[&200].first_token.expect("it answered").as_secs_f64()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_prompt_makes_others_wait_longer_than_three_of_their_usual_gaps(
+        machine in machine(), streams in 1..12_u64, prompts in proptest::collection::vec(2..2_500_u64, 1..4),
+    ) {
+        let mut world = warm(machine, streams);
+        for (id, prompt) in (200..).zip(prompts) {
+            world.submit(id, model(0), Normal, prompt, 5).unwrap();
+        }
+        while world.open.len() > streams as usize {
+            for gap in world.act() {
+                let usual = machine.usual(gap.rows);
+                // A prompt gets its least in any case.
+                let least = (1.0 + machine.noise) * (usual + machine.chunk(4, 2_500));
+                let longest = (3.0 * usual).max(0.05).max(least);
+                prop_assert!(gap.seconds <= longest, "{} s where {} s are usual", gap.seconds, usual);
+            }
+        }
+    }
+
+    #[test]
+    fn a_prompt_beside_streams_takes_no_more_than_its_share_of_time(machine in machine(), streams in 1..12_u64) {
+        // Of three gaps one is for those who decode, so that a prompt could have two thirds of the time.
+        let machine = Machine { token: machine.token.min(machine.step / 50.0), ..machine };
+        let machine = Machine { context: machine.context.min(machine.token / 500.0), ..machine };
+        let mut world = warm(machine, streams);
+        world.submit(200, model(0), Normal, 2_000, 1).unwrap();
+        while world.open.contains_key(&200) {
+            world.act();
+        }
+        let took = world.ended[&200].first_token.expect("it answered").as_secs_f64();
+        let alone = alone(machine, 2_000);
+        prop_assert!(took <= 2.0 * alone + 5.0 * machine.usual(16), "{took} s instead of {alone} s");
+    }
+}
+
+#[test]
+fn a_prompt_that_is_alone_soon_has_the_largest_chunks() {
+    let machine = Machine { step: 0.03, row: 0.001, token: 0.001, context: 0.000_002, noise: 0.0 };
+    let mut world = World::new(Limits { prefill_chunk: CHUNK, ..LIMITS }, machine);
+    world.scheduler.loaded(&model(0));
+    world.submit(0, model(0), Normal, 3_000, 1).unwrap();
+    let (mut steps, mut before) = (Vec::new(), 0);
+    world.act();
+    while world.open[&0].left > 0 {
+        world.act();
+        steps.push(world.open[&0].computed - before);
+        before = world.open[&0].computed;
+    }
+    assert_eq!(&steps[..5], [32, 64, 128, 256, 256], "{steps:?}");
+}
+
+#[test]
+fn steps_without_readers_are_short_all_the_same() {
+    let machine = Machine { step: 0.03, row: 0.001, token: 0.004, context: 0.000_01, noise: 0.0 };
+    let mut world = World::new(Limits { prefill_chunk: 2_048, ..LIMITS }, machine);
+    world.scheduler.loaded(&model(0));
+    world.submit(0, model(0), Normal, 10_000, 1).unwrap();
+    world.act();
+    let mut longest = 0.0_f64;
+    while world.open.contains_key(&0) {
+        let before = world.now;
+        world.act();
+        longest = longest.max((world.now - before).as_secs_f64());
+    }
+    assert!((0.8..1.1).contains(&longest), "{longest}");
+}
+
+#[test]
+fn streams_of_two_models_share_what_they_can_spare() {
+    let machine = Machine { step: 0.03, row: 0.001, token: 0.001, context: 0.000_002, noise: 0.0 };
+    let mut world = warm(machine, 2);
+    world.scheduler.loaded(&model(1));
+    for id in [50, 51] {
+        world.submit(id, model(1), Normal, 20, 1_000_000).unwrap();
+    }
+    for number in [0, 1, 0, 1] {
+        for id in [200, 201] {
+            world.submit(id, model(number), Normal, 2_000, 3).unwrap();
+            let measured = id == 201;
+            while world.open.contains_key(&id) {
+                for gap in world.act() {
+                    let usual = machine.usual(2) + machine.usual(2);
+                    assert!(!measured || gap.seconds <= 3.0 * usual, "{} s where {usual} s are usual", gap.seconds);
+                }
+            }
+        }
+    }
+}
