@@ -162,7 +162,8 @@ async fn both_apis_the_metrics_the_spans_and_the_audit_agree_on_what_was_cached(
 #[tokio::test]
 async fn every_answer_says_why_no_more_of_its_prompt_was_cached() {
     let daemon = Daemon::start("").await;
-    let question = json!([user("What is 23 + 14?")]);
+    let asked = "What is 23 + 14? Say the sum of the two numbers, and nothing else at all.";
+    let question = json!([user(asked)]);
     let first = explained(&daemon, CHAT, &question, false).await;
     let tokens: usize =
         first.strip_prefix("matched=0/").and_then(|rest| rest.split(';').next()).unwrap().parse().unwrap();
@@ -171,7 +172,7 @@ async fn every_answer_says_why_no_more_of_its_prompt_was_cached() {
         let again = explained(&daemon, path, &question, stream).await;
         assert_eq!(again, format!("matched={tokens}/{tokens}; restored={}; reason=\"whole prompt\"", tokens - 1));
     }
-    let other = explained(&daemon, MESSAGES, &json!([user("What is 23 + 14? And what is the capital?")]), true).await;
+    let other = explained(&daemon, MESSAGES, &json!([user(&format!("{asked} Or do."))]), true).await;
     assert!(other.contains("reason=\"diverges at token "), "{other}");
     // A refusal was never looked up.
     let refused = daemon.post(CHAT, &json!({ "model": "demo", "messages": [] })).await;

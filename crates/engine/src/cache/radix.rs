@@ -212,10 +212,10 @@ impl<R: Run, S: Snapshot> RadixTree<R, S> {
         self.models.entry(Arc::clone(model)).or_insert_with(|| Root { cuttable, bytes: 0, children: BTreeMap::new() });
         let matched: usize = self.walk(model, tokens).iter().map(|step| step.taken).sum();
         // All that can fail comes before anything is added.
-        for at in snapshots.iter().map(|(at, _)| *at).filter(|at| *at < matched) {
+        for at in snapshots.iter().map(|(at, _)| *at).filter(|at| *at <= matched) {
             self.cut(model, tokens, at)?;
         }
-        let mut parent = self.cut(model, tokens, matched)?;
+        let mut parent = if matched < end { self.cut(model, tokens, matched)? } else { None };
         let mut added = Vec::new();
         let mut from = matched;
         for to in snapshots.iter().map(|(at, _)| *at).filter(|at| *at > matched).chain([end]) {
@@ -384,9 +384,12 @@ impl<R: Run, S: Snapshot> RadixTree<R, S> {
     }
 
     fn adopt(&mut self, model: &ModelName, parent: Option<NodeId>, first: u32, child: NodeId) {
-        match parent {
-            Some(parent) => self.change(parent, |node| drop(node.children.insert(first, child))),
-            None => drop(self.models.get_mut(model).map(|root| root.children.insert(first, child))),
+        if let Some(parent) = parent {
+            self.change(parent, |node| {
+                node.children.insert(first, child);
+            });
+        } else if let Some(root) = self.models.get_mut(model) {
+            root.children.insert(first, child);
         }
     }
 
@@ -416,10 +419,14 @@ impl<R: Run, S: Snapshot> RadixTree<R, S> {
             self.count(&node.model, 0, node.bytes());
             let Some(first) = node.tokens.first() else { return };
             let Some(parent) = node.parent else {
-                self.models.get_mut(&node.model).map(|root| root.children.remove(first));
+                if let Some(root) = self.models.get_mut(&node.model) {
+                    root.children.remove(first);
+                }
                 return;
             };
-            self.change(parent, |parent| drop(parent.children.remove(first)));
+            self.change(parent, |parent| {
+                parent.children.remove(first);
+            });
             let cuttable = self.models.get(&node.model).is_none_or(|root| root.cuttable);
             let useless = |parent: &&Node<R, S>| !cuttable && parent.children.is_empty() && parent.snapshot.is_none();
             next = self.nodes.get(&parent).filter(useless).map(|_| parent);

@@ -436,7 +436,7 @@ impl CacheNotCleared<'_> {
     }
 }
 
-/// A computed prompt does not go into the prompt cache.
+/// A computed prompt does not go into the prefix cache.
 #[derive(Debug)]
 pub struct PromptNotKept<'a> {
     /// Why.

@@ -1,4 +1,4 @@
-//! The prompt cache: answers are the same with and without, and nothing is kept that must not be.
+//! The prefix cache: answers are the same with and without, and nothing is kept that must not be.
 
 use super::*;
 use crate::cache::{PrefixLookup, Reason};

@@ -21,7 +21,7 @@ pub enum Gauge {
     EngineMemoryBytes,
     /// How much of a model that is being loaded is read, from 0 to 1.
     ModelLoading,
-    /// Key-value caches of open sequences, and those kept in the prompt cache.
+    /// Key-value caches of open sequences, and those kept in the prefix cache.
     KvCacheBytes,
     /// Circuit breaker of a provider: 0 closed, 1 half open, 2 open.
     BreakerState,
@@ -114,7 +114,7 @@ impl Gauge {
                 name: "mlx_manager_kv_cache_bytes",
                 otlp_name: "mlx_manager.kv_cache.size",
                 unit: "By",
-                help: "Key-value caches of open sequences, and those kept in the prompt cache.",
+                help: "Key-value caches of open sequences, and those kept in the prefix cache.",
                 labels: &[Label::Model],
                 buckets: &[],
             },
