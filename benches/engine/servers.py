@@ -104,7 +104,7 @@ url = "sqlite:{self.folder}/audit.db"
         if not found:
             return False
         self.port, self.metrics_port = map(int, found[-1])
-        return self.get("/readyz")[0] == 200
+        return self.get("/ready")[0] == 200
 
     def metrics(self):
         """Every sample of the Prometheus page by its name with labels."""
