@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Sets up what the engine's benchmarks need, a Python with mlx-lm and the random models, and runs one of them:
-# run.sh bench|load|soak [OPTIONS OF IT]. The daemon is target/release/mlx-manager.
+# run.sh bench|load|soak [OPTIONS OF IT]. The daemon is target/release/mlx-manager, or what MLX_MANAGER_BIN names.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHONDONTWRITEBYTECODE=1
 what=$1
 shift
-binary=${CARGO_TARGET_DIR:-target}/release/mlx-manager
+binary=${MLX_MANAGER_BIN:-${CARGO_TARGET_DIR:-target}/release/mlx-manager}
 cache=${MLX_MANAGER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mlx-manager}
 python=$cache/goldens/bin/python
 
