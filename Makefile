@@ -10,10 +10,10 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 CACHE := $(or $(MLX_MANAGER_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-manager)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help setup run build gateway observe test fmt lint bench bench-log goldens clean rust
+.PHONY: help setup run build gateway observe test fmt lint bench bench-log bench-engine load-engine soak-engine goldens goldens-python clean rust
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: rust ## install what the build needs and prepare MLX (run and test do this too)
 	@tools/mlx-prefix.sh
@@ -56,8 +56,19 @@ bench-log: rust ## run only the benchmark of log events, beside other loggers
 	    || { echo "loguru can't be installed below $(CACHE)/peers"; python=; }; \
 	set -x; cd benches/peers && PEERS_PYTHON=$$python cargo run --release
 
-goldens: $(CACHE)/goldens/installed ## ask mlx-lm again for the answers that the engine's tests compare with
+bench-engine: build ## measure the daemon beside mlx_lm.server, half an hour; ARGS="--rounds 1 --short" is passed on
+	@benches/engine/run.sh bench $(ARGS)
+
+load-engine: build ## send the daemon 1,000 requests of all kinds over 64 connections
+	@benches/engine/run.sh load $(ARGS)
+
+soak-engine: build ## an hour of random load on the daemon, then its books are audited; ARGS=1 ends it after a minute
+	@benches/engine/run.sh soak $(ARGS)
+
+goldens: goldens-python ## ask mlx-lm again for the answers that the engine's tests compare with
 	$(CACHE)/goldens/bin/python tools/goldens/make.py $(ARGS)
+
+goldens-python: $(CACHE)/goldens/installed
 
 $(CACHE)/goldens/installed: tools/goldens/requirements.txt
 	python3 -m venv $(@D)

@@ -247,7 +247,8 @@ impl Reference<'_> {
             ["--device", "cpu", "--dtype", "float32"]
         });
         if openblas {
-            command.env("LD_PRELOAD", Path::new(env!("MLX_MANAGER_MLX_PREFIX")).join("lib/libmlxblas.so"));
+            let prefix = option_env!("MLX_MANAGER_MLX_PREFIX").context("this build has no OpenBLAS of its own")?;
+            command.env("LD_PRELOAD", Path::new(prefix).join("lib/libmlxblas.so"));
         }
         let output = command.output()?;
         let complaint = String::from_utf8_lossy(&output.stderr);
