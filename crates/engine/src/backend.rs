@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use jiff::{Timestamp, Zoned};
-use mlx_manager_catalogue::Catalogue;
+use mlx_manager_catalogue::{Catalogue, composed};
 use mlx_manager_config::{IdleUnload, LocalConfig};
 use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream};
 use mlx_manager_signal::event::{EngineStartError, ModelLoadError};
@@ -49,7 +49,7 @@ impl Engine {
             .map(|thread| Arc::new(Pool::new(thread, config.cache_dir.clone(), memory_limit, tasks.clone())));
         let inner = Arc::new(Inner {
             catalogue: Catalogue::new(config),
-            default_model: config.default_model.clone(),
+            default_model: config.default_model.as_deref().map(composed),
             starting: AtomicBool::new(config.default_model.is_some()),
             pool,
             tasks: tasks.clone(),
@@ -103,7 +103,9 @@ impl Engine {
     /// # Errors
     /// When the model can't be had, or can't do what is asked.
     pub async fn answer(&self, model: &str, chat: Chat, span: &tracing::Span) -> Result<EventStream, Error> {
-        let (pool, lease) = self.inner.lease(model).await?;
+        // One name in all of its forms, so that one model is loaded.
+        let model = composed(model);
+        let (pool, lease) = self.inner.lease(&model).await?;
         // A long prompt takes its time to tokenize, which must not hold up other requests.
         let prepared = self.inner.tasks.spawn_blocking(move || {
             let prompt = lease.chat.prepare(&chat, &lease.info, Zoned::now());
@@ -113,9 +115,9 @@ impl Engine {
             .await
             .map_err(|error| Error::new(ErrorKind::Internal, "the prompt could not be prepared").with_source(error))?;
         let prompt = prompt?;
-        let transcript = Transcript::new(model.to_owned(), &prompt, Arc::clone(&lease.chat.tokenizer));
+        let transcript = Transcript::new(model.clone(), &prompt, Arc::clone(&lease.chat.tokenizer));
         let tokens = pool.thread.generate(Generate {
-            model: model.to_owned(),
+            model,
             prompt: prompt.ids,
             sampling: prompt.sampling,
             max_tokens: prompt.max_tokens,
