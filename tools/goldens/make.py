@@ -1,6 +1,6 @@
 """Writes the engine's goldens: tiny random models, and what mlx-lm answers with them.
 
-Usage: python make.py [engine [NAME…] | sampling | demo]     (everything without an argument)
+Usage: python make.py [engine [NAME…] | sampling | demo | templates]     (everything without an argument)
 Needs the packages of requirements.txt; see README.md.
 """
 
@@ -111,9 +111,12 @@ def main(what=None, *names):
         if what in (None, "demo"):
             import demo
             demo.write(OUT / "demo")
+    if what in (None, "templates"):
+        import templates
+        templates.write()
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] not in ([], ["engine"], ["sampling"], ["demo"]):
+    if sys.argv[1:2] not in ([], ["engine"], ["sampling"], ["demo"], ["templates"]):
         sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -3,6 +3,8 @@
 //! Three sources, the first that knows a name wins: `[[local.models]]`, the folders below `local.models_dir`, and the
 //! Hugging Face hub's cache. Names come from the folders, never the other way round, so no request can name a path.
 
+pub mod metadata;
+
 use std::{
     collections::BTreeMap,
     env, fmt, fs,
@@ -13,8 +15,9 @@ use std::{
 use jiff::Timestamp;
 use mlx_manager_config::{LocalConfig, LocalModel, ModelPath};
 use parking_lot::Mutex;
-use serde::Deserialize;
+use serde_json::Value;
 use tokio::time::Instant;
+use unicode_normalization::UnicodeNormalization;
 
 /// The least time between two looks at the disk, so that requests for unknown models can't keep it busy.
 const RESCAN: Duration = Duration::from_secs(1);
@@ -84,10 +87,11 @@ impl Catalogue {
     /// Where the model of this name is. An unknown name is looked for on disk again, so that a folder that was added
     /// later is found without a restart. That a place is known doesn't mean that a model is there and can be loaded.
     pub fn find(&self, name: &str) -> Option<Place> {
-        if let Some(model) = self.named.iter().find(|model| model.name == name) {
+        let wanted = composed(name);
+        if let Some(model) = self.named.iter().find(|model| composed(&model.name) == wanted) {
             return Some(place(&model.path));
         }
-        self.found(|folders| folders.get(name).cloned()).map(Place::Folder)
+        self.found(|folders| folders.get(&wanted).cloned()).map(Place::Folder)
     }
 
     /// Every model that can be expected to load, by name.
@@ -101,7 +105,7 @@ impl Catalogue {
             None::<()>
         });
         for model in &self.named {
-            entries.insert(model.name.clone(), place(&model.path));
+            entries.insert(composed(&model.name), place(&model.path));
         }
         entries
             .into_iter()
@@ -126,6 +130,12 @@ impl Catalogue {
         known.at = Instant::now();
         ask(&known.folders)
     }
+}
+
+/// A name in Unicode's composed form (NFC). macOS's tools write names decomposed and people type them composed; both are
+/// one name to a reader, and to whoever compares the names of this crate.
+pub fn composed(name: &str) -> String {
+    name.nfc().collect()
 }
 
 fn place(path: &ModelPath) -> Place {
@@ -168,7 +178,7 @@ fn subfolders(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 /// Hidden folders and names that are no UTF-8 are passed over.
 fn name_of(folder: &Path) -> Option<String> {
     let name = folder.file_name()?.to_str()?;
-    (!name.starts_with('.')).then(|| name.to_owned())
+    (!name.starts_with('.')).then(|| composed(name))
 }
 
 fn is_model(folder: &Path) -> bool {
@@ -177,7 +187,7 @@ fn is_model(folder: &Path) -> bool {
 
 /// `models--org--name/snapshots/<revision>`: the revision that `main` points at, else the newest.
 fn hub_model(folder: &Path) -> Option<(String, PathBuf)> {
-    let name = folder.file_name()?.to_str()?.strip_prefix("models--")?.replacen("--", "/", 1);
+    let name = composed(folder.file_name()?.to_str()?).strip_prefix("models--")?.replacen("--", "/", 1);
     let snapshots = folder.join("snapshots");
     let main = fs::read_to_string(folder.join("refs").join("main")).ok();
     let main = main.map(|revision| snapshots.join(revision.trim())).filter(|snapshot| is_model(snapshot));
@@ -188,21 +198,17 @@ fn hub_model(folder: &Path) -> Option<(String, PathBuf)> {
     Some((name, snapshot))
 }
 
-#[derive(Deserialize)]
-struct ModelType {
-    model_type: String,
-}
-
 /// When the folder's config was written, if the folder holds a model that we can compute.
 fn loadable_since(folder: &Path) -> Option<Timestamp> {
     let path = folder.join("config.json");
-    let config: ModelType = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+    let config = metadata::parse(&fs::read(&path).ok()?).ok()?;
+    let model_type = config.get("model_type").and_then(Value::as_str)?;
     let has_weights = fs::read_dir(folder).ok()?.flatten().any(|entry| {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         name.starts_with("model") && name.ends_with(".safetensors")
     });
-    if !has_weights || !SUPPORTED.contains(&config.model_type.as_str()) {
+    if !has_weights || !SUPPORTED.contains(&model_type) {
         return None;
     }
     Some(modified(&path).unwrap_or(Timestamp::UNIX_EPOCH))
@@ -282,6 +288,40 @@ mod tests {
         for unknown in ["empty", "", ".", "..", "../models/plain", "org", "models--gpt"] {
             assert_eq!(catalogue.find(unknown), None, "{unknown:?}");
         }
+    }
+
+    #[test]
+    fn a_name_is_found_in_either_form() {
+        let root = tempfile::tempdir().unwrap();
+        let (composed, decomposed) = ("mod\u{e8}le", "mode\u{300}le");
+        put_model(&root.path().join("models").join(decomposed), "llama");
+        put_model(&root.path().join("models/org").join("sen\u{303}or"), "llama");
+        put_model(&root.path().join("hub/models--org--cafe\u{301}/snapshots/1"), "llama");
+        let mut config = config(root.path());
+        config.models = vec![LocalModel { name: "e\u{301}t\u{e9}".into(), path: ModelPath::BuiltinDemo }];
+        let catalogue = Catalogue::new(&config);
+        for name in [
+            composed,
+            decomposed,
+            "org/se\u{f1}or",
+            "org/sen\u{303}or",
+            "org/caf\u{e9}",
+            "org/cafe\u{301}",
+            "\u{e9}t\u{e9}",
+        ] {
+            assert!(catalogue.find(name).is_some(), "{name:?}");
+        }
+        let names: Vec<String> = catalogue.models().into_iter().map(|model| model.name).collect();
+        assert_eq!(names, [composed, "org/caf\u{e9}", "org/se\u{f1}or", "\u{e9}t\u{e9}"]);
+    }
+
+    #[test]
+    fn a_sloppily_written_config_is_listed() {
+        let root = tempfile::tempdir().unwrap();
+        put_model(&root.path().join("models/sloppy"), "llama");
+        let config_json = root.path().join("models/sloppy/config.json");
+        fs::write(config_json, "\u{feff}{\"model_type\": \"llama\", \"rope_theta\": NaN}").unwrap();
+        assert!(Catalogue::new(&config(root.path())).models().iter().any(|model| model.name == "sloppy"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@
 
 mod anthropic;
 mod capture;
+mod exact;
 mod field;
 mod fold;
 mod json;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use jiff::{Timestamp, Zoned};
-use mlx_manager_catalogue::Catalogue;
+use mlx_manager_catalogue::{Catalogue, composed};
 use mlx_manager_config::{self as config, LocalConfig};
 use mlx_manager_llm::{Chat, Error, ErrorKind, EventStream, KeepAlive, ModelState, ModelStates, Priority};
 use mlx_manager_signal::event::{EngineStartError, ModelLoadError};
@@ -92,7 +92,7 @@ impl Engine {
         preload.retain(|name| seen.insert(name.clone()));
         let inner = Arc::new(Inner {
             catalogue: Catalogue::new(config),
-            default_model: config.default_model.clone(),
+            default_model: config.default_model.as_deref().map(composed),
             starting: AtomicBool::new(!preload.is_empty()),
             preload,
             pool,
@@ -175,7 +175,9 @@ impl Engine {
     /// When the model can't be had, or can't do what is asked.
     pub async fn answer(&self, model: &str, ask: Ask, span: &tracing::Span) -> Result<LocalAnswer, Error> {
         let Ask { chat, priority, queue_patience } = ask;
-        let (pool, lease) = self.inner.lease(model).await?;
+        // One name in all of its forms, so that one model is loaded.
+        let model = composed(model);
+        let (pool, lease) = self.inner.lease(&model).await?;
         if let Some(keep_alive) = chat.keep_alive {
             lease.keep_alive(match keep_alive {
                 KeepAlive::Forever => config::KeepAlive::Forever,
@@ -191,9 +193,9 @@ impl Engine {
             .await
             .map_err(|error| Error::new(ErrorKind::Internal, "the prompt could not be prepared").with_source(error))?;
         let prompt = prompt?;
-        let transcript = Transcript::new(model.to_owned(), &prompt, Arc::clone(&lease.chat.tokenizer));
+        let transcript = Transcript::new(model.clone(), &prompt, Arc::clone(&lease.chat.tokenizer));
         let tokens = pool.thread.generate(Generate {
-            model: model.to_owned(),
+            model,
             prompt: prompt.ids,
             sampling: prompt.sampling,
             max_tokens: prompt.max_tokens,

@@ -1,5 +1,7 @@
 //! The text side of a model: from a conversation to token ids, and what the answer's text will mean.
 
+mod forms;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -7,11 +9,12 @@ use std::{
 };
 
 use jiff::Zoned;
-use mlx_manager_llm::{
-    Chat, Content, Ending, Error, ErrorKind, Message, Reasoning, Sampling, Tool, ToolCall, ToolChoice,
-};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use minijinja::{Value, value::Serde};
+use mlx_manager_catalogue::metadata;
+use mlx_manager_llm::{Chat, Content, Ending, Error, ErrorKind, Message, Reasoning, Sampling, ToolChoice};
+use serde_json::{Map, Value as Json};
+
+use self::forms::Forms;
 
 use super::{
     model::{ModelInfo, file_name},
@@ -29,7 +32,8 @@ const UNBOUNDED_ANSWER: u32 = 8192;
 const END_OF_GIVEN: &str = "MLXMANAGERENDOFTHEGIVENTEXT";
 
 /// Variables of templates that follow from the request itself.
-const RESERVED: [&str; 6] = ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "strftime_now"];
+const RESERVED: [&str; 7] =
+    ["messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "strftime_now"];
 
 /// Why the text side of a model can't be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -49,19 +53,10 @@ pub(crate) enum TextError {
         #[source]
         source: io::Error,
     },
-    /// generation_config.json is damaged.
-    #[error("{} is not valid", file_name(path))]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        #[source]
-        source: serde_json::Error,
-    },
 }
 
 /// What generation_config.json says of sampling.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq)]
 struct SamplingDefaults {
     do_sample: Option<bool>,
     temperature: Option<f32>,
@@ -98,6 +93,8 @@ impl Prompt {
 pub(crate) struct ChatModel {
     pub(crate) tokenizer: Arc<Tokenizer>,
     template: ChatTemplate,
+    forms: Forms,
+    turn_end: Option<u32>,
     defaults: SamplingDefaults,
     reasoning: Option<ReasoningFormat>,
     tools: Option<ToolFormat>,
@@ -109,19 +106,25 @@ impl ChatModel {
         // In the order in which a reader of the folder would miss them: an error names the first.
         let tokenizer = Arc::new(Tokenizer::load(folder)?);
         let template = ChatTemplate::load(folder)?;
+        let forms = Forms::of_template(&template, &tokenizer.special_tokens);
         Ok(Self {
-            tokenizer,
+            forms,
+            turn_end: forms::behind_answer(&template, forms, &tokenizer.special_tokens)
+                .and_then(|rest| tokenizer.special_at_start(&rest)),
             defaults: SamplingDefaults::load(folder)?,
             reasoning: ReasoningFormat::of_template(template.source()),
             tools: ToolFormat::of_template(template.source()),
+            tokenizer,
             template,
         })
     }
 
-    /// The ids that end an answer of this model.
+    /// The ids that end an answer of this model, by its own files: those that its configs list, the tokenizer's end token,
+    /// and what the template writes behind an answer.
     pub(crate) fn end_ids(&self, info: &ModelInfo) -> Vec<u32> {
         let mut ids = info.end_ids.clone();
-        ids.extend(self.tokenizer.end_ids(info.architecture.as_str()));
+        ids.extend(self.tokenizer.end_id());
+        ids.extend(self.turn_end);
         ids.sort_unstable();
         ids.dedup();
         ids
@@ -199,7 +202,7 @@ impl ChatModel {
                 &format!("`{name}` is not the caller's to set; leave it out"),
             );
         }
-        let mut others = chat.template_arguments.clone();
+        let mut arguments = chat.template_arguments.clone();
         let switch = match chat.reasoning {
             Reasoning::Default => None,
             Reasoning::On => Some(true),
@@ -207,7 +210,7 @@ impl ChatModel {
         };
         if let Some(wanted) = switch {
             match (self.reasoning, source.contains("enable_thinking")) {
-                (_, true) => drop(others.insert("enable_thinking".to_owned(), wanted.into())),
+                (_, true) => drop(arguments.insert("enable_thinking".to_owned(), wanted.into())),
                 // What it can't do it can't be told to leave, and what it always does needs no telling.
                 (None, false) if !wanted => {}
                 (Some(_), false) if wanted => {}
@@ -215,20 +218,20 @@ impl ChatModel {
                 (Some(_), false) => return refuse("reasoning_effort", "this model's reasoning can't be switched off"),
             }
         }
-        let mut messages: Vec<Value> = chat.messages.iter().map(message).collect();
+        let arguments = arguments.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value))));
         let is_continued = chat.ending == Ending::LastMessage;
+        let mut messages: Vec<Value> = chat.messages.iter().map(|message| self.forms.message(message)).collect();
         if is_continued && let (Some(last), Some(shown)) = (chat.messages.last(), messages.last_mut()) {
-            shown["content"] = (text(last) + END_OF_GIVEN).into();
+            let marked = Message { content: vec![Content::Text(text(last) + END_OF_GIVEN)], ..last.clone() };
+            *shown = self.forms.message(&marked);
         }
         let variables = Variables {
             messages,
-            tools: shows_tools(chat).then(|| chat.tools.iter().map(tool).collect()),
+            tools: shows_tools(chat).then(|| chat.tools.iter().map(forms::tool).collect()),
             add_generation_prompt: chat.ending == Ending::NewTurn,
-            bos_token: &self.tokenizer.bos_token,
-            eos_token: &self.tokenizer.eos_token,
-            others,
+            others: self.tokenizer.special_tokens.iter().cloned().chain(arguments).collect(),
         };
-        let rendered = self.template.render(&variables, now).map_err(|error| match error {
+        let rendered = self.template.render(variables, now).map_err(|error| match error {
             TemplateError::Refused(_) => {
                 Error::new(ErrorKind::InvalidRequest, error.to_string()).with_param("messages")
             }
@@ -270,53 +273,30 @@ fn text(message: &Message) -> String {
     message.content.iter().map(|Content::Text(text)| text.as_str()).collect()
 }
 
-/// A message as templates expect it.
-fn message(message: &Message) -> Value {
-    let content = text(message);
-    let mut fields = Map::new();
-    fields.insert("role".to_owned(), message.role.as_str().into());
-    fields.insert("content".to_owned(), content.into());
-    if let Some(reasoning) = &message.reasoning {
-        fields.insert("reasoning_content".to_owned(), reasoning.as_str().into());
-    }
-    if !message.tool_calls.is_empty() {
-        fields.insert("tool_calls".to_owned(), message.tool_calls.iter().map(tool_call).collect());
-    }
-    if let Some(id) = &message.tool_call_id {
-        fields.insert("tool_call_id".to_owned(), id.as_str().into());
-    }
-    if let Some(name) = &message.name {
-        fields.insert("name".to_owned(), name.as_str().into());
-    }
-    Value::Object(fields)
-}
-
-/// Templates write the arguments with `tojson`, so they get the object and not its text.
-fn tool_call(call: &ToolCall) -> Value {
-    let arguments: Value = match call.arguments.trim() {
-        "" => json!({}),
-        text => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
-    };
-    json!({"type": "function", "id": call.id, "function": {"name": call.name, "arguments": arguments}})
-}
-
-fn tool(tool: &Tool) -> Value {
-    let mut function = Map::new();
-    function.insert("name".to_owned(), tool.name.as_str().into());
-    if let Some(description) = &tool.description {
-        function.insert("description".to_owned(), description.as_str().into());
-    }
-    function.insert("parameters".to_owned(), tool.parameters.clone());
-    json!({"type": "function", "function": function})
-}
-
 impl SamplingDefaults {
     fn load(folder: &Path) -> Result<Self, TextError> {
         let path = folder.join("generation_config.json");
         match fs::read(&path) {
-            Ok(content) => serde_json::from_slice(&content).map_err(|source| TextError::Invalid { path, source }),
+            // A damaged one counts as none, as in mlx-lm: a model can do without it.
+            Ok(content) => Ok(Self::of(&metadata::parse(&content).unwrap_or_default())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(source) => Err(TextError::Read { path, source }),
+        }
+    }
+
+    /// What is no number, or none that sampling knows, is left out.
+    fn of(map: &Map<String, Json>) -> Self {
+        let number = |name: &str, min: f32, max: f32| {
+            let value = map.get(name).and_then(metadata::number).map(|value| value as f32);
+            value.filter(|value| (min..=max).contains(value))
+        };
+        Self {
+            do_sample: map.get("do_sample").and_then(metadata::flag),
+            temperature: number("temperature", 0.0, 100.0),
+            top_p: number("top_p", f32::MIN_POSITIVE, 1.0),
+            top_k: map.get("top_k").and_then(metadata::count).and_then(|count| u32::try_from(count).ok()),
+            min_p: number("min_p", 0.0, 1.0),
+            repetition_penalty: number("repetition_penalty", f32::MIN_POSITIVE, 100.0),
         }
     }
 

@@ -1,8 +1,11 @@
 //! Doors for the targets in `fuzz/`, which see public names only. Not in any build but theirs.
 
+use jiff::Zoned;
+
 use super::{
     parse::{Beginning, Parser, ParserOptions, Piece, ReasoningFormat, ToolFormat},
     stop::StopMatcher,
+    template::{ChatTemplate, Variables},
 };
 
 /// Cuts a text into pieces of these lengths in bytes, or more where a character would be cut; the rest is the last piece.
@@ -71,4 +74,11 @@ pub fn look_for_stops(text: &str, stops: &[String], lengths: &[u8]) {
     let mut stops = stops.iter().filter(|stop| !stop.is_empty());
     assert!(stops.all(|stop| !whole.0.contains(stop)));
     assert!(whole.1.is_some() || whole.0 == text);
+}
+
+/// Renders a text as a chat template, which may fail and no more.
+pub fn render_template(source: &str) {
+    if let Ok(template) = ChatTemplate::new(source, None) {
+        let _rendered = template.render(Variables::default(), Zoned::default());
+    }
 }

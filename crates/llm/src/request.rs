@@ -220,8 +220,8 @@ pub struct Tool {
     pub name: String,
     /// What it does.
     pub description: Option<String>,
-    /// JSON schema of its arguments.
-    pub parameters: serde_json::Value,
+    /// JSON schema of its arguments, as JSON text: a tree would round large numbers.
+    pub parameters: String,
 }
 
 /// Which tools the model may call. What the local engine can't enforce is refused when the body is decoded.

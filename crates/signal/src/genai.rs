@@ -157,7 +157,8 @@ pub fn understood_input(chat: &Chat) -> Attributes {
         .tools
         .iter()
         .map(|tool| {
-            json!({"type": "function", "name": tool.name, "description": tool.description, "parameters": tool.parameters})
+            let parameters: Json = serde_json::from_str(&tool.parameters).unwrap_or_default();
+            json!({"type": "function", "name": tool.name, "description": tool.description, "parameters": parameters})
         })
         .collect();
     let tools = (!tools.is_empty()).then_some(Json::Array(tools));

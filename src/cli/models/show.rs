@@ -4,7 +4,7 @@ use std::{fs, io, io::Write, path::Path};
 
 use anyhow::{Context, anyhow, bail};
 use bytesize::ByteSize;
-use mlx_manager_catalogue::{Catalogue, Place};
+use mlx_manager_catalogue::{Catalogue, Place, composed, metadata};
 use mlx_manager_config::LocalConfig;
 use serde_json::Value;
 
@@ -25,7 +25,8 @@ pub(super) fn show(config: &LocalConfig, name: &str, out: &mut impl Write) -> an
         }
         let path = folder.join("config.json");
         let text = fs::read(&path).with_context(|| format!("{} can't be read", path.display()))?;
-        let model: Value = serde_json::from_slice(&text).with_context(|| format!("{} is no JSON", path.display()))?;
+        let model = metadata::parse(&text).with_context(|| format!("{} is no JSON", path.display()))?;
+        let model = Value::Object(model);
         writeln!(out, "architecture  {}", model["model_type"].as_str().unwrap_or("unknown"))?;
         if let Some(bits) = model["quantization"]["bits"].as_u64() {
             writeln!(out, "quantization  {bits} bits")?;
@@ -34,6 +35,7 @@ pub(super) fn show(config: &LocalConfig, name: &str, out: &mut impl Write) -> an
             writeln!(out, "context       {context} tokens")?;
         }
     }
+    let name = composed(name);
     let listed = catalogue.models().iter().any(|model| model.name == name);
     writeln!(out, "listed        {}", if listed { "yes" } else { "no, without weights of a known architecture" })?;
     Ok(())

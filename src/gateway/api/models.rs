@@ -9,6 +9,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, Uri, header::CONTENT_TYPE},
     response::Response,
 };
+use mlx_manager_catalogue::composed;
 use mlx_manager_dialect as dialect;
 use mlx_manager_dialect::ModelEntry;
 use mlx_manager_llm::{Context, Error, ErrorKind};
@@ -29,7 +30,9 @@ pub(super) async fn one(
     headers: HeaderMap,
 ) -> Response {
     let dialect = caller_dialect(&uri, &headers);
-    match dispatch.models().into_iter().find(|model| model.id == id) {
+    // Local models are found by any form of their name, and listed by one.
+    let composed = composed(&id);
+    match dispatch.models().into_iter().find(|model| model.id == id || model.id == composed) {
         Some(model) => json(dialect::encode_model(dialect, &entry(model))),
         None => {
             let error =

@@ -11,7 +11,10 @@
 use mlx_manager_llm::{Chat, Content, Ending, Error, Message, Reasoning, Request, Role, Tool, ToolCall, ToolChoice};
 use serde_json::json;
 
-use super::super::field::{Fields, Node, bound_stops, check_continued, unsupported};
+use super::super::{
+    exact,
+    field::{Fields, Node, bound_stops, check_continued, unsupported},
+};
 
 /// Reads the whole body; see [`decode_chat`](crate::decode_chat).
 pub(in super::super) fn decode_chat(request: &Request) -> Result<Chat, Error> {
@@ -44,6 +47,8 @@ pub(in super::super) fn decode_chat(request: &Request) -> Result<Chat, Error> {
         }
     }
     bound_stops("stop_sequences", &chat.sampling.stop)?;
+    exact::schemas(request, &mut chat.tools);
+    exact::inputs(request, &mut chat.messages);
     if chat.messages.last().is_some_and(|message| message.role == Role::Assistant) {
         check_continued("messages", &chat)?;
         chat.ending = Ending::LastMessage;
@@ -109,7 +114,7 @@ fn tool(tool: &Node<'_>) -> Result<Tool, Error> {
         return Err(schema.wrong("must be an object"));
     }
     let description = tool.get("description")?.map(|text| text.text().map(str::to_owned)).transpose()?;
-    Ok(Tool { name: name.text()?.to_owned(), description, parameters: schema.value().clone() })
+    Ok(Tool { name: name.text()?.to_owned(), description, parameters: schema.value().to_string() })
 }
 
 fn read_message(message: &Node<'_>, messages: &mut Vec<Message>) -> Result<(), Error> {

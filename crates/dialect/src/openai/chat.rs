@@ -20,7 +20,10 @@ use mlx_manager_llm::{
 };
 use serde_json::{Value, json};
 
-use super::super::field::{Fields, Node, bound_stops, check_continued, invalid, unsupported};
+use super::super::{
+    exact,
+    field::{Fields, Node, bound_stops, check_continued, invalid, unsupported},
+};
 
 /// Reads the whole body; see [`decode_chat`](crate::decode_chat).
 pub(in super::super) fn decode_chat(request: &Request) -> Result<Chat, Error> {
@@ -34,6 +37,7 @@ pub(in super::super) fn decode_chat(request: &Request) -> Result<Chat, Error> {
             read_field(&mut chat, name, &Node::new(name, &value), request.stream)?;
         }
     }
+    exact::schemas(request, &mut chat.tools);
     bound_stops("stop", &chat.sampling.stop)?;
     chat.one_tool_call = fields.flag("parallel_tool_calls")? == Some(false);
     chat.ending = ending(fields, &chat)?;
@@ -172,8 +176,8 @@ fn tool(tool: &Node<'_>) -> Result<Tool, Error> {
     }
     let parameters = match function.get("parameters")? {
         Some(parameters) if !parameters.value().is_object() => return Err(parameters.wrong("must be an object")),
-        Some(parameters) => parameters.value().clone(),
-        None => json!({"type": "object", "properties": {}}),
+        Some(parameters) => parameters.value().to_string(),
+        None => json!({"type": "object", "properties": {}}).to_string(),
     };
     let description = function.get("description")?.map(|text| text.text().map(str::to_owned)).transpose()?;
     Ok(Tool { name: name.text()?.to_owned(), description, parameters })

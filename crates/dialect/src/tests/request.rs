@@ -273,7 +273,7 @@ fn a_conversation_with_tools_is_understood() {
     ];
     let schema = json!({"type": "object", "properties": {"city": {"type": "string"}}});
     let description = Some("Looks.".to_owned());
-    let tools = [Tool { name: "weather".to_owned(), description, parameters: schema.clone() }];
+    let tools = [Tool { name: "weather".to_owned(), description, parameters: schema.to_string() }];
 
     let openai = json!({"model": "m", "messages": [
         {"role": "developer", "content": "Be brief."},
@@ -381,4 +381,24 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn numbers_of_tools_and_calls_are_not_rounded() {
+    let schema = r#"{"maximum": 123456789012345678901234567890, "minimum": 1E5}"#;
+    let openai = format!(
+        r#"{{"model": "m", "messages": [{{"role": "user", "content": "q"}}], "tools": [{{"type": "function", "function": {{"name": "f", "parameters": {schema}}}}}, {{"type": "function", "function": {{"name": "g"}}}}]}}"#
+    );
+    let anthropic = format!(
+        r#"{{"model": "m", "max_tokens": 9, "tools": [{{"name": "f", "input_schema": {schema}}}], "messages": [{{"role": "user", "content": "q"}}, {{"role": "assistant", "content": [{{"type": "text", "text": "t"}}, {{"type": "tool_use", "id": "1", "name": "f", "input": {schema}}}]}}, {{"role": "user", "content": [{{"type": "tool_result", "tool_use_id": "1", "content": "r"}}]}}]}}"#
+    );
+    let chat = |api, body: &str| decode_chat(&decode_head(api, body.as_bytes()).unwrap()).unwrap();
+    let read = chat(OPENAI, &openai);
+    assert_eq!(read.tools[0].parameters, schema);
+    assert_eq!(read.tools[1].parameters, r#"{"type":"object","properties":{}}"#);
+    let read = chat(ANTHROPIC, &anthropic);
+    assert_eq!(
+        (read.tools[0].parameters.as_str(), read.messages[1].tool_calls[0].arguments.as_str()),
+        (schema, schema)
+    );
 }

@@ -1,16 +1,15 @@
 use std::sync::LazyLock;
 
-use mlx_manager_llm::Role;
+use mlx_manager_llm::{Content, Message, Role, Tool, ToolCall};
+use serde_json::json;
 
 use super::*;
-use crate::model::Architecture;
 
 static DEMO: LazyLock<ChatModel> = LazyLock::new(|| ChatModel::load(Path::new("../../assets/demo-model")).unwrap());
 
 fn info(max_context: Option<u32>) -> ModelInfo {
     ModelInfo {
         name: "demo".into(),
-        architecture: Architecture::Qwen3,
         max_context,
         vocabulary: 1536,
         end_ids: vec![2, 0],
@@ -27,8 +26,8 @@ pub(crate) fn said(text: &str) -> Chat {
 }
 
 /// A golden conversation, as the API's dialect would have understood it.
-pub(crate) fn conversation(case: &Value) -> Chat {
-    let text = |value: &Value| value.as_str().map(str::to_owned);
+pub(crate) fn conversation(case: &Json) -> Chat {
+    let text = |value: &Json| value.as_str().map(str::to_owned);
     let messages = case["messages"].as_array().unwrap().iter().map(|message| {
         let role = [Role::System, Role::User, Role::Assistant, Role::Tool];
         let calls = message["tool_calls"].as_array().into_iter().flatten().enumerate().map(|(index, call)| {
@@ -51,7 +50,7 @@ pub(crate) fn conversation(case: &Value) -> Chat {
         Tool {
             name: text(&function["name"]).unwrap(),
             description: text(&function["description"]),
-            parameters: function["parameters"].clone(),
+            parameters: function["parameters"].to_string(),
         }
     });
     let mut chat = Chat { messages: messages.collect(), tools: tools.collect(), ..Chat::default() };
@@ -63,7 +62,7 @@ pub(crate) fn conversation(case: &Value) -> Chat {
 
 #[test]
 fn conversations_are_rendered_as_transformers_does() {
-    let golden: Value =
+    let golden: Json =
         serde_json::from_slice(&fs::read("../../tests/goldens/engine/demo/golden.json").unwrap()).unwrap();
     let conversations = golden["conversations"].as_array().unwrap();
     assert_eq!(conversations.len(), 12);
@@ -79,7 +78,7 @@ fn conversations_are_rendered_as_transformers_does() {
 
 #[test]
 fn the_end_ids_of_all_sources_count() {
-    assert_eq!(DEMO.end_ids(&ModelInfo { end_ids: vec![7], ..info(None) }), [0, 2, 7]);
+    assert_eq!(DEMO.end_ids(&ModelInfo { end_ids: vec![7], ..info(None) }), [2, 7]);
 }
 
 #[test]
@@ -103,12 +102,13 @@ fn a_prompt_must_leave_room() {
 fn the_folder_decides_what_the_caller_leaves_open() {
     let prompt = DEMO.prepare(&said("Hi."), &info(None), Zoned::default()).unwrap();
     assert_eq!(prompt.sampling, SamplingParameters::GREEDY);
-    let defaults: SamplingDefaults =
-        serde_json::from_str(r#"{"do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.95}"#).unwrap();
+    let defaults = |text: &str| SamplingDefaults::of(&metadata::parse(text.as_bytes()).unwrap());
+    let greedy = defaults(r#"{"do_sample": false, "temperature": 0.6}"#);
+    let defaults =
+        defaults(r#"{"do_sample": true, "temperature": "0.6", "top_k": 20.0, "top_p": 0.95, "min_p": "none"}"#);
     let wanted = Sampling { temperature: Some(0.2), top_k: Some(0), seed: Some(-1), ..Sampling::default() };
     let merged = defaults.merge(&wanted);
     assert_eq!((merged.temperature, merged.top_k, merged.top_p, merged.seed), (0.2, 0, 0.95, Some(u64::MAX)));
-    let greedy: SamplingDefaults = serde_json::from_str(r#"{"do_sample": false, "temperature": 0.6}"#).unwrap();
     assert_eq!(greedy.merge(&Sampling::default()).temperature, 0.0);
     assert_eq!(greedy.merge(&wanted).temperature, 0.2);
     assert_eq!(SamplingDefaults::default().merge(&Sampling::default()).temperature, 1.0);
@@ -130,7 +130,7 @@ fn what_a_template_cannot_do_is_refused() {
     let mut quiet = said("Hi.");
     quiet.reasoning = Reasoning::Off;
     let mut tools = said("Hi.");
-    tools.tools = vec![Tool { name: "f".into(), description: None, parameters: json!({}) }];
+    tools.tools = vec![Tool { name: "f".into(), description: None, parameters: "{}".into() }];
     let param = |model: &ChatModel, chat: &Chat| model.render(chat, Zoned::default()).map_err(|error| error.param);
     assert_eq!(param(&plain, &thinking), Err(Some("reasoning_effort".into())));
     assert_eq!(param(&plain, &quiet), Ok("Hi.".into()));
@@ -179,13 +179,69 @@ fn messages_carry_all_they_have() {
         name: Some("n".into()),
     };
     let function =
-        |arguments: Value| json!({"type": "function", "id": "1", "function": {"name": "f", "arguments": arguments}});
+        |arguments: Json| json!({"type": "function", "id": "1", "function": {"name": "f", "arguments": arguments}});
     let expected = json!({
-        "role": "assistant", "content": "ab", "reasoning_content": "r",
+        "role": "assistant", "content": "ab", "thinking": "r", "reasoning_content": "r",
         "tool_calls": [function(json!({"b": 1, "a": 2})), function(json!("{broken")), function(json!({}))],
         "tool_call_id": "9", "name": "n",
     });
-    assert_eq!(message(&full), expected);
+    assert_eq!(serde_json::to_value(DEMO.forms.message(&full)).unwrap(), expected);
+}
+
+fn calls(content: Option<&str>) -> Chat {
+    let call = json!([{"id": "1", "function": {"name": "look", "arguments": "{\"x\": 18446744073709551616}"}}]);
+    conversation(&json!({"messages": [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": content, "tool_calls": call},
+        {"role": "tool", "content": "r", "tool_call_id": "1"},
+    ]}))
+}
+
+/// What templates do with a turn of calls, and what they get.
+#[test]
+fn a_turn_of_calls_comes_in_the_form_that_the_template_writes() {
+    let by_none = "{% for m in messages %}{% if m.role == 'assistant' and m.content is none %}[call {{ m.tool_calls[0].function.name }} {{ m.tool_calls[0].function.arguments | tojson }}]{% elif m.role == 'assistant' %}[said {{ m.content }}]{% else %}[{{ m.role }} {{ m.content }}]{% endif %}{% endfor %}";
+    let by_text = "{% for m in messages %}{% if '</think>' in m.content %}[thought]{% elif m.content | length > 0 %}[{{ m.role }} {{ m.content }}]{% endif %}{% if m.tool_calls %}[call {{ m.tool_calls[0].function.name }} {{ m.tool_calls[0].function.arguments | tojson }}]{% endif %}{% endfor %}";
+    let added = "{% for m in messages %}{% if m.tool_calls %}{% for c in m.tool_calls %}{{ '[call ' + c.function.name + ' ' + c.function.arguments + ']' }}{% endfor %}{% else %}[{{ m.role }} {{ m.content }}]{% endif %}{% endfor %}";
+    let printed = "{% for m in messages %}[{% if m.tool_calls %}call {{ m.tool_calls[0].function.name }} {{ m.tool_calls[0].function.arguments }}{% else %}{{ m.role }} {{ m.content or '' }}{% endif %}]{% endfor %}";
+    for source in [by_none, by_text, added, printed] {
+        let (_folder, model) = model(source);
+        let seen = model.render(&calls(None), Zoned::default()).unwrap();
+        assert_eq!(seen, r#"[user q][call look {"x": 18446744073709551616}][tool r]"#, "{source}");
+    }
+    let (_folder, model) = model(by_text);
+    let seen = model.render(&calls(Some("wait")), Zoned::default()).unwrap();
+    assert_eq!(seen, r#"[user q][assistant wait][call look {"x": 18446744073709551616}][tool r]"#);
+}
+
+#[test]
+fn content_comes_in_parts_where_the_template_reads_nothing_else() {
+    let (_folder, model) = model(
+        "{% for m in messages %}{% for part in m.content %}{% if part.type == 'text' %}<{{ part.text }}>{% endif %}{% endfor %}{% endfor %}",
+    );
+    assert_eq!(model.render(&said("Hi."), Zoned::default()).unwrap(), "<Hi.>");
+}
+
+#[test]
+fn what_the_template_writes_behind_an_answer_ends_one() {
+    let ends = |template: &str| model(template).1.end_ids(&info(None));
+    let turns = |end: &str| {
+        format!("{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n{{{{ m.content }}}}{end}\n{{% endfor %}}")
+    };
+    // Without tokenizer_config.json, and configs that name 0 and 2.
+    assert_eq!(ends(&turns("<|im_end|>")), [0, 2]);
+    let start = DEMO.tokenizer.special_at_start("<|im_start|>").unwrap();
+    assert!(ends(&turns("")).contains(&start), "the next turn's beginning, where nothing else ends one");
+    assert_eq!(ends(&turns(" and that's all")), [0, 2]);
+}
+
+#[test]
+fn a_damaged_generation_config_counts_as_none() {
+    let (folder, _) = model("{{ messages[0].content }}");
+    for text in ["", "{", "[]", "\u{feff}{\"temperature\": NaN, \"top_k\": [1], \"eos_token_id\": {}}"] {
+        fs::write(folder.path().join("generation_config.json"), text).unwrap();
+        assert_eq!(ChatModel::load(folder.path()).unwrap().defaults, SamplingDefaults::default(), "{text}");
+    }
 }
 
 /// A conversation that ends with the beginning of an answer.

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, de::DeserializeOwned};
+use mlx_manager_catalogue::metadata;
 use serde_json::{Map, Value};
 
 use super::{
@@ -17,10 +17,10 @@ use super::{
 };
 
 /// No dimension of a real model comes near it; it keeps every product of two dimensions within 64 bits.
-const LARGEST_DIMENSION: u32 = 1 << 26;
+const LARGEST_DIMENSION: u64 = 1 << 26;
 
 /// More than any model has.
-const MOST_LAYERS: u32 = 1 << 12;
+const MOST_LAYERS: u64 = 1 << 12;
 
 /// A family of models with the same computation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,20 +29,11 @@ pub(crate) enum Architecture {
     Qwen3,
     /// Qwen2 and Qwen2.5.
     Qwen2,
-    /// Llama and Mistral.
+    /// Llama, and Mistral, whose models are computed alike.
     Llama,
 }
 
 impl Architecture {
-    /// Its name in config.json; Mistral's models are computed as Llama's.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Qwen3 => "qwen3",
-            Self::Qwen2 => "qwen2",
-            Self::Llama => "llama",
-        }
-    }
-
     fn from_model_type(model_type: &str) -> Option<Self> {
         match model_type {
             "qwen3" => Some(Self::Qwen3),
@@ -81,63 +72,17 @@ pub(crate) struct Config {
     pub(crate) quantization: Quantization,
 }
 
-#[derive(Deserialize)]
-struct Raw {
-    hidden_size: u32,
-    num_hidden_layers: u32,
-    intermediate_size: u32,
-    num_attention_heads: u32,
-    num_key_value_heads: Option<u32>,
-    head_dim: Option<u32>,
-    rms_norm_eps: f32,
-    vocab_size: u32,
-    max_position_embeddings: Option<u32>,
-    tie_word_embeddings: Option<bool>,
-    attention_bias: Option<bool>,
-    mlp_bias: Option<bool>,
-    rope_theta: Option<f32>,
-    rope_traditional: Option<bool>,
-    rope_scaling: Option<Map<String, Value>>,
-    rope_parameters: Option<Map<String, Value>>,
-    sliding_window: Option<u32>,
-    layer_types: Option<Vec<String>>,
-    hidden_act: Option<String>,
-    eos_token_id: Option<OneOrMany>,
-    quantization: Option<Map<String, Value>>,
-    quantization_config: Option<Map<String, Value>>,
-}
-
-#[derive(Deserialize)]
-struct RawGeneration {
-    eos_token_id: Option<OneOrMany>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-impl OneOrMany {
-    fn into_vec(self) -> Vec<u32> {
-        match self {
-            Self::One(id) => vec![id],
-            Self::Many(ids) => ids,
-        }
-    }
-}
-
 impl Config {
     /// Reads the config of a model folder.
     pub(crate) fn read(folder: &Path) -> Result<Self, LoadError> {
         let path = folder.join("config.json");
-        let text = read(&path)?;
-        let mut config = Self::parse(&path, &text)?;
+        let mut config = Self::parse(&path, &read(&path)?)?;
         let path = folder.join("generation_config.json");
         if path.exists() {
-            let generation: RawGeneration = parse(&path, &read(&path)?)?;
-            if let Some(ids) = generation.eos_token_id.map(OneOrMany::into_vec).filter(|ids| !ids.is_empty()) {
+            // It says nothing that a model can't do without, so a damaged one counts as none, as in mlx-lm.
+            let generation = metadata::parse(&read(&path)?).unwrap_or_default();
+            let ids = metadata::ids(generation.get("eos_token_id"));
+            if !ids.is_empty() {
                 config.end_ids = ids;
             }
         }
@@ -145,57 +90,66 @@ impl Config {
     }
 
     fn parse(path: &Path, text: &[u8]) -> Result<Self, LoadError> {
-        // The model type is looked at alone first: another architecture may lack the keys that ours require.
-        let model_type: ModelType = parse(path, text)?;
-        let model_type = model_type.model_type.ok_or(LoadError::NoArchitecture)?;
-        let architecture =
-            Architecture::from_model_type(&model_type).ok_or(LoadError::Architecture { found: model_type })?;
-        let raw: Raw = parse(path, text)?;
-        if let Some(activation) = raw.hidden_act.filter(|name| name != "silu" && name != "swish") {
+        let map = metadata::parse(text).map_err(|source| LoadError::Json { path: PathBuf::from(path), source })?;
+        let keys = Keys(&map);
+        // The model type is looked at first: another architecture may lack the keys that ours require.
+        let model_type = keys.text("model_type")?.ok_or(LoadError::NoArchitecture)?;
+        let architecture = Architecture::from_model_type(model_type)
+            .ok_or_else(|| LoadError::Architecture { found: model_type.to_owned() })?;
+        if let Some(activation) = keys.text("hidden_act")?.filter(|name| *name != "silu" && *name != "swish") {
             return Err(LoadError::config("hidden_act", format!("{activation:?} is not supported; only silu is")));
         }
-        let nested = raw.rope_parameters.as_ref();
-        let nested_base =
-            nested.and_then(|rope| rope.get("rope_theta")).and_then(Value::as_f64).map(|base| base as f32);
-        let rope_base = raw.rope_theta.or(nested_base);
+        let scaling = keys.map("rope_scaling")?;
+        let nested = keys.map("rope_parameters")?;
+        let nested_base = nested.map(Keys).map(|rope| rope.number("rope_theta")).transpose()?.flatten();
+        let rope_base = keys.number("rope_theta")?.or(nested_base).map(|base| base as f32);
         if rope_base.is_some_and(|base| !(base.is_finite() && base > 1.0)) {
             return Err(LoadError::config("rope_theta", "must be greater than 1"));
         }
-        if !(raw.rms_norm_eps.is_finite() && raw.rms_norm_eps >= 0.0) {
+        let norm_epsilon = keys.needed("rms_norm_eps", keys.number("rms_norm_eps")?)? as f32;
+        if norm_epsilon < 0.0 {
             return Err(LoadError::config("rms_norm_eps", "must be a small positive number"));
         }
-        let heads = dimension("num_attention_heads", raw.num_attention_heads)?;
-        let key_value_heads =
-            raw.num_key_value_heads.map(|count| dimension("num_key_value_heads", count)).transpose()?;
+        let heads = keys.needed_dimension("num_attention_heads")?;
+        let key_value_heads = keys.dimension("num_key_value_heads")?;
         if key_value_heads.is_some_and(|count| heads % count != 0) {
             return Err(LoadError::config("num_key_value_heads", "must divide num_attention_heads"));
         }
-        let quantization = raw.quantization.map(|map| ("quantization", map));
-        let quantization = quantization.or(raw.quantization_config.map(|map| ("quantization_config", map)));
+        let quantization = ["quantization", "quantization_config"].into_iter().find_map(|key| match keys.map(key) {
+            Ok(None) => None,
+            Ok(Some(map)) => Some(Quantization::parse(key, map)),
+            Err(error) => Some(Err(error)),
+        });
         Ok(Self {
             architecture,
-            hidden_size: dimension("hidden_size", raw.hidden_size)?,
-            layers: layers(raw.num_hidden_layers)?,
-            intermediate_size: dimension("intermediate_size", raw.intermediate_size)?,
+            hidden_size: keys.needed_dimension("hidden_size")?,
+            layers: layers(keys.needed("num_hidden_layers", keys.count("num_hidden_layers")?)?)?,
+            intermediate_size: keys.needed_dimension("intermediate_size")?,
             heads,
             key_value_heads,
-            head_dim: raw.head_dim.map(|size| dimension("head_dim", size)).transpose()?,
-            norm_epsilon: raw.rms_norm_eps,
-            vocabulary: dimension("vocab_size", raw.vocab_size)?,
-            max_context: raw.max_position_embeddings,
-            head: raw.tie_word_embeddings.map(Head::of),
-            attention_bias: Bias::of(raw.attention_bias.unwrap_or(false)),
-            feed_forward_bias: Bias::of(raw.mlp_bias.unwrap_or(false)),
+            head_dim: keys.dimension("head_dim")?,
+            norm_epsilon,
+            vocabulary: keys.needed_dimension("vocab_size")?,
+            // Models without a bound are served too, so what is no number here is none.
+            max_context: map
+                .get("max_position_embeddings")
+                .and_then(metadata::count)
+                .and_then(|it| u32::try_from(it).ok()),
+            head: keys.flag("tie_word_embeddings")?.map(Head::of),
+            attention_bias: Bias::of(keys.flag("attention_bias")?.unwrap_or(false)),
+            feed_forward_bias: Bias::of(keys.flag("mlp_bias")?.unwrap_or(false)),
             rope_base,
-            rope_pairs: RopePairs::of(raw.rope_traditional.unwrap_or(false)),
-            rope_scaling: RopeScaling::parse(raw.rope_scaling.as_ref().or(nested))?,
-            sliding_window: raw.sliding_window.map(|size| dimension("sliding_window", size)).transpose()?,
-            layer_types: raw.layer_types,
-            end_ids: raw.eos_token_id.map(OneOrMany::into_vec).unwrap_or_default(),
-            quantization: quantization
-                .map(|(key, map)| Quantization::parse(key, &map))
-                .transpose()?
-                .unwrap_or_default(),
+            rope_pairs: RopePairs::of(keys.flag("rope_traditional")?.unwrap_or(false)),
+            rope_scaling: RopeScaling::parse(scaling.or(nested))?,
+            // Only layers that `layer_types` calls sliding need it.
+            sliding_window: map
+                .get("sliding_window")
+                .and_then(metadata::count)
+                .and_then(|size| i32::try_from(size).ok())
+                .filter(|size| *size > 0),
+            layer_types: keys.texts("layer_types")?,
+            end_ids: metadata::ids(map.get("eos_token_id")),
+            quantization: quantization.transpose()?.unwrap_or_default(),
         })
     }
 
@@ -209,12 +163,74 @@ impl Config {
     }
 }
 
-#[derive(Deserialize)]
-struct ModelType {
-    model_type: Option<String>,
+/// The keys of config.json that the computation depends on. Null is absent; what isn't of the right kind, however it may be
+/// written, is an error that names the key.
+#[derive(Clone, Copy)]
+struct Keys<'a>(&'a Map<String, Value>);
+
+impl<'a> Keys<'a> {
+    fn read<T>(
+        self,
+        key: &str,
+        expected: &str,
+        read: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, LoadError> {
+        let Some(value) = self.0.get(key).filter(|value| !value.is_null()) else { return Ok(None) };
+        read(value).map(Some).ok_or_else(|| LoadError::config(key, format!("must be {expected}, not {}", shown(value))))
+    }
+
+    fn needed<T>(self, key: &str, value: Option<T>) -> Result<T, LoadError> {
+        value.ok_or_else(|| LoadError::config(key, "is missing"))
+    }
+
+    fn text(self, key: &str) -> Result<Option<&'a str>, LoadError> {
+        self.read(key, "a text", Value::as_str)
+    }
+
+    fn texts(self, key: &str) -> Result<Option<Vec<String>>, LoadError> {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        self.read(key, "a list of texts", |value| value.as_array()?.iter().map(text).collect())
+    }
+
+    fn flag(self, key: &str) -> Result<Option<bool>, LoadError> {
+        self.read(key, "true or false", metadata::flag)
+    }
+
+    fn number(self, key: &str) -> Result<Option<f64>, LoadError> {
+        self.read(key, "a number", metadata::number)
+    }
+
+    fn count(self, key: &str) -> Result<Option<u64>, LoadError> {
+        self.read(key, "a whole number", metadata::count)
+    }
+
+    fn dimension(self, key: &str) -> Result<Option<i32>, LoadError> {
+        self.count(key)?.map(|value| dimension(key, value)).transpose()
+    }
+
+    fn needed_dimension(self, key: &str) -> Result<i32, LoadError> {
+        self.needed(key, self.dimension(key)?)
+    }
+
+    /// Settings; none that are empty, or switched off by `false`.
+    fn map(self, key: &str) -> Result<Option<&'a Map<String, Value>>, LoadError> {
+        if self.0.get(key) == Some(&Value::Bool(false)) {
+            return Ok(None);
+        }
+        Ok(self.read(key, "an object", Value::as_object)?.filter(|map| !map.is_empty()))
+    }
 }
 
-fn dimension(key: &str, value: u32) -> Result<i32, LoadError> {
+/// A value in an error message, which a long one must not fill.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(40) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+fn dimension(key: &str, value: u64) -> Result<i32, LoadError> {
     match i32::try_from(value) {
         Ok(size) if (1..=LARGEST_DIMENSION).contains(&value) => Ok(size),
         _ => Err(LoadError::config(key, format!("must be between 1 and {LARGEST_DIMENSION}, not {value}"))),
@@ -222,19 +238,15 @@ fn dimension(key: &str, value: u32) -> Result<i32, LoadError> {
 }
 
 /// Something is made for every layer before a missing one is noticed.
-fn layers(count: u32) -> Result<usize, LoadError> {
-    match count {
-        1..=MOST_LAYERS => Ok(count as usize),
+fn layers(count: u64) -> Result<usize, LoadError> {
+    match usize::try_from(count) {
+        Ok(layers) if (1..=MOST_LAYERS).contains(&count) => Ok(layers),
         _ => Err(LoadError::config("num_hidden_layers", format!("must be between 1 and {MOST_LAYERS}, not {count}"))),
     }
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
     fs::read(path).map_err(|source| LoadError::Read { path: PathBuf::from(path), source })
-}
-
-pub(super) fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, LoadError> {
-    serde_json::from_slice(text).map_err(|source| LoadError::Json { path: PathBuf::from(path), source })
 }
 
 #[cfg(test)]
@@ -245,7 +257,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::{Architecture, Config, LoadError};
-    use crate::model::quantization::Packing;
+    use crate::model::{quantization::Packing, rope::RopeScaling};
 
     fn config(change: impl FnOnce(&mut Value)) -> Result<Config, LoadError> {
         let mut value = json!({
@@ -314,5 +326,56 @@ mod tests {
         assert_eq!(Config::read(folder.path()).unwrap().end_ids, [7]);
         std::fs::write(folder.path().join("generation_config.json"), r#"{"eos_token_id": [8, 9]}"#).unwrap();
         assert_eq!(Config::read(folder.path()).unwrap().end_ids, [8, 9]);
+    }
+
+    #[test]
+    fn what_is_written_otherwise_is_read_and_what_is_not_needed_may_be_wrong() {
+        let read = config(|value| {
+            for (key, odd) in [
+                ("hidden_size", json!(64.0)),
+                ("num_attention_heads", json!("4")),
+                ("rms_norm_eps", json!("1e-6")),
+                ("max_position_embeddings", json!("many")),
+                ("sliding_window", json!("none")),
+                ("tie_word_embeddings", json!("false")),
+                ("rope_scaling", json!({})),
+                ("quantization", json!({})),
+                ("quantization_config", json!(null)),
+                ("eos_token_id", json!([2.0, "7", null])),
+                ("torch_dtype", json!(16)),
+            ] {
+                value[key] = odd;
+            }
+        })
+        .unwrap();
+        assert_eq!((read.hidden_size, read.heads, read.max_context), (64, 4, None));
+        assert_eq!((read.end_ids.as_slice(), read.sliding_window), ([2, 7].as_slice(), None));
+        assert_eq!(read.rope_scaling, RopeScaling::None);
+        for (key, wrong) in [
+            ("hidden_size", json!("wide")),
+            ("rope_scaling", json!([1])),
+            ("mlp_bias", json!("maybe")),
+            ("rms_norm_eps", json!(null)),
+        ] {
+            let error = config(|value| value[key] = wrong).unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+        let text = "\u{feff}{\"model_type\": \"llama\", \"hidden_size\": 64, \"num_hidden_layers\": 2, \"intermediate_size\": 128, \
+                    \"num_attention_heads\": 4, \"rms_norm_eps\": 1e-6, \"vocab_size\": 256, \"initializer_range\": NaN, \"x\": -Infinity}";
+        Config::parse(Path::new("config.json"), text.as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_generation_config_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = json!({
+            "model_type": "qwen2", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128,
+            "num_attention_heads": 4, "rms_norm_eps": 1e-6, "vocab_size": 256, "eos_token_id": 7,
+        });
+        std::fs::write(folder.path().join("config.json"), text.to_string()).unwrap();
+        for generation in ["{", "", "[8]", "{\"eos_token_id\": null}", "{\"eos_token_id\": \"none\"}"] {
+            std::fs::write(folder.path().join("generation_config.json"), generation).unwrap();
+            assert_eq!(Config::read(folder.path()).unwrap().end_ids, [7], "{generation}");
+        }
     }
 }

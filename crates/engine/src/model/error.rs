@@ -60,6 +60,12 @@ pub(crate) enum LoadError {
         /// The folder.
         folder: PathBuf,
     },
+    /// A file that the index of the weights names is not there.
+    #[error("{} is missing, which model.safetensors.index.json names", file_name(path))]
+    MissingFile {
+        /// The file.
+        path: PathBuf,
+    },
     /// A weights file is damaged.
     #[error("{} is damaged: {problem}", file_name(path))]
     Damaged {

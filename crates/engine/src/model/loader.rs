@@ -31,8 +31,6 @@ const STEP_BYTES: usize = 32 << 20;
 pub(crate) struct ModelInfo {
     /// What requests call it.
     pub(crate) name: String,
-    /// The family that computes it.
-    pub(crate) architecture: Architecture,
     /// Prompt and answer together have at most so many tokens; `None` when the folder doesn't say.
     pub(crate) max_context: Option<u32>,
     /// Token ids, for a check of the tokenizer's.
@@ -151,7 +149,6 @@ impl Loader {
         let needs = Needs::of(&config, &plan(&config)?, decoder.number_bytes());
         let info = ModelInfo {
             name: self.name.clone(),
-            architecture: config.architecture,
             max_context: config.max_context,
             vocabulary: config.vocabulary.unsigned_abs(),
             end_ids: config.end_ids,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use mlx_manager_catalogue::metadata;
 use serde_json::{Map, Value};
 
 use super::LoadError;
@@ -71,7 +72,7 @@ impl Quantization {
 }
 
 fn affine(key: &str, mode: Option<&Value>) -> Result<(), LoadError> {
-    match mode.map(|mode| mode.as_str().unwrap_or_default()) {
+    match mode.filter(|mode| !mode.is_null()).map(|mode| mode.as_str().unwrap_or_default()) {
         None | Some("affine") => Ok(()),
         Some(other) => {
             Err(LoadError::config(format!("{key}.mode"), format!("{other:?} is not supported; only affine is")))
@@ -86,8 +87,8 @@ fn summary(
 ) -> Result<QuantizationSummary, LoadError> {
     let number = |name: &str, default: Option<i32>, allowed: &[i32]| {
         let value = match settings.get(name) {
-            None => default,
-            Some(value) => value.as_i64().and_then(|value| i32::try_from(value).ok()),
+            None | Some(Value::Null) => default,
+            Some(value) => metadata::count(value).and_then(|value| i32::try_from(value).ok()),
         };
         let problem = || LoadError::config(format!("{key}.{name}"), format!("must be one of {allowed:?}"));
         value.filter(|value| allowed.contains(value)).ok_or_else(problem)

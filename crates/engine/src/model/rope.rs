@@ -2,6 +2,7 @@
 
 use std::f64::consts::PI;
 
+use mlx_manager_catalogue::metadata;
 use mlx_rs::{Array, error::Exception, fast, ops::concatenate};
 use serde_json::{Map, Value};
 
@@ -23,11 +24,11 @@ pub(crate) enum RopeScaling {
 impl RopeScaling {
     pub(crate) fn parse(settings: Option<&Map<String, Value>>) -> Result<Self, LoadError> {
         let Some(settings) = settings else { return Ok(Self::None) };
-        let kind = settings.get("type").or_else(|| settings.get("rope_type"));
+        let kind = ["type", "rope_type"].into_iter().find_map(|key| settings.get(key).filter(|kind| !kind.is_null()));
         let number = |name: &str, default: Option<f64>| {
             let value = match settings.get(name) {
                 None | Some(Value::Null) => default,
-                Some(value) => value.as_f64(),
+                Some(value) => metadata::number(value),
             };
             let value = value.filter(|value| value.is_finite() && *value >= 0.0);
             value.ok_or_else(|| LoadError::config(format!("rope_scaling.{name}"), "must be a positive number"))

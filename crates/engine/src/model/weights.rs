@@ -8,8 +8,9 @@ use std::{
     sync::Arc,
 };
 
+use mlx_manager_catalogue::metadata;
 use mlx_rs::{Array, Dtype, error::IoError};
-use serde::Deserialize;
+use serde_json::Value;
 
 use super::{
     LoadError, config,
@@ -27,11 +28,6 @@ pub(crate) struct Weights {
     quantization: Quantization,
     precision: Precision,
     form: Form,
-}
-
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
 }
 
 impl Weights {
@@ -169,30 +165,70 @@ pub(super) fn measure(
 }
 
 /// The weights files: those the index names, or all of them.
+///
+/// Converters leave the original's index behind, which names files that aren't there beside weights that are whole without
+/// it: if none of the index's files is there, or the only other file is the whole model's, the index is passed over.
 fn files(folder: &Path) -> Result<BTreeSet<PathBuf>, LoadError> {
     let index = folder.join("model.safetensors.index.json");
-    if index.exists() {
-        let named: Index = config::parse(&index, &config::read(&index)?)?;
-        let outside =
-            named.weight_map.values().find(|file| file.contains(['/', '\\']) || !file.ends_with(".safetensors"));
-        if let Some(file) = outside {
-            return Err(LoadError::Damaged { path: index, problem: format!("{file:?} is no file of this folder") });
-        }
-        let files: BTreeSet<PathBuf> = named.weight_map.values().map(|file| folder.join(file)).collect();
-        if !files.is_empty() {
-            return Ok(files);
-        }
+    let present = present(folder)?;
+    let all = |present: BTreeSet<PathBuf>| match present.is_empty() {
+        true => Err(LoadError::NoWeights { folder: folder.to_path_buf() }),
+        false => Ok(present),
+    };
+    if !index.exists() {
+        return all(present);
     }
+    let named = named(&index)?;
+    let outside = named.iter().find(|file| file.contains(['/', '\\']) || !file.ends_with(".safetensors"));
+    if let Some(file) = outside {
+        return Err(LoadError::Damaged { path: index, problem: format!("{file:?} is no file of this folder") });
+    }
+    let named: BTreeSet<PathBuf> = named.iter().map(|file| folder.join(file)).collect();
+    let Some(missing) = named.iter().find(|file| !file.exists()) else {
+        return if named.is_empty() { all(present) } else { Ok(named) };
+    };
+    let whole = folder.join("model.safetensors");
+    if present.contains(&whole) && !named.contains(&whole) {
+        return Ok(BTreeSet::from([whole]));
+    }
+    // A set of shards of its own, cut otherwise than the index says.
+    if !present.is_empty() && named.is_disjoint(&present) && shards_are_whole(&present) {
+        return Ok(present);
+    }
+    Err(LoadError::MissingFile { path: missing.clone() })
+}
+
+/// The files that an index names; a damaged one names none.
+fn named(index: &Path) -> Result<BTreeSet<String>, LoadError> {
+    let map = metadata::parse(&config::read(index)?).unwrap_or_default();
+    let files = map.get("weight_map").and_then(Value::as_object).into_iter().flatten();
+    Ok(files.filter_map(|(_, file)| file.as_str().map(str::to_owned)).collect())
+}
+
+/// Whether files are numbered to an end that is reached: `model-00001-of-00002.safetensors` and so on.
+fn shards_are_whole(files: &BTreeSet<PathBuf>) -> bool {
+    let part = |path: &PathBuf| {
+        let name = path.file_name()?.to_str()?.strip_prefix("model-")?.strip_suffix(".safetensors")?.to_owned();
+        let (part, count) = name.split_once("-of-")?;
+        Some((part.parse().ok()?, count.parse().ok()?))
+    };
+    let parts: Option<BTreeSet<(usize, usize)>> = files.iter().map(part).collect();
+    parts.is_some_and(|parts| parts.iter().copied().eq((1..=files.len()).map(|part| (part, files.len()))))
+}
+
+/// Every weights file that is there.
+fn present(folder: &Path) -> Result<BTreeSet<PathBuf>, LoadError> {
     let read_error = |source| LoadError::Read { path: PathBuf::from(folder), source };
     let mut files = BTreeSet::new();
     for entry in fs::read_dir(folder).map_err(read_error)? {
         let path = entry.map_err(read_error)?.path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with("model") && name.ends_with(".safetensors") {
+        // A dangling link is a file that isn't there.
+        if name.starts_with("model") && name.ends_with(".safetensors") && path.exists() {
             files.insert(path);
         }
     }
-    if files.is_empty() { Err(LoadError::NoWeights { folder: folder.to_path_buf() }) } else { Ok(files) }
+    Ok(files)
 }
 
 fn fits(array: &Array, path: &Path, name: &str, shape: &[i32]) -> Result<(), LoadError> {
@@ -204,4 +240,50 @@ fn fits(array: &Array, path: &Path, name: &str, shape: &[i32]) -> Result<(), Loa
 
 fn wrong(path: &Path, tensor: &str, problem: String) -> LoadError {
     LoadError::Tensor { path: path.to_path_buf(), tensor: tensor.to_owned(), problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The names of the files that are taken of a folder with these, and an index that names those.
+    fn taken(there: &[&str], named: &[&str]) -> Result<Vec<String>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        for name in there {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        let map: serde_json::Map<String, Value> =
+            named.iter().enumerate().map(|(index, file)| (format!("tensor{index}"), json!(file))).collect();
+        let index = json!({"metadata": {}, "weight_map": map}).to_string();
+        fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+        let name = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+        files(folder.path()).map(|files| files.iter().map(name).collect()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_stale_index_is_passed_over_and_a_missing_shard_is_named() {
+        let original = ["model-00001-of-00005.safetensors", "model-00005-of-00005.safetensors"];
+        let whole = ["model.safetensors"];
+        let own = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+        assert_eq!(taken(&whole, &original).unwrap(), whole);
+        assert_eq!(taken(&own, &original).unwrap(), own);
+        // One that is only left over beside the whole.
+        assert_eq!(taken(&["model.safetensors", original[0]], &original).unwrap(), whole);
+        assert_eq!(taken(&["model.safetensors", "model-00009.safetensors"], &whole).unwrap(), whole);
+        assert_eq!(taken(&whole, &[]).unwrap(), whole);
+        for there in [vec![original[0]], vec![own[0]], vec![]] {
+            assert!(taken(&there, &original).unwrap_err().contains("model-0000"), "{there:?}");
+        }
+        assert!(taken(&whole, &["../model.safetensors"]).is_err());
+    }
+
+    #[test]
+    fn a_damaged_index_names_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("model.safetensors"), "").unwrap();
+        fs::write(folder.path().join("model.safetensors.index.json"), "{").unwrap();
+        assert_eq!(files(folder.path()).unwrap().len(), 1);
+    }
 }
