@@ -79,7 +79,7 @@ impl Forms {
         let none = render(Self { none_content: true, ..forms }, &alone);
         forms.none_content = none.is_some_and(|none| {
             let seen = |what| empty.as_ref().map_or(0, |empty| count(empty, what));
-            count(&none, KEY) >= seen(KEY).max(1) && count(&none, "None") <= seen("None")
+            count(&none, NAME) >= seen(NAME).max(1) && count(&none, "None") <= seen("None")
         });
         forms
     }
