@@ -452,7 +452,7 @@ fn emit_everything() {
     event::ModelLoadError { model: "broken", folder: None, error: &error }.emit();
     event::QueueDepth(2).emit();
     event::QueueLeft { wait: Duration::from_millis(2), priority: Default::default() }.emit();
-    event::PrefixLookedUp { model: "demo", tokens: 9, cached: 4 }.emit();
+    event::PrefixLookedUp { model: "demo", prompt: 9, matched: 5, restored: 4, reason: "whole prompt" }.emit();
     event::PrefillFinished { model: "demo", tokens: 9, cached: 0, duration: Duration::from_millis(4) }.emit();
     event::DecodeFinished { model: "demo", tokens: 11, duration: Duration::from_secs(1) }.emit();
     event::ModelUnloaded { model: "demo", reason: "idle" }.emit();
