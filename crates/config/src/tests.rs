@@ -149,7 +149,10 @@ fn single_values() {
     check("local.pin = \"a\"", &[("1:13 `local.pin` can't be \"a\"", "a list")]);
     check(
         "local.keep_alive = \"5 min\"\nlocal.idle_unload = \"never\"",
-        &[("2:21 `local.idle_unload` is the former name of `keep_alive`", "keep one of the two")],
+        &[(
+            "2:21 `local.idle_unload` and `local.keep_alive` are both there",
+            "leave it out: it is the former name of that one",
+        )],
     );
     check("local.max_batch = 0", &[("1:19 `local.max_batch` can't be 0", "from 1 to 1024")]);
     check("local.max_batch = 99999999999999999999", &[("1:19 `local.max_batch`", "from 1 to 1024")]);

@@ -96,6 +96,9 @@ pub(super) fn open_series(known: &Known<'_>) {
     set(Gauge::AuditQueueDepth, Labels::none(), 0.0);
     set(Gauge::QueueDepth, Labels::none(), 0.0);
     set(Gauge::RunningRequests, Labels::none(), 0.0);
+    for kind in values(Label::Kind) {
+        shift(Gauge::EngineMemoryBytes, Labels::none().with(Label::Kind, kind), 0.0);
+    }
     // Only a model's name can make a metric overflow: every other label is closed or comes from the configuration.
     for (_, definition) in name::catalogue() {
         if definition.labels.iter().any(|label| label.is_model()) {

@@ -453,6 +453,22 @@ fn emit_everything() {
     event::QueueDepth(2).emit();
     event::QueueLeft { wait: Duration::from_millis(2), priority: Default::default() }.emit();
     event::PrefixLookedUp { model: "demo", prompt: 9, matched: 5, restored: 4, reason: "whole prompt" }.emit();
+    event::ModelLoading { model: "demo", bytes: 3, total: 6 }.emit();
+    event::EngineMemoryHeld { weights: 1, kv_live: 2, prefix_cache: 3, allocator_cache: 4, other: 5 }.emit();
+    event::RunningRequests(1).emit();
+    event::Preempted { model: "demo", computed: 3 }.emit();
+    event::StepFinished {
+        model: "demo",
+        decoded: 2,
+        prefilled: 3,
+        graph: Duration::from_micros(1),
+        sample: Duration::from_micros(2),
+        wait: Duration::from_millis(3),
+        tell: Duration::from_micros(4),
+    }
+    .emit();
+    event::TokenFollowed { model: "demo", gap: Duration::from_millis(4) }.emit();
+    event::SequenceEnded { model: "demo", reason: "stop", prompt: 9, generated: 11 }.emit();
     event::PrefillFinished { model: "demo", tokens: 9, cached: 0, duration: Duration::from_millis(4) }.emit();
     event::DecodeFinished { model: "demo", tokens: 11, duration: Duration::from_secs(1) }.emit();
     event::ModelUnloaded { model: "demo", reason: "idle" }.emit();

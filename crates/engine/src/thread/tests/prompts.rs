@@ -294,8 +294,9 @@ async fn the_bound_on_bytes_holds() {
             let prompt = &golden.prompt_ids[start * 40..start * 40 + 40];
             assert_eq!(ask(&engine, "qwen3-q4-tied", prompt).await.1, 0);
             let kept = kept_bytes(&engine).await;
-            let expected = if prefix_cache < limit { 0 } else { 55 * 1024 * (start as u64 + 1).min(2) };
-            assert_eq!(kept, expected, "of {prefix_cache}");
+            let most = if prefix_cache < limit { 0 } else { 55 * 1024 * (start as u64 + 1).min(2) };
+            // They may begin with a token in common, which is kept once.
+            assert!(kept <= most && kept + 10 * 1024 > most, "{kept} of {prefix_cache}");
             let again = ask(&engine, "qwen3-q4-tied", prompt).await.1;
             assert_eq!(again, if prefix_cache < limit { 0 } else { 39 });
         }
@@ -308,7 +309,7 @@ async fn what_is_kept_goes_before_memory_runs_out() {
     let (info, golden) = loaded(&engine, "qwen3-q4-tied").await;
     drop(engine);
     let prompt = golden.prompt_ids.len() as u64;
-    let own = info.needs.sequence(prompt + u64::from(TOKENS)) + info.needs.step(prompt, prompt);
+    let own = info.needs.sequence(prompt + u64::from(TOKENS)) + info.needs.step(prompt.min(settings().prefill_chunk as u64), prompt);
     // With room for one sequence, what is kept of the one before it goes.
     for (memory_limit, cached) in [(info.bytes + own, 0), (1 << 30, golden.prompt_ids.len() - 1)] {
         let engine = Handle::start(EngineSettings { memory_limit: Some(memory_limit), ..settings() }).unwrap();
