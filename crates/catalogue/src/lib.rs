@@ -298,7 +298,8 @@ mod tests {
         put_model(&root.path().join("models/org").join("sen\u{303}or"), "llama");
         put_model(&root.path().join("hub/models--org--cafe\u{301}/snapshots/1"), "llama");
         let mut config = config(root.path());
-        config.models = vec![LocalModel { name: "e\u{301}t\u{e9}".into(), path: ModelPath::BuiltinDemo, keep_alive: None }];
+        config.models =
+            vec![LocalModel { name: "e\u{301}t\u{e9}".into(), path: ModelPath::BuiltinDemo, keep_alive: None }];
         let catalogue = Catalogue::new(&config);
         for name in [
             composed,

@@ -267,22 +267,18 @@ impl Meter {
             inference.time_to_first_token = self.first_content.map(|first| first - target.called);
             let model = record.response_model.as_deref().unwrap_or(&inference.model);
             record.cost_usd = target.prices.as_ref().and_then(|prices| prices.cost_usd(model, &record.usage));
+            if let Some(captured) = &mut self.captured {
+                captured.tool_calls.retain(|call| !call.name.is_empty());
+            }
             let end = InferenceEnd {
                 record,
                 response_id: self.response_id.as_deref(),
                 reported_usage: self.reported_usage.each_ref().map(Option::as_deref),
-                content: self
-                    .captured
-                    .as_mut()
-                    .map(|captured| {
-                        captured.tool_calls.retain(|call| !call.name.is_empty());
-                        captured
-                    })
-                    .map(|captured| genai::Answer {
-                        text: &captured.text,
-                        reasoning: &captured.reasoning,
-                        tool_calls: &captured.tool_calls,
-                    }),
+                content: self.captured.as_ref().map(|captured| genai::Answer {
+                    text: &captured.text,
+                    reasoning: &captured.reasoning,
+                    tool_calls: &captured.tool_calls,
+                }),
                 error,
             };
             span::inference_finished(&target.span, &end);

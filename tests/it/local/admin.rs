@@ -33,7 +33,10 @@ async fn a_model_is_loaded_watched_and_unloaded() {
 
     let (status, loaded) = state("/admin/models/demo/load", true).await;
     assert_eq!((status, &loaded["state"]), (200, &Value::from("loaded")), "{loaded}");
-    assert!(loaded["bytes"].as_u64().unwrap() > 0 && ["stored", "unpacked"].contains(&loaded["weights"].as_str().unwrap()), "{loaded}");
+    assert!(
+        loaded["bytes"].as_u64().unwrap() > 0 && ["stored", "unpacked"].contains(&loaded["weights"].as_str().unwrap()),
+        "{loaded}"
+    );
     assert_eq!(state("/admin/models/demo", false).await.1, loaded);
     assert!(until(&mut events, "loaded").await.contains("\"bytes\""));
 

@@ -5,6 +5,7 @@ use std::{fs, path::Path, time::Duration};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio_util::task::TaskTracker;
 
 use crate::{
     peer::{
@@ -61,7 +62,7 @@ async fn what_the_drain_cuts_off_is_no_clients_abort() {
     assert!(answering.chunk().await.unwrap().is_some());
     // One whose prompt takes far longer than the drain.
     let url = daemon.url("/v1/chat/completions");
-    let prefilling = tokio::spawn(daemon.client.post(url).json(&ask(false, 20_000)).send());
+    let prefilling = TaskTracker::new().spawn(daemon.client.post(url).json(&ask(false, 20_000)).send());
     let patience = tokio::time::Instant::now() + PATIENCE;
     while daemon.metric("mlx_manager_queue_wait_seconds_count", &[]).await < 2.0 {
         assert!(tokio::time::Instant::now() < patience, "the turn of the long prompt");

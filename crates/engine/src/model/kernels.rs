@@ -190,7 +190,7 @@ mod tests {
         let [fused, composed] = [Kernels::Fused, Kernels::Composed].map(|kernels| kernels.silu(&x).unwrap());
         assert!(most_different(&fused, &composed) < 1e-5);
         let [fused, composed] = [Kernels::Fused, Kernels::Composed].map(|kernels| kernels.exp(&x).unwrap());
-        let relative = composed.divide(&fused.add(Array::from_f32(1e-30)).unwrap()).unwrap();
+        let relative = composed.divide(fused.add(Array::from_f32(1e-30)).unwrap()).unwrap();
         let relative = relative.to_vec_exact::<f32>().unwrap();
         assert!(relative[1..].iter().all(|ratio| (ratio - 1.0).abs() < 1e-5), "{relative:?}");
         let edges = Kernels::Composed.exp(&Array::from_slice(&[0.0, f32::NEG_INFINITY], &[2])).unwrap();

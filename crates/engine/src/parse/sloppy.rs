@@ -193,7 +193,7 @@ impl Sloppy {
 
     fn end_value(&mut self) -> Option<Member> {
         self.expects = if self.open.is_empty() { Expects::Nothing } else { Expects::CommaOrEnd };
-        (self.open.len() == 1).then(|| Member::Value(self.began..self.out.len()))
+        (self.open.len() == 1).then_some(Member::Value(self.began..self.out.len()))
     }
 
     fn flush_comma(&mut self) {
@@ -257,7 +257,7 @@ impl Sloppy {
         self.within = Within::Nothing;
         if self.expects == Expects::Key {
             self.expects = Expects::Colon;
-            return (self.open.len() == 1).then(|| Member::Key(self.began..self.out.len()));
+            return (self.open.len() == 1).then_some(Member::Key(self.began..self.out.len()));
         }
         self.end_value()
     }

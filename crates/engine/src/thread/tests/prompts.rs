@@ -309,7 +309,8 @@ async fn what_is_kept_goes_before_memory_runs_out() {
     let (info, golden) = loaded(&engine, "qwen3-q4-tied").await;
     drop(engine);
     let prompt = golden.prompt_ids.len() as u64;
-    let own = info.needs.sequence(prompt + u64::from(TOKENS)) + info.needs.step(prompt.min(settings().prefill_chunk as u64), prompt);
+    let own = info.needs.sequence(prompt + u64::from(TOKENS))
+        + info.needs.step(prompt.min(settings().prefill_chunk as u64), prompt);
     // With room for one sequence, what is kept of the one before it goes.
     for (memory_limit, cached) in [(info.bytes + own, 0), (1 << 30, golden.prompt_ids.len() - 1)] {
         let engine = Handle::start(EngineSettings { memory_limit: Some(memory_limit), ..settings() }).unwrap();
