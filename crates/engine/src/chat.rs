@@ -225,15 +225,20 @@ impl ChatModel {
             let marked = Message { content: vec![Content::Text(text(last) + END_OF_GIVEN)], ..last.clone() };
             *shown = self.forms.message(&marked);
         }
-        let variables = Variables {
+        let others: Vec<(String, Value)> = self.tokenizer.special_tokens.iter().cloned().chain(arguments).collect();
+        let variables = |messages| Variables {
             messages,
             tools: shows_tools(chat).then(|| chat.tools.iter().map(forms::tool).collect()),
             add_generation_prompt: chat.ending == Ending::NewTurn,
-            others: self.tokenizer.special_tokens.iter().cloned().chain(arguments).collect(),
+            others: others.clone(),
         };
-        let rendered = self.template.render(variables, now).map_err(|error| match error {
-            TemplateError::Refused(_) => {
-                Error::new(ErrorKind::InvalidRequest, error.to_string()).with_param("messages")
+        let rendered = self.template.render(variables(messages), now.clone()).map_err(|error| match error {
+            TemplateError::Refused(reason) => {
+                // What it says of an empty conversation it doesn't say of the given text.
+                let of_none = || self.template.render(variables(Vec::new()), now);
+                let reason = if is_continued { unmarked(&reason, of_none) } else { reason };
+                let message = TemplateError::Refused(reason).to_string();
+                Error::new(ErrorKind::InvalidRequest, message).with_param("messages")
             }
             error => Error::new(ErrorKind::Engine, error.to_string()).with_source(error),
         })?;
@@ -248,6 +253,18 @@ impl ChatModel {
             ),
         }
     }
+}
+
+/// A template's refusal without the mark of the given text's end, and without what ends a turn behind it: of what follows
+/// only that is left which it says in any case.
+fn unmarked(reason: &str, of_none: impl FnOnce() -> Result<String, TemplateError>) -> String {
+    let Some((before, behind)) = reason.rsplit_once(END_OF_GIVEN) else { return reason.to_owned() };
+    let said = match of_none() {
+        Err(TemplateError::Refused(reason)) => reason,
+        Ok(_) | Err(_) => String::new(),
+    };
+    let common = behind.chars().rev().zip(said.chars().rev()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+    before.to_owned() + behind.get(behind.len().saturating_sub(common)..).unwrap_or_default()
 }
 
 /// Tokens that an answer may have, at least 1.

@@ -269,6 +269,15 @@ fn a_prompt_ends_as_it_is_asked_to() {
 }
 
 #[test]
+fn a_refusal_that_quotes_the_prompt_quotes_it_as_it_is_gone_on_with() {
+    let quoting = "{% set all %}{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% endset %}\
+                   {{ raise_exception('[' ~ all ~ '] is no talk') }}";
+    let (_folder, model) = model(quoting);
+    let error = model.render(&begun("Yes, </s> it"), Zoned::default()).unwrap_err();
+    assert!(error.message.ends_with("[<user>Give JSON.</s><assistant>Yes, </s> it] is no talk"), "{}", error.message);
+}
+
+#[test]
 fn an_answer_that_the_template_hides_cant_be_gone_on_with() {
     let (_folder, model) = model("{{ messages[0].content }}");
     let error = model.render(&begun("The answer"), Zoned::default()).unwrap_err();
