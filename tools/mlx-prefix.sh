@@ -129,7 +129,7 @@ make_prefix() {
     } >"$work/forwards.h"
     # shellcheck disable=SC2016 # $ORIGIN is for the loader
     "$cxx" -x c -O2 -fPIC -shared -I"$work" -I"$work/scipy_openblas32/include" "$recipe/blas.c" \
-        -o "$work/lib/libmlxblas.so" -Wl,-z,defs,-soname,libmlxblas.so,-rpath,'$ORIGIN/../scipy_openblas32/lib' -ldl
+        -o "$work/lib/libmlxblas.so" -Wl,-z,defs,-soname,libmlxblas.so,-rpath,'$ORIGIN/../scipy_openblas32/lib' -ldl -lm
 
     # The options are those of mlx-sys's own build script. The types of half precision are ours, since mlx-rs wants
     # exactly these.

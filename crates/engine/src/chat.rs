@@ -263,7 +263,8 @@ fn unmarked(reason: &str, of_none: impl FnOnce() -> Result<String, TemplateError
         Err(TemplateError::Refused(reason)) => reason,
         Ok(_) | Err(_) => String::new(),
     };
-    let common = behind.chars().rev().zip(said.chars().rev()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+    let common =
+        behind.chars().rev().zip(said.chars().rev()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
     before.to_owned() + behind.get(behind.len().saturating_sub(common)..).unwrap_or_default()
 }
 

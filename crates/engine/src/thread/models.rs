@@ -13,6 +13,9 @@ use crate::{
     states::States,
 };
 
+/// The most of it. Steps of the same kind need the same buffers again, and what they need is far below it.
+const MOST_CACHED: u64 = 1 << 30;
+
 /// The part of the memory limit that MLX may keep in freed buffers.
 const CACHED_SHARE: u64 = 10;
 
@@ -201,7 +204,7 @@ impl Models {
     pub(super) fn precision(&mut self) -> Result<Precision, Exception> {
         if let Some(bytes) = self.untold_limit {
             mlx::limit_memory(bytes)?;
-            mlx::limit_cache(bytes / CACHED_SHARE)?;
+            mlx::limit_cache((bytes / CACHED_SHARE).min(MOST_CACHED))?;
             self.untold_limit = None;
         }
         self.precision.map_or_else(Precision::for_device, Ok)

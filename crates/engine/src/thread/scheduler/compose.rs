@@ -12,7 +12,7 @@ const GAP: f64 = 3.0;
 /// Seconds that a step may take however fast decode steps are.
 const SHORTEST_GAP: f64 = 0.05;
 /// How much of that is planned with; the rest is for steps that take longer than predicted.
-const PLANNED: f64 = 0.85;
+const PLANNED: f64 = 0.75;
 /// Seconds that a step may take when nobody decodes, so that those who come don't wait long.
 const LONGEST_STEP: f64 = 1.0;
 /// The fewest prompt tokens computed in a step, unless a prompt has less or is told to take less.
