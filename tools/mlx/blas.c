@@ -8,7 +8,6 @@
 //
 // forwards.h, which tools/mlx-prefix.sh makes from libmlx's imports, has a line FORWARD(name) for each but cblas_sgemm.
 
-#define _GNU_SOURCE
 #include <cblas.h>
 #include <dlfcn.h>
 #include <math.h>
@@ -36,7 +35,6 @@ static __typeof__(scipy_cblas_sgemm) *sgemm;
 static __typeof__(scipy_cblas_sgemm_batch) *sgemm_batch;
 static __typeof__(scipy_cblas_sgemv) *sgemv;
 static __typeof__(scipy_openblas_get_num_threads) *get_num_threads;
-static float (*other_powf)(float, float);
 
 static void *find(void *openblas, const char *name) {
     void *found = openblas == NULL ? NULL : dlsym(openblas, name);
@@ -59,7 +57,6 @@ __attribute__((constructor)) static void load(void) {
     sgemm_batch = find(openblas, "scipy_cblas_sgemm_batch");
     sgemv = find(openblas, "scipy_cblas_sgemv");
     get_num_threads = find(openblas, "scipy_openblas_get_num_threads");
-    other_powf = (float (*)(float, float))find(RTLD_NEXT, "powf");
 #define FORWARD(name) slot_##name = find(openblas, "scipy_" #name);
 #include "forwards.h"
 }
@@ -171,5 +168,6 @@ void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_transposed, CBLAS_TRANSPOS
 }
 
 // A power of two. The engine makes its exponentials of them, since MLX's own exp takes several times longer, and the C
-// library knows a shorter way to them than to powers in general.
-float powf(float base, float exponent) { return base == 2.0f ? exp2f(exponent) : other_powf(base, exponent); }
+// library knows a shorter way to them than to powers in general. Those come from its function for doubles: the one for
+// floats has this name.
+float powf(float base, float exponent) { return base == 2.0f ? exp2f(exponent) : (float)pow(base, exponent); }
