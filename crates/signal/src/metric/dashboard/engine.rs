@@ -223,10 +223,7 @@ const STEPS: Row = Row {
                     "{{model}} {{reason}}",
                     "sum by (model, reason) (rate(mlx_manager_engine_sequences_total{$daemon}[$rate])) > 0",
                 ),
-                query(
-                    "{{model}} preempted",
-                    "sum by (model) (rate(mlx_manager_preemptions_total{$daemon}[$rate])) > 0",
-                ),
+                query("{{model}} preempted", "sum by (model) (rate(mlx_manager_preemptions_total{$daemon}[$rate]))"),
             ],
             ..Panel::AREAS
         },
