@@ -64,7 +64,7 @@ class Load:
             answer = servers.ask(self.server, model, text, tokens, cut_after=cut, headers=headers, **more)
         except Exception as error:  # every kind of it is a finding
             return self.note(f"a request failed: {error!r}")
-        if answer.status == 429:
+        if answer.status in (429, 503):
             self.seen.append((time.monotonic(), "refused", 0, 0.0))
             return time.sleep(0.05)
         if answer.status != 200 or answer.error:

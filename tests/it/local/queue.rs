@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
+use super::endless_model;
 use crate::{
     peer::{daemon::Daemon, otlp::Otlp},
     serve::audit_rows,
@@ -23,29 +24,7 @@ const PRIORITY: &str = "x-mlx-manager-priority";
 /// A folder with a model whose answers end by their length alone.
 fn endless() -> TempDir {
     let root = TempDir::new().unwrap();
-    let folder = root.path().join("models/endless");
-    fs::create_dir_all(&folder).unwrap();
-    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo-model")).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
-    }
-    let change = |name: &str, change: fn(&mut Value)| {
-        let path = folder.join(name);
-        let mut value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        change(&mut value);
-        fs::write(path, value.to_string()).unwrap();
-    };
-    change("config.json", |config| {
-        config["max_position_embeddings"] = json!(10_000_000);
-        config["eos_token_id"] = Value::Null;
-    });
-    change("generation_config.json", |config| config["eos_token_id"] = Value::Null);
-    change("tokenizer_config.json", |config| config["eos_token"] = Value::Null);
-    change("tokenizer.json", |tokenizer| {
-        for token in tokenizer["added_tokens"].as_array_mut().unwrap() {
-            token["special"] = json!(false);
-        }
-    });
+    endless_model(&root.path().join("models/endless"));
     root
 }
 

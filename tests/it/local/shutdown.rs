@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 
+use super::endless_model;
 use crate::{
     peer::{
         daemon::{Daemon, PATIENCE},
@@ -14,32 +15,6 @@ use crate::{
     },
     serve::audit_rows,
 };
-
-/// The demo model without its ends, and with room for long prompts and answers.
-fn endless_model(folder: &Path) {
-    fs::create_dir_all(folder).unwrap();
-    for entry in fs::read_dir("assets/demo-model").unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
-    }
-    let change = |name: &str, change: fn(&mut Value)| {
-        let path = folder.join(name);
-        let mut value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        change(&mut value);
-        fs::write(path, value.to_string()).unwrap();
-    };
-    change("config.json", |config| {
-        config["max_position_embeddings"] = json!(10_000_000);
-        config["eos_token_id"] = Value::Null;
-    });
-    change("generation_config.json", |config| config["eos_token_id"] = Value::Null);
-    change("tokenizer_config.json", |config| config["eos_token"] = Value::Null);
-    change("tokenizer.json", |tokenizer| {
-        for token in tokenizer["added_tokens"].as_array_mut().unwrap() {
-            token["special"] = json!(false);
-        }
-    });
-}
 
 #[tokio::test]
 async fn what_the_drain_cuts_off_is_no_clients_abort() {

@@ -78,7 +78,7 @@ impl Slab {
         Ok(())
     }
 
-    /// Takes a sequence out, whose keys and values are copied unless it is the last one.
+    /// Takes a sequence out, with a copy of its keys and values. The last slot's move into the gap.
     pub(super) fn leave(&mut self, slot: usize) -> Result<Vec<KeyValueCache>, Exception> {
         let Some(row) = self.rows.get(slot).copied() else { return Ok(Vec::new()) };
         let (at, last) = (slot as i32, self.rows.len() as i32 - 1);

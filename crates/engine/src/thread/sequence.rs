@@ -41,8 +41,8 @@ pub(super) struct Sequence {
     tokens: Vec<u32>,
     /// Tokens of the prompt.
     prompt: usize,
-    /// Tokens of the prompt that need not be computed when it first ran.
-    cached: usize,
+    /// Tokens of the prompt that need not be computed when it first ran; `None` until then.
+    cached: Option<usize>,
     /// Tokens whose keys and values are computed.
     computed: usize,
     max_tokens: usize,
@@ -59,7 +59,7 @@ impl Sequence {
         Self {
             tokens: prompt,
             prompt: length,
-            cached: 0,
+            cached: None,
             computed: 0,
             max_tokens: max_tokens as usize,
             open_ended,
@@ -71,10 +71,13 @@ impl Sequence {
     /// It gets a place, with so many of its first tokens computed. Never all of them: the last one goes through the decode
     /// step that gives the next.
     pub(super) fn place(&mut self, computed: usize) {
-        self.computed = computed.min(self.tokens.len().saturating_sub(1));
-        if self.produced() == 0 {
-            self.cached = self.computed;
-        }
+        self.computed = computed.min(self.before_last().len());
+        self.cached.get_or_insert(self.computed);
+    }
+
+    /// Whether it ever had a place.
+    pub(super) fn has_run(&self) -> bool {
+        self.cached.is_some()
     }
 
     /// All tokens so far.
@@ -142,7 +145,7 @@ impl Sequence {
 
     /// Tokens of the prompt that were computed before.
     pub(super) fn cached_tokens(&self) -> u64 {
-        self.cached as u64
+        self.cached.unwrap_or_default() as u64
     }
 
     /// Tokens generated, a stop token included.

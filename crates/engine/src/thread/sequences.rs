@@ -193,17 +193,24 @@ impl Sequences {
     pub(super) fn remove(&mut self, id: SequenceId, reason: &'static str) -> Option<Ended> {
         self.scheduler.remove(id, Instant::now());
         let Open { model, events, span, answer, phase, .. } = self.open.remove(&id)?;
-        let Phase::Running(running) = phase else { return Some(Ended { id, model, events, sequence: None }) };
-        let Running { sequence, span: decode_span, .. } = *running;
+        // One that gave way ran, though what was computed of it isn't here.
+        let (sequence, running_span) = match phase {
+            Phase::Running(running) => (running.sequence, Some(running.span)),
+            Phase::Waiting(waiting) if waiting.sequence.has_run() => (waiting.sequence, None),
+            Phase::Waiting(_) | Phase::Moving => return Some(Ended { id, model, events, sequence: None }),
+        };
         let (prompt, generated) = (sequence.prompt_tokens(), sequence.produced());
         if let Some(Answer { first_token, pace, .. }) = answer {
             let pace = DecodePace { duration: first_token.elapsed(), ..pace };
             span.in_scope(|| DecodeFinished { model: &model, tokens: generated, duration: pace.duration }.emit());
-            let usage = Usage { input: Some(prompt), output: Some(generated), ..Usage::default() };
-            span::decode_finished(&decode_span, &usage, &pace);
+            if let Some(decode_span) = &running_span {
+                let usage = Usage { input: Some(prompt), output: Some(generated), ..Usage::default() };
+                span::decode_finished(decode_span, &usage, &pace);
+            }
         }
         SequenceEnded { model: &model, reason, prompt, generated }.emit();
-        Some(Ended { id, model, events, sequence: Some(sequence) })
+        let sequence = running_span.map(|_| sequence);
+        Some(Ended { id, model, events, sequence })
     }
 
     /// The sequences whose clients went away.

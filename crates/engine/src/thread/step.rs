@@ -238,8 +238,9 @@ impl Core {
             Err(error) => return self.fail(id, EngineError::mlx(&error)),
         };
         let positions = computed.as_ref().and_then(|layers| layers.first()).map_or(0, KeyValueCache::offset);
+        let is_new = !sequence.has_run();
         sequence.place(usize::try_from(positions).unwrap_or_default());
-        if sequence.produced() == 0 {
+        if is_new {
             open.events.tell(GenerationEvent::Started { queued, lookup });
         }
         let (to_prefill, computed_tokens) = (sequence.to_prefill(), sequence.computed());

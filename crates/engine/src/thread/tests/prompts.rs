@@ -228,6 +228,44 @@ async fn a_beginning_that_prompts_share_is_kept_once_and_every_search_says_why_i
     assert_eq!(explained(&engine, model, &golden.prompt_ids[..60]).await.reason, Reason::Evicted);
 }
 
+#[test]
+fn who_gives_way_while_its_prompt_is_computed_is_told_once_that_it_started() {
+    let (folder, golden) = golden("qwen3-q4-tied");
+    let settings = EngineSettings { max_batch: 1, prefill_chunk: 50, ..settings() };
+    let mut core = Core::new(&settings, Default::default());
+    core.obey(Work::Load { name: "m".into(), source: folder.into(), reply: oneshot::channel().0 });
+    while !core.is_idle() {
+        core.step();
+    }
+    let submit = |core: &mut Core, priority| {
+        let (events, receiver) = unbounded_channel();
+        let request = Generate { priority, ..greedy("m", &golden.prompt_ids, 8) };
+        let (submitted, queue_span) = (Instant::now(), tracing::Span::none());
+        let events = Outbox::new(events);
+        core.obey(Work::Generate(Box::new(Submission { request, events, submitted, queue_span })));
+        receiver
+    };
+    let mut first = submit(&mut core, Priority::Batch);
+    for _ in 0..3 {
+        core.step();
+    }
+    let mut urgent = submit(&mut core, Priority::Interactive);
+    while !core.is_idle() {
+        core.step();
+    }
+    for events in [&mut first, &mut urgent] {
+        let (mut starts, mut tokens) = (0, Vec::new());
+        while let Ok(event) = events.try_recv() {
+            match event {
+                GenerationEvent::Started { .. } => starts += 1,
+                GenerationEvent::Token(id) => tokens.push(id),
+                _ => {}
+            }
+        }
+        assert_eq!((starts, tokens.as_slice()), (1, &golden.greedy_ids[..8]));
+    }
+}
+
 #[tokio::test]
 async fn unloading_gives_the_kept_back_too() {
     let engine = Handle::start(settings()).unwrap();
