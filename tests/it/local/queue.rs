@@ -1,10 +1,6 @@
 //! Who waits for the local engine, who goes first, and who is refused.
 
-use std::{
-    fs,
-    path::Path,
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
 
 use reqwest::{RequestBuilder, Response};
 use serde_json::{Value, json};

@@ -1,9 +1,9 @@
 //! What the daemon cuts off at its end is its own doing, and is said to be.
 
-use std::{fs, path::Path, time::Duration};
+use std::time::Duration;
 
 use futures_util::future::join_all;
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 
