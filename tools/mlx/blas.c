@@ -61,15 +61,16 @@ __attribute__((constructor)) static void load(void) {
 #include "forwards.h"
 }
 
-// Up to how many rows sgemv is no slower than sgemm, though it passes over the weights once for each and on one
-// processor: 24 ms against 26 at 2 rows, 27 against 25 at 3, 43 against 27 at 8.
-enum { FEW_ROWS = 3 };
-// From how many numbers on a matrix is so large that it matters.
-enum { LARGE = 1 << 16 };
-// Numbers of a matrix that stay in a core's cache: a quarter of a megabyte.
-enum { PIECE = 1 << 16 };
-// From how many multiplications on a product is shared out to threads, and to how many at most.
-enum { WORTH_THREADS = 1 << 20, PARTS = 64 };
+// From how many multiplications on a product is shared out to threads, and how many parts are handed over at once.
+enum { WORTH_THREADS = 1 << 20, PARTS = 256 };
+// Kernels compute 16 rows or columns at once.
+enum { KERNEL = 16 };
+// Up to how many rows a product is cut into parts of so many multiplications, and of so many at most along k. Where OpenBLAS
+// has kernels for products of less than a million multiplications, those for AVX-512, they take op(B) as it lies; the
+// others copy it into tiles first, which with a few rows is most of the work. Three products of 14336 × 4096 on two such
+// cores, ms, in halves and cut like this: 67 and 26 at 2 rows, 70 and 26 at 4, 74 and 35 at 8, 88 and 53 at 16. Elsewhere it
+// makes little difference.
+enum { FEW_ROWS = 16, SMALL = 400000, SMALL_K = 2048 };
 
 // y = alpha op(matrix) x + beta y, where the matrix as it is stored has this many rows and columns.
 static void multiply_vector(CBLAS_TRANSPOSE transposed, int rows, int columns, float alpha, const float *matrix,
@@ -91,49 +92,50 @@ static CBLAS_TRANSPOSE flipped(CBLAS_TRANSPOSE transposed) {
     return transposed == CblasNoTrans ? CblasTrans : CblasNoTrans;
 }
 
-// A few rows: each goes to sgemv, by pieces of op(B) that stay in the processor's cache from one row to the next.
-static void multiply_rows(CBLAS_TRANSPOSE a_transposed, CBLAS_TRANSPOSE b_transposed, int m, int n, int k, float alpha,
-                          const float *a, int a_leading, const float *b, int b_leading, float beta, float *c,
-                          int c_leading) {
-    int step = a_transposed == CblasNoTrans ? 1 : a_leading, next = a_transposed == CblasNoTrans ? a_leading : 1;
-    int width = PIECE / k > 16 ? PIECE / k : 16;
-    for (int first = 0; first < n; first += width) {
-        int columns = n - first < width ? n - first : width;
-        int rows = b_transposed == CblasNoTrans ? k : columns;
-        const float *piece = b + (size_t)first * (b_transposed == CblasNoTrans ? 1 : b_leading);
-        for (int row = 0; row < m; row++) {
-            multiply_vector(flipped(b_transposed), rows, k + columns - rows, alpha, piece, b_leading,
-                            a + (size_t)row * next, step, beta, c + (size_t)row * c_leading + first, 1);
-        }
-    }
-}
-
-// A part of C for each thread. sgemm's own threads wait for each other several times within a product, and in this wheel
-// they do so without giving the processor away: where another process takes a core, one that waits spins through its
-// whole share, 16 ms, before the one that it waits for gets its turn. The products of a batch know nothing of each other.
+// By parts of C with so many of its columns, or else of its rows. sgemm's own threads wait for each other several times
+// within a product, and in this wheel they do so without giving the processor away: where another process takes a core, one
+// that waits spins through its whole share, 16 ms, before the one that it waits for gets its turn. The products of a batch
+// know nothing of each other.
 static void multiply_parts(CBLAS_TRANSPOSE a_transposed, CBLAS_TRANSPOSE b_transposed, int m, int n, int k, float alpha,
                            const float *a, int a_leading, const float *b, int b_leading, float beta, float *c,
-                           int c_leading, int parts) {
+                           int c_leading, int by_columns, int width) {
     CBLAS_TRANSPOSE a_flags[PARTS], b_flags[PARTS];
     int ms[PARTS], ns[PARTS], ks[PARTS], a_steps[PARTS], b_steps[PARTS], c_steps[PARTS], sizes[PARTS];
     float alphas[PARTS], betas[PARTS], *cs[PARTS];
     const float *as[PARTS], *bs[PARTS];
-    int by_columns = n >= m, total = by_columns ? n : m, first = 0, count = 0;
-    // Kernels compute 16 rows or columns at once.
-    int width = ((total + parts - 1) / parts + 15) / 16 * 16;
-    for (; first < total; first += width, count++) {
-        int size = total - first < width ? total - first : width;
-        int row = by_columns ? 0 : first, column = by_columns ? first : 0;
-        a_flags[count] = a_transposed, b_flags[count] = b_transposed;
-        ms[count] = by_columns ? m : size, ns[count] = by_columns ? size : n, ks[count] = k;
-        as[count] = a + (size_t)row * (a_transposed == CblasNoTrans ? a_leading : 1);
-        bs[count] = b + (size_t)column * (b_transposed == CblasNoTrans ? 1 : b_leading);
-        cs[count] = c + (size_t)row * c_leading + column;
-        a_steps[count] = a_leading, b_steps[count] = b_leading, c_steps[count] = c_leading;
-        alphas[count] = alpha, betas[count] = beta, sizes[count] = 1;
+    int total = by_columns ? n : m, first = 0;
+    while (first < total) {
+        int count = 0;
+        for (; first < total && count < PARTS; first += width, count++) {
+            int size = total - first < width ? total - first : width;
+            int row = by_columns ? 0 : first, column = by_columns ? first : 0;
+            a_flags[count] = a_transposed, b_flags[count] = b_transposed;
+            ms[count] = by_columns ? m : size, ns[count] = by_columns ? size : n, ks[count] = k;
+            as[count] = a + (size_t)row * (a_transposed == CblasNoTrans ? a_leading : 1);
+            bs[count] = b + (size_t)column * (b_transposed == CblasNoTrans ? 1 : b_leading);
+            cs[count] = c + (size_t)row * c_leading + column;
+            a_steps[count] = a_leading, b_steps[count] = b_leading, c_steps[count] = c_leading;
+            alphas[count] = alpha, betas[count] = beta, sizes[count] = 1;
+        }
+        sgemm_batch(CblasRowMajor, a_flags, b_flags, ms, ns, ks, alphas, as, a_steps, bs, b_steps, betas, cs, c_steps,
+                    count, sizes);
     }
-    sgemm_batch(CblasRowMajor, a_flags, b_flags, ms, ns, ks, alphas, as, a_steps, bs, b_steps, betas, cs, c_steps, count,
-                sizes);
+}
+
+// A product of a few rows, by small parts.
+static void multiply_few(CBLAS_TRANSPOSE a_transposed, CBLAS_TRANSPOSE b_transposed, int m, int n, int k, float alpha,
+                         const float *a, int a_leading, const float *b, int b_leading, float beta, float *c,
+                         int c_leading) {
+    for (int first = 0; first < k; first += SMALL_K) {
+        int depth = k - first < SMALL_K ? k - first : SMALL_K;
+        // As many for each thread.
+        int threads = get_num_threads(), rounds = (int)((double)m * n * depth / SMALL / threads) + 1;
+        int width = ((n - 1) / (rounds * threads) / KERNEL + 1) * KERNEL;
+        multiply_parts(a_transposed, b_transposed, m, n, depth, alpha,
+                       a + (size_t)first * (a_transposed == CblasNoTrans ? 1 : a_leading), a_leading,
+                       b + (size_t)first * (b_transposed == CblasNoTrans ? b_leading : 1), b_leading,
+                       first == 0 ? beta : 1, c, c_leading, 1, width);
+    }
 }
 
 // C = alpha op(A) op(B) + beta C, with op(A) of m × k and op(B) of k × n.
@@ -156,12 +158,13 @@ void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_transposed, CBLAS_TRANSPOS
         int step = b_transposed == CblasNoTrans ? b_leading : 1;
         int rows = a_transposed == CblasNoTrans ? m : k;
         multiply_vector(a_transposed, rows, k + m - rows, alpha, a, a_leading, b, step, beta, c, c_leading);
-    } else if (k > 0 && m > 1 && m <= FEW_ROWS && n >= m && (long)n * k >= LARGE) {
-        multiply_rows(a_transposed, b_transposed, m, n, k, alpha, a, a_leading, b, b_leading, beta, c, c_leading);
+    } else if ((double)m * n * k >= WORTH_THREADS && m <= FEW_ROWS && n >= m) {
+        multiply_few(a_transposed, b_transposed, m, n, k, alpha, a, a_leading, b, b_leading, beta, c, c_leading);
     } else if ((double)m * n * k >= WORTH_THREADS && get_num_threads() > 1) {
-        int parts = get_num_threads() < PARTS ? get_num_threads() : PARTS;
+        int by_columns = n >= m, total = by_columns ? n : m;
+        int width = ((total - 1) / get_num_threads() / KERNEL + 1) * KERNEL;
         multiply_parts(a_transposed, b_transposed, m, n, k, alpha, a, a_leading, b, b_leading, beta, c, c_leading,
-                       parts);
+                       by_columns, width);
     } else {
         sgemm(order, a_transposed, b_transposed, m, n, k, alpha, a, a_leading, b, b_leading, beta, c, c_leading);
     }

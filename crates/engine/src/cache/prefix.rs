@@ -56,11 +56,12 @@ impl PrefixCache {
     }
 
     /// How much of a prompt was computed before, and the keys and values of that, layer by layer, in buffers that are the
-    /// caller's; `None` when it is nothing. When the cache is off it isn't searched.
+    /// caller's and have room for so many positions; `None` when it is nothing. When the cache is off it isn't searched.
     pub(crate) fn restore(
         &mut self,
         model: &ModelName,
         prompt: &[u32],
+        room: i32,
     ) -> Result<(PrefixLookup, Option<Vec<KeyValueCache>>), Exception> {
         if self.0.limit_bytes() == 0 {
             return Ok((PrefixLookup::off(prompt.len()), None));
@@ -75,7 +76,7 @@ impl PrefixCache {
         for layer in 0..first.len() {
             let runs = found.spans.iter().filter_map(|(Layers(runs), taken)| Some(runs.get(layer)?.first(*taken)));
             let runs = runs.collect::<Result<Vec<_>, _>>()?;
-            layers.push(KeyValueCache::from_runs(&runs.iter().collect::<Vec<_>>())?);
+            layers.push(KeyValueCache::from_runs(&runs.iter().collect::<Vec<_>>(), room)?);
         }
         mlx::evaluate(layers.iter().flat_map(KeyValueCache::arrays))?;
         Ok((found.lookup, Some(layers)))

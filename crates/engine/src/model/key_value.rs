@@ -13,20 +13,33 @@ use mlx_rs::{
 };
 
 /// Positions that the buffers grow by, so that most steps write in place.
-const BLOCK: i32 = 256;
+pub(crate) const BLOCK: i32 = 256;
 
 /// Keys and values of the positions seen so far, in buffers of shape [1, heads, positions, head_dim].
 #[derive(Debug, Default)]
 pub(crate) struct KeyValueCache {
     buffers: Option<(Array, Array)>,
     offset: i32,
+    /// Positions that the first buffers have room for.
+    room: i32,
 }
 
 impl KeyValueCache {
+    /// Empty, for a sequence that will have at least so many positions: buffers that grow are copied.
+    pub(super) fn with_room(positions: i32) -> Self {
+        Self { room: positions, ..Self::default() }
+    }
+
     /// Of keys and values of shape [1, heads, positions, head_dim], without room for more.
     pub(super) fn of(keys: Array, values: Array) -> Self {
         let offset = keys.dim(2);
-        Self { buffers: Some((keys, values)), offset }
+        Self { buffers: Some((keys, values)), offset, room: 0 }
+    }
+
+    /// The same in buffers of its own, without room for more. Nothing is computed yet.
+    pub(super) fn copied(&self) -> Result<Self, Exception> {
+        let Some((keys, values)) = self.all()? else { return Ok(Self::default()) };
+        Ok(Self::of(keys.contiguous()?, values.contiguous()?))
     }
 
     /// Keys and values of all positions, if there are any.
@@ -60,7 +73,10 @@ impl KeyValueCache {
                 (grown(&old_keys, start, keys)?, grown(&old_values, start, values)?)
             }
             Some(buffers) => buffers,
-            None => (zeros(keys)?, zeros(values)?),
+            None => {
+                let room = added.max(self.room);
+                (zeros(keys, room)?, zeros(values, room)?)
+            }
         };
         buffers
             .0
@@ -88,20 +104,20 @@ impl KeyValueCache {
         }
     }
 
-    /// Starts with the positions of these runs, in order, in buffers of its own that have room for more. Nothing is
-    /// computed yet. Without runs it is empty.
-    pub(crate) fn from_runs(runs: &[&KeyValueRun]) -> Result<Self, Exception> {
-        let Some(first) = runs.first() else { return Ok(Self::default()) };
+    /// Starts with the positions of these runs, in order, in buffers of its own that have room for more, so many positions at
+    /// least in all. Nothing is computed yet. Without runs it is empty.
+    pub(crate) fn from_runs(runs: &[&KeyValueRun], room: i32) -> Result<Self, Exception> {
+        let Some(first) = runs.first() else { return Ok(Self::with_room(room)) };
         let offset: i32 = runs.iter().map(|run| run.keys.dim(2)).sum();
         // At least one position is free, so that the buffers are no run's even if there is one only.
-        let free = BLOCK - offset % BLOCK;
+        let free = in_blocks(room.max(offset + 1)) - offset;
         let joined = |part: for<'a> fn(&'a KeyValueRun) -> &'a Array| {
             let like = part(first);
             let room = zeros_dtype(&[like.dim(0), like.dim(1), free, like.dim(3)], like.dtype())?;
             let parts: Vec<&Array> = runs.iter().map(|run| part(run)).chain([&room]).collect();
             concatenate(&parts, 2)
         };
-        Ok(Self { buffers: Some((joined(|run| &run.keys)?, joined(|run| &run.values)?)), offset })
+        Ok(Self { buffers: Some((joined(|run| &run.keys)?, joined(|run| &run.values)?)), offset, room: 0 })
     }
 }
 
@@ -144,16 +160,19 @@ impl KeyValueRun {
     }
 }
 
-/// Room for `added`, in whole blocks.
-fn zeros(added: &Array) -> Result<Array, Exception> {
-    let positions = (added.dim(2) + BLOCK - 1) / BLOCK * BLOCK;
-    zeros_dtype(&[added.dim(0), added.dim(1), positions, added.dim(3)], added.dtype())
+/// Room for so many positions of what is like `added`, in whole blocks.
+fn zeros(added: &Array, positions: i32) -> Result<Array, Exception> {
+    zeros_dtype(&[added.dim(0), added.dim(1), in_blocks(positions), added.dim(3)], added.dtype())
+}
+
+fn in_blocks(positions: i32) -> i32 {
+    (positions + BLOCK - 1) / BLOCK * BLOCK
 }
 
 /// The used part of a buffer, followed by room for `added`.
 fn grown(buffer: &Array, used: i32, added: &Array) -> Result<Array, Exception> {
     let used = buffer.try_index((Ellipsis, ..used, ..))?;
-    concatenate(&[used, zeros(added)?], 2)
+    concatenate(&[used, zeros(added, added.dim(2))?], 2)
 }
 
 #[cfg(test)]
@@ -210,7 +229,7 @@ mod tests {
             assert_eq!(run.bytes(), 8 * length as u64, "no room is kept");
             // Two that go on from its first positions, one from all of them, and the one that it came from.
             for shared in [length - 4, length - 4, length] {
-                let mut other = KeyValueCache::from_runs(&[&run.first(shared as usize).unwrap()]).unwrap();
+                let mut other = KeyValueCache::from_runs(&[&run.first(shared as usize).unwrap()], 0).unwrap();
                 assert_eq!(other.offset(), shared);
                 for step in 0..3 {
                     let added = positions(1000 * (step + 1), 1);
@@ -235,10 +254,10 @@ mod tests {
         let expected = [counting(0..70), counting(70..257), counting(257..300)];
         assert_eq!([&first, &second, &third].map(keys_of), expected);
         assert_eq!([&first, &second, &third].map(KeyValueRun::bytes), [70, 187, 43].map(|length| 8 * length));
-        let joined = KeyValueCache::from_runs(&[&first, &second, &third.first(5).unwrap()]).unwrap();
+        let joined = KeyValueCache::from_runs(&[&first, &second, &third.first(5).unwrap()], 0).unwrap();
         assert_eq!(keys_of(&joined.run(0..262).unwrap()), counting(0..262));
         assert_eq!((joined.offset(), joined.bytes()), (262, 8 * 2 * BLOCK as u64), "there is room for more");
-        assert_eq!(KeyValueCache::from_runs(&[]).unwrap().offset(), 0);
+        assert_eq!(KeyValueCache::from_runs(&[], 0).unwrap().offset(), 0);
     }
 
     #[test]

@@ -43,8 +43,8 @@ pub(super) struct Group {
 pub(super) enum Place {
     /// In buffers of the sequence's own, with so many positions before these.
     Own { sequence: SequenceKey, before: i32 },
-    /// In a slab of this capacity: one token of each of its sequences, whose positions these are.
-    Slab { capacity: i32, positions: Vec<i32> },
+    /// In this slab: one token of each of its sequences, whose positions these are.
+    Slab { slab: usize, positions: Vec<i32> },
 }
 
 impl Group {

@@ -31,7 +31,7 @@ pub(crate) use config::{Architecture, Config};
 pub(crate) use error::{LoadError, file_name};
 pub(crate) use footprint::{Footprint, Form, Source};
 pub(crate) use kernels::Kernels;
-pub(crate) use key_value::{KeyValueCache, KeyValueRun};
+pub(crate) use key_value::{BLOCK, KeyValueCache, KeyValueRun};
 pub(crate) use layout::{Layout, Segment, SequenceKey};
 pub(crate) use loader::{Loader, Model, ModelInfo, Progress, measure};
 #[cfg(test)]

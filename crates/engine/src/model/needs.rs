@@ -1,9 +1,6 @@
 //! What a sequence takes in memory beside its model's weights, by kind of layer.
 
-use super::{Config, plan::Plan};
-
-/// Positions that buffers of keys and values grow by.
-const BLOCK: u64 = 256;
+use super::{BLOCK, Config, plan::Plan};
 
 /// What one layer keeps of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +59,8 @@ impl Needs {
 
 /// Positions that there is room for when so many are needed. That slots shared by many are longer is counted once they are.
 fn room(positions: u64) -> u64 {
-    positions.div_ceil(BLOCK).saturating_mul(BLOCK)
+    let block = BLOCK as u64;
+    positions.div_ceil(block).saturating_mul(block)
 }
 
 #[cfg(test)]
@@ -88,7 +86,7 @@ mod tests {
         #[test]
         fn more_tokens_never_take_less_and_room_is_a_block_more_at_most(tokens in 1..100_000_u64, more in 0..5_000_u64) {
             prop_assert!(room(tokens) >= tokens && room(tokens + more) >= room(tokens));
-            prop_assert!(room(tokens) < tokens + BLOCK);
+            prop_assert!(room(tokens) < tokens + BLOCK as u64);
         }
     }
 }

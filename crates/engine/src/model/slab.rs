@@ -12,15 +12,17 @@ use mlx_rs::{
 
 use super::{KeyValueCache, SequenceKey};
 
-/// Slots that a slab grows and shrinks by.
-const SLOTS: i32 = 4;
+/// Slots of a slab.
+const SLOTS: usize = 4;
 
-/// Slots of one capacity. Those in use come first, without gaps.
+/// Slots of one capacity. There are as many from the first sequence to the last: a slab that grew would copy those that are in
+/// it, so more sequences are another slab's.
 #[derive(Debug)]
 pub(super) struct Slab {
     /// Positions in each slot.
     capacity: i32,
-    rows: Vec<Row>,
+    /// By slot. After [`Slab::settle`] there are no gaps.
+    rows: Vec<Option<Row>>,
     /// Keys and values by layer, of shape [slots, heads, capacity, head_dim]; empty until the first sequence joins.
     layers: Vec<(Array, Array)>,
 }
@@ -38,14 +40,18 @@ impl Slab {
         Self { capacity, rows: Vec::new(), layers: Vec::new() }
     }
 
-    /// The sequences, by slot.
-    pub(super) fn rows(&self) -> &[Row] {
-        &self.rows
+    pub(super) fn capacity(&self) -> i32 {
+        self.capacity
     }
 
-    /// The slot of a sequence.
-    pub(super) fn slot(&self, sequence: SequenceKey) -> Option<usize> {
-        self.rows.iter().position(|row| row.sequence == sequence)
+    /// The sequences, by slot.
+    pub(super) fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().flatten()
+    }
+
+    /// Slots that nobody uses.
+    pub(super) fn free(&self) -> usize {
+        SLOTS.saturating_sub(self.rows().count())
     }
 
     /// Bytes of the buffers.
@@ -57,56 +63,43 @@ impl Slab {
         self.layers.iter().flat_map(|(keys, values)| [keys, values])
     }
 
-    /// Takes a sequence in, whose keys and values are copied.
+    /// Takes a sequence in, whose keys and values are copied. There must be a free slot, and no gap.
     pub(super) fn join(&mut self, sequence: SequenceKey, caches: &[KeyValueCache]) -> Result<(), Exception> {
-        let length = caches.first().map_or(0, KeyValueCache::offset);
-        let slot = self.rows.len() as i32;
         if self.layers.is_empty() {
             self.layers = caches.iter().map(|cache| self.room_like(cache)).collect::<Result<_, _>>()?;
-        } else if self.slots() == slot {
-            for (keys, values) in &mut self.layers {
-                *keys = grown(keys)?;
-                *values = grown(values)?;
-            }
         }
-        for ((keys, values), cache) in self.layers.iter_mut().zip(caches) {
-            let Some((new_keys, new_values)) = cache.all()? else { continue };
-            write(keys, (slot..slot + 1, .., ..length), &new_keys)?;
-            write(values, (slot..slot + 1, .., ..length), &new_values)?;
-        }
-        self.rows.push(Row { sequence, length });
+        self.fill(self.rows.len(), caches)?;
+        let length = caches.first().map_or(0, KeyValueCache::offset);
+        self.rows.push(Some(Row { sequence, length }));
         Ok(())
     }
 
-    /// Takes a sequence out, with a copy of its keys and values. The last slot's move into the gap.
-    pub(super) fn leave(&mut self, slot: usize) -> Result<Vec<KeyValueCache>, Exception> {
-        let Some(row) = self.rows.get(slot).copied() else { return Ok(Vec::new()) };
-        let (at, last) = (slot as i32, self.rows.len() as i32 - 1);
-        let mut caches = Vec::with_capacity(self.layers.len());
-        for (keys, values) in &self.layers {
-            let of = |buffer: &Array| buffer.try_index((at..at + 1, .., ..row.length))?.contiguous();
-            caches.push(KeyValueCache::of(of(keys)?, of(values)?));
-        }
-        crate::mlx::evaluate(caches.iter().flat_map(KeyValueCache::arrays))?;
-        self.rows.swap_remove(slot);
-        if self.rows.is_empty() {
-            self.layers.clear();
-            return Ok(caches);
-        }
-        let kept = (last + SLOTS - 1) / SLOTS * SLOTS;
-        for (keys, values) in &mut self.layers {
-            for buffer in [keys, values] {
-                if at != last {
-                    let moved = buffer.try_index((last..last + 1, .., ..))?;
-                    write(buffer, (at..at + 1, .., ..), &moved)?;
-                }
-                // Half empty, so that one that comes and goes doesn't copy each time.
-                if kept + SLOTS < buffer.dim(0) {
-                    *buffer = buffer.try_index((..kept, .., ..))?.contiguous()?;
-                }
+    /// Takes a sequence out, if it is here, and gives its keys and values, where they are: until they are dropped, a write to
+    /// the slab would copy all of it.
+    pub(super) fn leave(&mut self, sequence: SequenceKey) -> Result<Option<Vec<KeyValueCache>>, Exception> {
+        let found = self.rows.iter().position(|row| row.is_some_and(|row| row.sequence == sequence));
+        let Some((slot, row)) = found.and_then(|slot| Some((slot, self.rows.get_mut(slot)?.take()?))) else {
+            return Ok(None);
+        };
+        self.caches(slot, row.length).map(Some)
+    }
+
+    /// Moves the last sequences into the gaps that others left.
+    pub(super) fn settle(&mut self) -> Result<(), Exception> {
+        let mut moved = Vec::new();
+        while let Some(gap) = self.rows.iter().position(Option::is_none) {
+            let from = self.rows.len() - 1;
+            let Some(row) = self.rows.pop().flatten() else { continue };
+            let copies: Vec<KeyValueCache> =
+                self.caches(from, row.length)?.iter().map(KeyValueCache::copied).collect::<Result<_, _>>()?;
+            moved.push((gap, copies));
+            if let Some(place) = self.rows.get_mut(gap) {
+                *place = Some(row);
             }
         }
-        Ok(caches)
+        // Nothing may look at the buffers any more when they are written to.
+        crate::mlx::evaluate(moved.iter().flat_map(|(_, caches)| caches).flat_map(KeyValueCache::arrays))?;
+        moved.iter().try_for_each(|(slot, caches)| self.fill(*slot, caches))
     }
 
     /// Appends one position to each sequence, given keys and values of shape [sequences, heads, 1, head_dim], and gives those
@@ -118,10 +111,10 @@ impl Slab {
         positions: &[i32],
         longest: i32,
     ) -> Result<(Array, Array), Exception> {
-        let (slots, rows) = (self.slots(), self.rows.len() as i32);
+        let (slots, rows) = (SLOTS as i32, self.rows.len() as i32);
         // Slots that nobody uses are written at their first position, with what is no number of anybody's.
         let mut at = positions.to_vec();
-        at.resize(slots as usize, 0);
+        at.resize(SLOTS, 0);
         let at = Array::from_slice(&at, &[slots, 1, 1, 1]);
         let Some((all_keys, all_values)) = self.layers.get_mut(layer) else {
             return Err(Exception::custom("a slab without layers"));
@@ -142,28 +135,32 @@ impl Slab {
 
     /// Each sequence has one position more.
     pub(super) fn advance(&mut self) {
-        self.rows.iter_mut().for_each(|row| row.length += 1);
+        self.rows.iter_mut().flatten().for_each(|row| row.length += 1);
     }
 
-    fn slots(&self) -> i32 {
-        self.layers.first().map_or(0, |(keys, _)| keys.dim(0))
+    /// What the first so many positions of a slot hold, where it is.
+    fn caches(&self, slot: usize, length: i32) -> Result<Vec<KeyValueCache>, Exception> {
+        let slot = slot as i32;
+        let of = |buffer: &Array| buffer.try_index((slot..slot + 1, .., ..length));
+        self.layers.iter().map(|(keys, values)| Ok(KeyValueCache::of(of(keys)?, of(values)?))).collect()
+    }
+
+    /// Writes what was computed of a sequence to the beginning of a slot.
+    fn fill(&mut self, slot: usize, caches: &[KeyValueCache]) -> Result<(), Exception> {
+        let slot = slot as i32;
+        for ((keys, values), cache) in self.layers.iter_mut().zip(caches) {
+            let Some(new) = cache.all()? else { continue };
+            for (buffer, new) in [(keys, new.0), (values, new.1)] {
+                let written = buffer.try_index_mut((slot..slot + 1, .., ..new.dim(2)), &new);
+                written.map_err(|error| Exception::custom(error.to_string()))?;
+            }
+        }
+        Ok(())
     }
 
     fn room_like(&self, cache: &KeyValueCache) -> Result<(Array, Array), Exception> {
         let Some((keys, values)) = cache.all()? else { return Err(Exception::custom("a sequence without positions")) };
-        let room = |like: &Array| zeros_dtype(&[SLOTS, like.dim(1), self.capacity, like.dim(3)], like.dtype());
+        let room = |like: &Array| zeros_dtype(&[SLOTS as i32, like.dim(1), self.capacity, like.dim(3)], like.dtype());
         Ok((room(&keys)?, room(&values)?))
     }
-}
-
-fn grown(buffer: &Array) -> Result<Array, Exception> {
-    let more = zeros_dtype(&[SLOTS, buffer.dim(1), buffer.dim(2), buffer.dim(3)], buffer.dtype())?;
-    concatenate(&[buffer, &more], 0)
-}
-
-fn write<I>(buffer: &mut Array, at: I, new: &Array) -> Result<(), Exception>
-where
-    Array: for<'a> TryIndexMutOp<I, &'a Array>,
-{
-    buffer.try_index_mut(at, new).map_err(|error| Exception::custom(error.to_string()))
 }

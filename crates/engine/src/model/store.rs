@@ -22,10 +22,11 @@ use super::{
 /// The smallest capacity of a slab, in positions.
 const SMALLEST: i32 = 256;
 
-/// The largest one: what is longer has enough to do in a call of its own.
+/// The largest one by device: what is longer has enough to do in a call of its own, which on a CPU comes sooner.
 const LARGEST: i32 = 8192;
+const LARGEST_COMPOSED: i32 = 512;
 
-/// From so many sequences of one capacity on, one call for all of them is cheaper than one for each.
+/// From so many sequences of one capacity on, which make a slab, one call for all of them is cheaper than one for each.
 const TOGETHER: usize = 4;
 
 /// The keys and values of a model's sequences.
@@ -34,47 +35,54 @@ pub(crate) struct KeyValueStore {
     layers: usize,
     kernels: Kernels,
     own: HashMap<SequenceKey, Vec<KeyValueCache>>,
-    /// By capacity.
-    slabs: BTreeMap<i32, Slab>,
+    slabs: Vec<Slab>,
 }
 
 impl KeyValueStore {
     /// An empty store for a model of so many layers.
     pub(crate) fn new(layers: usize, kernels: Kernels) -> Self {
-        Self { layers, kernels, own: HashMap::new(), slabs: BTreeMap::new() }
+        Self { layers, kernels, own: HashMap::new(), slabs: Vec::new() }
     }
 
-    /// Takes a sequence in, with what was computed of it, layer by layer, if anything was.
-    pub(crate) fn join(&mut self, sequence: SequenceKey, computed: Option<Vec<KeyValueCache>>) {
-        let empty = || (0..self.layers).map(|_| KeyValueCache::default()).collect();
+    /// Takes a sequence in, with what was computed of it, layer by layer, if anything was; otherwise with room for so many
+    /// positions.
+    pub(crate) fn join(&mut self, sequence: SequenceKey, computed: Option<Vec<KeyValueCache>>, room: i32) {
+        let empty = || (0..self.layers).map(|_| KeyValueCache::with_room(room)).collect();
         self.own.insert(sequence, computed.unwrap_or_else(empty));
     }
 
-    /// Takes a sequence out, and gives what was computed of it, layer by layer.
+    /// Takes a sequence out, and gives what was computed of it, layer by layer. That may lie in what others use, so it should
+    /// be gone before the next forward.
     pub(crate) fn leave(&mut self, sequence: SequenceKey) -> Result<Option<Vec<KeyValueCache>>, Exception> {
-        self.unslab(sequence)?;
-        Ok(self.own.remove(&sequence))
+        let own = self.own.remove(&sequence);
+        if own.is_some() {
+            return Ok(own);
+        }
+        let found = self.slabs.iter_mut().find_map(|slab| slab.leave(sequence).transpose()).transpose();
+        self.slabs.retain(|slab| slab.rows().next().is_some());
+        found
     }
 
     /// Drops all that was computed of a sequence, which stays.
     pub(crate) fn reset(&mut self, sequence: SequenceKey) {
         // What it left behind may be what can't be computed.
         drop(self.leave(sequence));
-        self.join(sequence, None);
+        self.join(sequence, None, 0);
     }
 
     /// Positions of a sequence that are computed.
     #[cfg(test)]
     pub(crate) fn positions(&self, sequence: SequenceKey) -> i32 {
         let own = self.own.get(&sequence).and_then(|caches| caches.first()).map(KeyValueCache::offset);
-        let slabbed = || self.slabs.values().find_map(|slab| slab.slot(sequence).map(|slot| slab.rows()[slot].length));
-        own.or_else(slabbed).unwrap_or_default()
+        let mut rows = self.slabs.iter().flat_map(Slab::rows);
+        let mut slabbed = || rows.find(|row| row.sequence == sequence).map(|row| row.length);
+        own.or_else(&mut slabbed).unwrap_or_default()
     }
 
     /// Bytes of all buffers, room for more positions included.
     pub(crate) fn bytes(&self) -> u64 {
         let own = self.own.values().flatten().map(KeyValueCache::bytes).sum::<u64>();
-        own + self.slabs.values().map(Slab::bytes).sum::<u64>()
+        own + self.slabs.iter().map(Slab::bytes).sum::<u64>()
     }
 
     /// Orders the tokens of a forward, after moving sequences to where they are cheapest. Each sequence may have one segment.
@@ -83,13 +91,13 @@ impl KeyValueStore {
         let index: HashMap<SequenceKey, usize> =
             segments.iter().enumerate().map(|(index, segment)| (segment.sequence, index)).collect();
         let mut layout = Layout { order: Vec::new(), rows: 0, positions: Vec::new(), groups: Vec::new() };
-        for (capacity, slab) in &self.slabs {
-            let positions: Vec<i32> = slab.rows().iter().map(|row| row.length).collect();
-            layout.order.extend(slab.rows().iter().filter_map(|row| index.get(&row.sequence)));
+        for (slab, at) in self.slabs.iter().zip(0..) {
+            let positions: Vec<i32> = slab.rows().map(|row| row.length).collect();
+            layout.order.extend(slab.rows().filter_map(|row| index.get(&row.sequence)));
             layout.positions.extend(&positions);
             let tokens = positions.len() as i32;
             layout.rows += tokens;
-            layout.groups.push(Group::new(tokens, Place::Slab { capacity: *capacity, positions }));
+            layout.groups.push(Group::new(tokens, Place::Slab { slab: at, positions }));
         }
         for logits in [true, false] {
             for (at, segment) in segments.iter().enumerate().filter(|(_, segment)| segment.logits == logits) {
@@ -133,8 +141,8 @@ impl KeyValueStore {
                     let cache = self.own.get_mut(sequence).and_then(|caches| caches.get_mut(layer));
                     cache.ok_or_else(|| Exception::custom("a sequence without a place"))?.append(new.0, new.1)?
                 }
-                Place::Slab { capacity, positions } => {
-                    let slab = self.slabs.get_mut(capacity);
+                Place::Slab { slab, positions } => {
+                    let slab = self.slabs.get_mut(*slab);
                     let slab = slab.ok_or_else(|| Exception::custom("a place without a slab"))?;
                     slab.append(layer, new, positions, group.longest())?
                 }
@@ -169,8 +177,8 @@ impl KeyValueStore {
     /// All layers have appended the tokens of a forward.
     pub(super) fn advance(&mut self, layout: &Layout) {
         for group in &layout.groups {
-            if let Place::Slab { capacity, .. } = &group.place
-                && let Some(slab) = self.slabs.get_mut(capacity)
+            if let Place::Slab { slab, .. } = &group.place
+                && let Some(slab) = self.slabs.get_mut(*slab)
             {
                 slab.advance();
             }
@@ -184,7 +192,7 @@ impl KeyValueStore {
                 Place::Own { sequence, .. } => {
                     self.own.get(sequence).into_iter().flatten().flat_map(KeyValueCache::arrays).collect()
                 }
-                Place::Slab { capacity, .. } => self.slabs.get(capacity).into_iter().flat_map(Slab::arrays).collect(),
+                Place::Slab { slab, .. } => self.slabs.get(*slab).into_iter().flat_map(Slab::arrays).collect(),
             }
         })
     }
@@ -196,46 +204,46 @@ impl KeyValueStore {
         let lone = |segment: &Segment| segment.logits && segment.tokens == 1;
         // A slab computes one token of each of its sequences, as long as they fit.
         let mut out = Vec::new();
-        for (capacity, slab) in &self.slabs {
+        for slab in &self.slabs {
             let stays = |row: &&super::slab::Row| {
-                steps.get(&row.sequence).is_some_and(|segment| lone(segment)) && row.length < *capacity
+                steps.get(&row.sequence).is_some_and(|segment| lone(segment)) && row.length < slab.capacity()
             };
-            out.extend(slab.rows().iter().filter(|row| !stays(row)).map(|row| row.sequence));
+            out.extend(slab.rows().filter(|row| !stays(row)).map(|row| row.sequence));
         }
         for sequence in out {
             self.unslab(sequence)?;
         }
+        self.slabs.iter_mut().try_for_each(Slab::settle)?;
+        let longest = if self.kernels == Kernels::Composed { LARGEST_COMPOSED } else { LARGEST };
         let mut joining: BTreeMap<i32, Vec<SequenceKey>> = BTreeMap::new();
         for segment in segments.iter().filter(|segment| lone(segment)) {
             let length = self.own.get(&segment.sequence).and_then(|caches| caches.first()).map(KeyValueCache::offset);
             // One without positions has nothing to show what its buffers look like.
-            if let Some(length) = length.filter(|length| (1..LARGEST).contains(length)) {
+            if let Some(length) = length.filter(|length| (1..longest).contains(length)) {
                 joining.entry(capacity(length + 1)).or_default().push(segment.sequence);
             }
         }
-        for (capacity, sequences) in joining {
-            let there = self.slabs.get(&capacity).map_or(0, |slab| slab.rows().len());
-            if there + sequences.len() < TOGETHER {
-                continue;
+        for (capacity, mut sequences) in joining {
+            for slab in self.slabs.iter_mut().filter(|slab| slab.capacity() == capacity) {
+                let joins = sequences.split_off(sequences.len().saturating_sub(slab.free()));
+                join(slab, joins, &mut self.own)?;
             }
-            let slab = self.slabs.entry(capacity).or_insert_with(|| Slab::new(capacity));
-            for sequence in sequences {
-                if let Some(caches) = self.own.remove(&sequence) {
-                    slab.join(sequence, &caches)?;
-                }
+            while sequences.len() >= TOGETHER {
+                let mut slab = Slab::new(capacity);
+                let joins = sequences.split_off(sequences.len().saturating_sub(slab.free()));
+                join(&mut slab, joins, &mut self.own)?;
+                self.slabs.push(slab);
             }
-            crate::mlx::evaluate(slab.arrays())?;
         }
         Ok(())
     }
 
-    /// Gives a sequence buffers of its own, if it has a slot.
+    /// Gives a sequence buffers of its own.
     fn unslab(&mut self, sequence: SequenceKey) -> Result<(), Exception> {
-        let place = self.slabs.iter_mut().find_map(|(_, slab)| slab.slot(sequence).map(|slot| (slab, slot)));
-        if let Some((slab, slot)) = place {
-            let caches = slab.leave(slot)?;
+        if let Some(caches) = self.leave(sequence)? {
+            let caches: Vec<_> = caches.iter().map(KeyValueCache::copied).collect::<Result<_, _>>()?;
+            crate::mlx::evaluate(caches.iter().flat_map(KeyValueCache::arrays))?;
             self.own.insert(sequence, caches);
-            self.slabs.retain(|_, slab| !slab.rows().is_empty());
         }
         Ok(())
     }
@@ -249,6 +257,23 @@ pub(super) struct How {
     pub(super) window: Option<i32>,
     /// Whether only those tokens attend whose logits are asked for.
     pub(super) rows_only: bool,
+}
+
+/// Moves sequences from buffers of their own to a slab that has room for them.
+fn join(
+    slab: &mut Slab,
+    sequences: Vec<SequenceKey>,
+    own: &mut HashMap<SequenceKey, Vec<KeyValueCache>>,
+) -> Result<(), Exception> {
+    if sequences.is_empty() {
+        return Ok(());
+    }
+    for sequence in sequences {
+        if let Some(caches) = own.remove(&sequence) {
+            slab.join(sequence, &caches)?;
+        }
+    }
+    crate::mlx::evaluate(slab.arrays())
 }
 
 /// The smallest capacity that holds so many positions.

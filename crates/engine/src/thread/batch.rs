@@ -79,9 +79,9 @@ impl Batch {
         self.store.bytes()
     }
 
-    /// Takes a sequence in, with what was computed of it before, layer by layer.
-    pub(super) fn join(&mut self, id: SequenceId, computed: Option<Vec<KeyValueCache>>) {
-        self.store.join(id, computed);
+    /// Takes a sequence in, with what was computed of it before, layer by layer, or with room for so many positions.
+    pub(super) fn join(&mut self, id: SequenceId, computed: Option<Vec<KeyValueCache>>, room: i32) {
+        self.store.join(id, computed, room);
     }
 
     /// Takes a sequence out, and gives what was computed of it, layer by layer, perhaps with positions beyond: those of a

@@ -58,10 +58,11 @@ impl Memory {
         &mut self,
         model: &ModelName,
         tokens: &[u32],
+        room: i32,
         span: &Span,
     ) -> Result<(PrefixLookup, Option<Vec<KeyValueCache>>), Exception> {
         let search = span::cache_lookup(span, tokens.len() as u64);
-        let found = self.prompts.restore(model, tokens)?;
+        let found = self.prompts.restore(model, tokens, room)?;
         let PrefixLookup { prompt, matched, restored, reason } = found.0;
         let why = reason.to_string();
         if reason != Reason::Off {

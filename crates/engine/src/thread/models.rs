@@ -9,15 +9,18 @@ use super::{EngineSettings, command::LoadReply};
 use crate::{
     error::EngineError,
     mlx::{self, Exception, Precision},
-    model::{Loader, Model, ModelInfo, ModelName, Progress, Source},
+    model::{Kernels, Loader, Model, ModelInfo, ModelName, Progress, Source},
     states::States,
 };
 
-/// The most of it. Steps of the same kind need the same buffers again, and what they need is far below it.
-const MOST_CACHED: u64 = 1 << 30;
-
 /// The part of the memory limit that MLX may keep in freed buffers.
 const CACHED_SHARE: u64 = 10;
+
+/// The most of it. Steps of the same kind need the same buffers again, and what they need is far below it. MLX gives a kept
+/// buffer only to an array of nearly its size; on a CPU those that it keeps none for come from the C library's heap, which
+/// makes use of whatever is free, so that more would only be memory that nobody uses.
+const MOST_CACHED: u64 = 1 << 30;
+const MOST_CACHED_COMPOSED: u64 = 64 << 20;
 
 /// The models that the thread knows.
 pub(super) struct Models {
@@ -204,7 +207,11 @@ impl Models {
     pub(super) fn precision(&mut self) -> Result<Precision, Exception> {
         if let Some(bytes) = self.untold_limit {
             mlx::limit_memory(bytes)?;
-            mlx::limit_cache((bytes / CACHED_SHARE).min(MOST_CACHED))?;
+            let most = match Kernels::for_device()? {
+                Kernels::Fused => MOST_CACHED,
+                Kernels::Composed => MOST_CACHED_COMPOSED,
+            };
+            mlx::limit_cache(most.min(bytes / CACHED_SHARE))?;
             self.untold_limit = None;
         }
         self.precision.map_or_else(Precision::for_device, Ok)

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     error::EngineError,
     mlx::{self, Exception},
-    model::{Kernels, KeyValueCache, Model, ModelName, Source},
+    model::{BLOCK, Kernels, KeyValueCache, Model, ModelName, Source},
 };
 
 /// Everything that the thread holds.
@@ -116,9 +116,6 @@ impl Core {
         }
         if self.memory.give_back() {
             self.tell_memory();
-        }
-        if self.is_idle() {
-            self.rest();
         }
         self.sequences.tell_depth();
     }
@@ -233,7 +230,10 @@ impl Core {
             return self.fail(id, error);
         };
         let queued = open.leave_queue(place);
-        let (lookup, computed) = match self.memory.computed_before(&open.model, sequence.tokens(), open.span()) {
+        // For its prompt, and for a block of its answer: who asks for many tokens may well get few.
+        let room = sequence.expected_length().min(sequence.length() as u64 + BLOCK as u64);
+        let room = i32::try_from(room).unwrap_or(i32::MAX);
+        let (lookup, computed) = match self.memory.computed_before(&open.model, sequence.tokens(), room, open.span()) {
             Ok(found) => found,
             Err(error) => return self.fail(id, EngineError::mlx(&error)),
         };
@@ -247,7 +247,7 @@ impl Core {
         let name = ModelName::clone(&open.model);
         open.run(sequence);
         let runs_ahead = self.run_ahead.unwrap_or_else(|| model.decoder.kernels() == Kernels::Fused);
-        self.batches.entry(name).or_insert_with(|| Batch::new(model, runs_ahead)).join(id, computed);
+        self.batches.entry(name).or_insert_with(|| Batch::new(model, runs_ahead)).join(id, computed, room);
         self.sequences.started(id, to_prefill, computed_tokens);
     }
 
@@ -439,13 +439,18 @@ impl Core {
         self.tell_memory();
     }
 
-    /// There is nothing to do: buffers that MLX keeps for the next arrays go back to the system.
-    fn rest(&mut self) {
-        if std::mem::take(&mut self.worked)
-            && let Err(error) = mlx::clear_cache()
-        {
+    /// Whether MLX may hold buffers that nobody needs.
+    pub(super) fn has_worked(&self) -> bool {
+        self.worked
+    }
+
+    /// There has been nothing to do for a while: buffers that MLX keeps for the next arrays go back to the system.
+    pub(super) fn rest(&mut self) {
+        self.worked = false;
+        if let Err(error) = mlx::clear_cache() {
             CacheNotCleared { error: &error }.emit();
         }
+        self.tell_memory();
     }
 
     /// Drops a sequence that is not where it should be, so that nobody waits for it.

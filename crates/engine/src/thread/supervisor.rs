@@ -6,6 +6,7 @@ use std::{
     panic::{self, AssertUnwindSafe},
     sync::mpsc,
     thread,
+    time::Duration,
 };
 
 use mlx_manager_signal::event::MlxThreadGone;
@@ -16,6 +17,10 @@ use crate::{
     error::EngineError,
     model::{ModelName, Source},
 };
+
+/// How long there is nothing to do before buffers that MLX keeps go back to the system: requests often come in bursts, and new
+/// memory costs the first of them more than their computing.
+const REST: Duration = Duration::from_secs(10);
 
 /// How an MLX thread ended.
 enum Exit {
@@ -76,9 +81,18 @@ fn run(
 fn serve(inbox: &mut mpsc::Receiver<Command>, core: &mut Core) -> Option<oneshot::Sender<()>> {
     let waiting = loop {
         let command = if core.is_idle() {
-            match inbox.recv() {
+            let next = if core.has_worked() {
+                inbox.recv_timeout(REST)
+            } else {
+                inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
+            };
+            match next {
                 Ok(command) => Some(command),
-                Err(mpsc::RecvError) => break None,
+                Err(mpsc::RecvTimeoutError::Disconnected) => break None,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    core.rest();
+                    continue;
+                }
             }
         } else {
             match inbox.try_recv() {

@@ -112,7 +112,7 @@ fn load_now(source: impl Into<Source>) -> Box<Model> {
 
 fn last_logits(model: &Model, prompt: &[u32]) -> Vec<f32> {
     let mut store = model.decoder.new_store();
-    store.join(0, None);
+    store.join(0, None, 0);
     let (last, before) = prompt.split_last().unwrap();
     let mut forward = |tokens: &[u32], logits| {
         let segment = Segment { sequence: 0, tokens: tokens.len() as i32, logits };

@@ -51,7 +51,7 @@ fn forward(model: &Model, store: &mut KeyValueStore, parts: &[(u64, &[u32], bool
 /// The logits after each token of a text, one token at a time.
 fn alone(model: &Model, tokens: &[u32]) -> Vec<Vec<f32>> {
     let mut store = model.decoder.new_store();
-    store.join(0, None);
+    store.join(0, None, 0);
     tokens.iter().map(|token| forward(model, &mut store, &[(0, &[*token], true)]).remove(&0).unwrap()).collect()
 }
 
@@ -111,7 +111,7 @@ fn a_ragged_batch_gives_what_each_gives_alone() {
             .run(&deeds, |rounds| {
                 let mut store = model.decoder.new_store();
                 let mut at = [0_usize; 7];
-                (0..7).for_each(|sequence| store.join(sequence, None));
+                (0..7).for_each(|sequence| store.join(sequence, None, 0));
                 for round in rounds {
                     let mut parts: Vec<(u64, &[u32], bool)> = Vec::new();
                     for (sequence, deed) in round.into_iter().enumerate() {
@@ -125,9 +125,9 @@ fn a_ragged_batch_gives_what_each_gives_alone() {
                                 let layers = store.leave(key).unwrap().unwrap();
                                 at[sequence] = at[sequence] * percent / 100;
                                 let kept = |layer: &KeyValueCache| {
-                                    KeyValueCache::from_runs(&[&layer.run(0..at[sequence]).unwrap()]).unwrap()
+                                    KeyValueCache::from_runs(&[&layer.run(0..at[sequence]).unwrap()], 0).unwrap()
                                 };
-                                store.join(key, (at[sequence] > 0).then(|| layers.iter().map(kept).collect()));
+                                store.join(key, (at[sequence] > 0).then(|| layers.iter().map(kept).collect()), 0);
                                 (0, false)
                             }
                         };

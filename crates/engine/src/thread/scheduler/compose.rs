@@ -1,20 +1,21 @@
 //! What goes into a step.
 
-use std::{collections::BTreeMap, iter};
+use std::{collections::BTreeMap, iter, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{Chunk, Running, Scheduler, Step, Turns, pace::Prompts};
 use crate::model::ModelName;
 
-/// A step takes at most so many times what a decode step usually takes, so that nobody who reads an answer sees it stop.
-const GAP: f64 = 3.0;
+/// Prompts may add so much to a step as a step of so many rows takes. With few readers it takes twice the usual time, with many
+/// less than that, since more of them wait for it: nobody sees an answer stop, and a prompt has half of the time or nearly so.
+const FEW: usize = 4;
 /// Seconds that a step may take however fast decode steps are.
-const SHORTEST_GAP: f64 = 0.05;
-/// How much of that is planned with; the rest is for steps that take longer than predicted.
-const PLANNED: f64 = 0.75;
+const SHORTEST: f64 = 0.02;
 /// Seconds that a step may take when nobody decodes, so that those who come don't wait long.
 const LONGEST_STEP: f64 = 1.0;
+/// How long the first of a crowd waits for the others.
+pub(super) const GATHERING: Duration = Duration::from_secs(1);
 /// The fewest prompt tokens computed in a step, unless a prompt has less or is told to take less.
 const SMALLEST: u64 = 4;
 /// The first chunks of a model of which nothing is known, beside rows that decode and alone.
@@ -34,18 +35,52 @@ impl Scheduler {
         let last = |model: &ModelName| self.models.get(model).map_or(0, |turns| turns.last);
         let model = ModelName::clone(started.min_by_key(|model| last(model))?);
         let of_model = |running: &&Running| *running.model() == model;
-        let decoding = self.running.iter().filter(of_model).filter(|running| running.decodes());
-        let decode: Vec<_> = decoding.map(|running| running.place.ticket.id).collect();
+        let mut decoding: Vec<&Running> =
+            self.running.iter().filter(of_model).filter(|running| running.decodes()).collect();
         let mut prompts: Vec<&Running> =
             self.running.iter().filter(of_model).filter(|running| running.prefills()).collect();
         prompts.sort_by_key(|running| (running.place.class(now), running.turn));
+        let gathers_since = self.gathers_since(&model, &decoding, &prompts, now);
+        if gathers_since.is_some() {
+            decoding.clear();
+        }
+        let decode: Vec<_> = decoding.into_iter().map(|running| running.place.ticket.id).collect();
         let prefill = self.chunks(&model, decode.len(), &prompts);
         let is_left_out = prefill.is_empty() && !prompts.is_empty();
         let turn = self.take_turn();
         let turns = self.models.entry(ModelName::clone(&model)).or_default();
         turns.last = turn;
+        turns.gathers_since = gathers_since;
         turns.without_prefill = if is_left_out { turns.without_prefill + 1 } else { 0 };
         Some(Step { model, decode, prefill })
+    }
+
+    /// Since when those whose prompts are computed wait with their first token, if they do: when many come at once and nobody
+    /// reads an answer yet, for as long as those whose prompts aren't computed gain no less time by it together than the others
+    /// lose, and the next of them is done soon. The last tokens of the others aren't later for it: beside prompts they would
+    /// have come more slowly.
+    fn gathers_since(
+        &self,
+        model: &ModelName,
+        ready: &[&Running],
+        prompts: &[&Running],
+        now: Instant,
+    ) -> Option<Instant> {
+        let best = ready.iter().map(|running| running.place.class(now)).min()?;
+        let Turns { pace, gathers_since, .. } = self.models.get(model)?;
+        let since = gathers_since.unwrap_or(now);
+        let mut next = Prompts::default();
+        prompts.first().map(|running| next.add(running.left.unwrap_or_default(), running.computed))?;
+        let is_next_soon = pace.predict(0, next).is_some_and(|seconds| {
+            now.saturating_duration_since(since).as_secs_f64() + seconds <= GATHERING.as_secs_f64()
+        });
+        if !is_next_soon || ready.iter().any(|running| running.is_read) {
+            return None;
+        }
+        let waiting = prompts.iter().filter(|running| running.place.class(now) <= best).count();
+        // Beside readers a prompt has less of a step than they have: by so much it is later for each second.
+        let later = pace.usual(ready.len()).unwrap_or(1.0) / pace.usual(ready.len().min(FEW)).unwrap_or(1.0);
+        (waiting as f64 * later >= ready.len() as f64).then_some(since)
     }
 
     /// As many tokens of these prompts, in this order, as fit beside so many rows that decode.
@@ -77,17 +112,15 @@ impl Scheduler {
         let usual = |model: &ModelName, rows: usize| {
             self.models.get(model).and_then(|turns| turns.pace.usual(rows)).unwrap_or_default()
         };
-        let decoding = by_model(self.running.iter().filter(|running| running.decodes()));
+        let decodes = |running: &&Running| running.decodes() && (rows > 0 || running.model() != model);
+        let decoding = by_model(self.running.iter().filter(decodes));
         let prefilling = by_model(self.running.iter().filter(|running| running.prefills()));
         if decoding.is_empty() {
             return (LONGEST_STEP, true);
         }
         let all_usual: f64 = decoding.iter().map(|(model, rows)| usual(model, *rows)).sum();
-        // While most still wait for their first token, the few that don't have the pace that half of them will have: were
-        // it their own, the others would wait for much longer.
-        let half = |model: &ModelName, rows: usize| (rows + prefilling.get(&model).unwrap_or(&0)).div_ceil(2).max(rows);
-        let to_come: f64 = decoding.iter().map(|(model, rows)| usual(model, half(model, *rows))).sum();
-        let longest = (GAP * to_come.max(all_usual)).max(SHORTEST_GAP) * PLANNED;
+        let few: f64 = decoding.iter().map(|(model, rows)| usual(model, (*rows).min(FEW))).sum();
+        let longest = (all_usual + few).max(SHORTEST);
         let share = (longest - all_usual).max(0.0) / prefilling.len().max(1) as f64;
         (usual(model, rows) + share, false)
     }

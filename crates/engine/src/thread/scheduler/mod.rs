@@ -133,6 +133,8 @@ struct Running {
     turn: u64,
     /// Prompt tokens computed since.
     turn_tokens: u64,
+    /// Whether its reader has had a token.
+    is_read: bool,
 }
 
 /// A model's pace, and what it had of the thread.
@@ -142,6 +144,8 @@ struct Turns {
     last: u64,
     /// Steps in a row that left prompts as they were.
     without_prefill: u32,
+    /// Since when those whose prompts are computed wait for others.
+    gathers_since: Option<Instant>,
 }
 
 impl Running {
@@ -220,6 +224,7 @@ impl Scheduler {
             }
             let turn = self.take_turn();
             let preferred = self.place_for.take_if(|preferred| *preferred == id).is_some();
+            let is_read = place.ticket.preempted > 0;
             self.running.push(Running {
                 place,
                 since: now,
@@ -229,6 +234,7 @@ impl Scheduler {
                 computed: 0,
                 turn,
                 turn_tokens: 0,
+                is_read,
             });
             return Action::Start(id);
         }
@@ -286,6 +292,11 @@ impl Scheduler {
                 running.turn = turn;
                 running.turn_tokens = 0;
                 self.turns = turn;
+            }
+        }
+        for id in &step.decode {
+            if let Some(running) = self.running_mut(*id) {
+                running.is_read = true;
             }
         }
         if let Some(turns) = self.models.get_mut(&step.model) {

@@ -22,6 +22,9 @@ const OUTLIER: f64 = 4.0;
 /// How fast the correction of predictions follows steps that took longer, and such that took less.
 const UP: f64 = 0.5;
 const DOWN: f64 = 0.1;
+/// How fast the corrections of other sizes are forgotten: a size that was slow once is left alone, so that nothing else would
+/// tell that it no longer is.
+const FORGET: f64 = 0.05;
 /// Sizes of chunks, in powers of two, whose predictions are corrected apart.
 const SIZES: usize = 12;
 
@@ -64,20 +67,18 @@ impl Pace {
     }
 
     /// Seconds that a decode step of so many rows usually takes, if any was measured. Between two measured counts a straight
-    /// line is assumed, beyond them rather less than more.
+    /// line is assumed, beyond them as much as at the nearest.
     pub(super) fn usual(&self, rows: usize) -> Option<f64> {
         if rows == 0 {
             return Some(0.0);
         }
         let below = self.usual.range(..=rows).next_back().map(|(rows, usual)| (*rows as f64, usual.seconds));
         let above = self.usual.range(rows..).next().map(|(rows, usual)| (*rows as f64, usual.seconds));
-        let rows = rows as f64;
         match (below, above) {
             (Some((low, least)), Some((high, most))) if high > low => {
-                Some(least + (most - least) * (rows - low) / (high - low))
+                Some(least + (most - least) * (rows as f64 - low) / (high - low))
             }
-            (Some((_, seconds)), _) => Some(seconds),
-            (None, Some((high, seconds))) => Some(seconds * rows / high),
+            (Some((_, seconds)), _) | (None, Some((_, seconds))) => Some(seconds),
             (None, None) => None,
         }
     }
@@ -164,6 +165,7 @@ impl Fit {
         let mut took = took.max(1e-9);
         if !is_first {
             let predicted = (base + dot(&self.parameters, &features)).max(1e-9);
+            self.corrections.iter_mut().for_each(|correction| *correction += (1.0 - *correction) * FORGET);
             let correction = &mut self.corrections[size(prompts)];
             let expected = predicted * *correction;
             took = took.clamp(expected / OUTLIER, expected * OUTLIER);

@@ -69,8 +69,6 @@ pub(super) struct World {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Gap {
     pub(super) rows: usize,
-    /// Sequences that were still prefilling.
-    pub(super) prompts: usize,
     pub(super) seconds: f64,
 }
 
@@ -143,7 +141,6 @@ impl World {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        let prompts = self.open.values().filter(|sequence| sequence.runs && sequence.left > 0).count();
         let noise = self.machine.noise * ((self.random >> 11) as f64 / (1_u64 << 52) as f64 - 1.0);
         let took = Duration::from_secs_f64(self.machine.took(step) * (1.0 + noise));
         self.now += took;
@@ -162,7 +159,7 @@ impl World {
             assert_eq!(sequence.left, 0, "a token before the prompt was computed");
             sequence.first_token.get_or_insert(now - sequence.arrived);
             if let Some(last) = sequence.last_token.replace(now) {
-                gaps.push(Gap { rows, prompts, seconds: (now - last).as_secs_f64() });
+                gaps.push(Gap { rows, seconds: (now - last).as_secs_f64() });
             }
             sequence.answer -= 1;
             if sequence.answer == 0 {
