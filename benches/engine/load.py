@@ -4,11 +4,15 @@ Usage: load.py --binary FILE --models FOLDER (--requests N | --minutes N) [--con
 --requests: that many over so many connections with random lengths, priorities, seeds and cancels; prints throughput, the
 longest wait, and memory at each quarter. --minutes: a soak, with the demo model beside, seeds that must give the same tokens
 again, and prompts that begin alike. Both end with the books: every request the client saw is a row of the audit and a count of
-the metrics, nothing is still open, and the parts of memory sum to what MLX holds. Exit code 1 when any of it is wrong.
+the metrics, nothing is still open, the parts of memory sum to what MLX holds, and nobody was passed in the queue once old
+enough. Exit code 1 when any of it is wrong.
 """
 
 import argparse
+import bisect
 import contextlib
+import datetime
+import itertools
 import pathlib
 import random
 import sqlite3
@@ -20,6 +24,9 @@ import servers
 from bench import WORDS, quantile
 
 PRIORITIES = ["interactive", "normal", "batch"]
+# After so many seconds for each class that it is below the best, a request is passed by none that came later. What lies between
+# the two times that are compared and the queue is less than the slack.
+AGING_SECONDS, SLACK_SECONDS = 10, 2
 # How far memory that no gauge explains may grow in the second half: by this share, and this many bytes of allocators' play.
 GROWTH, PLAY = 1.15, 64e6
 SETTLE_SECONDS = 30
@@ -33,7 +40,7 @@ class Load:
         self.random, self.seen, self.problems = random.Random(seed), [], []
         self.prefixes = [self.words(400) for _ in range(4)]
         # (prompt, seed) → the words that it gave first.
-        self.answers, self.repeats = {}, 0
+        self.answers, self.repeats, self.drawn = {}, 0, 0
 
     def words(self, count):
         return " ".join(self.random.choices(WORDS, k=count))
@@ -55,7 +62,9 @@ class Load:
                 model, text, tokens, more = pick.choice(list(self.answers))
                 more = dict(more)
             cut = pick.randrange(4) if pick.random() < 0.15 else None
-            return model, text, tokens, more, cut, {"x-mlx-manager-priority": pick.choice(PRIORITIES)}
+            priority, self.drawn = pick.choice(PRIORITIES), self.drawn + 1
+            headers = {"x-mlx-manager-priority": priority, "x-request-id": f"{priority}-{self.drawn}"}
+            return model, text, tokens, more, cut, headers
 
     def one(self):
         model, text, tokens, more, cut, headers = self.draw()
@@ -119,6 +128,17 @@ def misattributed(metrics, rss):
         return f"memory is attributed wrongly: {parts}, RSS {rss}"
 
 
+def passed_over(queued):
+    """Those that a later one passed though they were old enough, of (class, when it came, when it left the queue)."""
+    queued = sorted(queued, key=lambda one: one[1])
+    came = [one[1] for one in queued]
+    # The earliest time at which any left that came as late as this one or later.
+    earliest = list(itertools.accumulate((one[2] for one in reversed(queued)), min))[::-1] + [float("inf")]
+    bound = [AGING_SECONDS * PRIORITIES.index(one[0]) + SLACK_SECONDS for one in queued]
+    return [one for one, age in zip(queued, bound)
+            if earliest[bisect.bisect(came, one[1] + age)] < one[2] - SLACK_SECONDS]
+
+
 def total(metrics, name):
     return sum(value for key, value in metrics.items() if key.partition("{")[0] == name)
 
@@ -130,6 +150,7 @@ def books(load, server):
         metrics = server.metrics()
         with contextlib.closing(sqlite3.connect(f"file:{server.folder}/audit.db?mode=ro", uri=True)) as database:
             rows = database.execute("SELECT count(*) FROM requests").fetchone()[0]
+            left = database.execute("SELECT request_id, started_at, queue_ms FROM requests WHERE queue_ms IS NOT NULL").fetchall()
         counted = int(total(metrics, "mlx_manager_requests_total"))
         still = still_open(metrics)
         if (counted == rows and not still) or time.monotonic() > until:
@@ -139,6 +160,10 @@ def books(load, server):
         load.note(f"still open: {still}")
     if wrong := misattributed(metrics, server.rss_bytes()):
         load.note(wrong)
+    times = [(name.partition("-")[0], datetime.datetime.fromisoformat(came).timestamp(), waited / 1000) for name, came, waited in left]
+    if passed := passed_over([(kind, came, came + waited) for kind, came, waited in times]):
+        load.note(f"passed by later ones though old enough: {passed[:5]} and {max(len(passed) - 5, 0)} more")
+    load.longest_queue = max((waited for _, _, waited in times), default=0)
     if counted != rows or rows < len(load.seen):
         load.note(f"the client saw {len(load.seen)} requests, metrics count {counted}, the audit has {rows} rows")
     return metrics, rows
@@ -178,7 +203,8 @@ def main():
     words = sum(seen[2] for seen in load.seen)
     print(f"{len(load.seen)} requests in {seconds:.0f} s: {kinds}, {words / seconds:.1f} tok/s, {load.repeats} repeated")
     if waits:
-        print(f"wait for the first token: p50 {quantile(waits, 0.5):.2f} s, p99 {quantile(waits, 0.99):.2f} s, longest {waits[-1]:.2f} s")
+        print(f"wait for the first token: p50 {quantile(waits, 0.5):.2f} s, p99 {quantile(waits, 0.99):.2f} s, longest {waits[-1]:.2f} s; "
+              f"longest in the queue {load.longest_queue:.2f} s")
     print("RSS at each quarter, MB (of it explained): " + ", ".join(f"{rss / 1e6:.0f} ({held / 1e6:.0f})" for rss, held in memory))
     print(f"audit rows {rows}, counted {total(metrics, 'mlx_manager_requests_total'):.0f}")
     if len(memory) == 4:

@@ -56,9 +56,9 @@ impl Scheduler {
     }
 
     /// Since when those whose prompts are computed wait with their first token, if they do: when many come at once and nobody
-    /// reads an answer yet, for as long as those whose prompts aren't computed gain no less time by it together than the others
-    /// lose, and the next of them is done soon. The last tokens of the others aren't later for it: beside prompts they would
-    /// have come more slowly.
+    /// reads an answer yet, for as long as the next prompt is done soon and those that aren't done gain no less time by it
+    /// together than the others lose, or a step more completes the crowd. The last tokens of the others aren't later for
+    /// it: beside prompts they would have come more slowly.
     fn gathers_since(
         &self,
         model: &ModelName,
@@ -67,20 +67,25 @@ impl Scheduler {
         now: Instant,
     ) -> Option<Instant> {
         let best = ready.iter().map(|running| running.place.class(now)).min()?;
-        let Turns { pace, gathers_since, .. } = self.models.get(model)?;
-        let since = gathers_since.unwrap_or(now);
-        let mut next = Prompts::default();
-        prompts.first().map(|running| next.add(running.left.unwrap_or_default(), running.computed))?;
-        let is_next_soon = pace.predict(0, next).is_some_and(|seconds| {
-            now.saturating_duration_since(since).as_secs_f64() + seconds <= GATHERING.as_secs_f64()
-        });
-        if !is_next_soon || ready.iter().any(|running| running.is_read) {
+        if ready.iter().any(|running| running.is_read) {
             return None;
         }
-        let waiting = prompts.iter().filter(|running| running.place.class(now) <= best).count();
+        let Turns { pace, gathers_since, .. } = self.models.get(model)?;
+        let since = gathers_since.unwrap_or(now);
+        let is_soon = |prompts: &[&Running]| {
+            let all = sum(&take(prompts, u64::MAX));
+            let seconds = pace.predict(0, all).filter(|_| all.tokens > 0);
+            let waited = now.saturating_duration_since(since).as_secs_f64();
+            seconds.is_some_and(|seconds| waited + seconds <= GATHERING.as_secs_f64()).then_some(all.tokens)
+        };
+        is_soon(prompts.get(..1)?)?;
+        let awaited: Vec<&Running> =
+            prompts.iter().copied().filter(|running| running.place.class(now) <= best).collect();
         // Beside readers a prompt has less of a step than they have: by so much it is later for each second.
         let later = pace.usual(ready.len()).unwrap_or(1.0) / pace.usual(ready.len().min(FEW)).unwrap_or(1.0);
-        (waiting as f64 * later >= ready.len() as f64).then_some(since)
+        let is_worth_it = awaited.len() as f64 * later >= ready.len() as f64;
+        let are_last = || is_soon(&awaited).is_some_and(|tokens| tokens <= self.limits.prefill_chunk as u64);
+        (is_worth_it || are_last()).then_some(since)
     }
 
     /// As many tokens of these prompts, in this order, as fit beside so many rows that decode.
