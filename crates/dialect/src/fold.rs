@@ -29,7 +29,7 @@ impl Folded {
                 (self.id, self.model) = (id, model);
                 self.usage.update(usage);
             }
-            Event::Queued(_) | Event::ReportedUsage(_) => {}
+            Event::LateHeader(..) | Event::Queued(_) | Event::ReportedUsage(_) => {}
             Event::Text(text) => self.text.push_str(&text),
             Event::Reasoning(text) => self.reasoning.push_str(&text),
             Event::ToolCall(delta) => self.torn |= !delta.add_to(&mut self.tool_calls),

@@ -24,6 +24,9 @@ use super::{
     tokenizer::Tokenizer,
 };
 
+/// The header that says how much of a prompt was computed before, and why not more.
+pub const CACHE_HEADER: &str = "x-mlx-manager-cache";
+
 /// Turns what the MLX thread tells into what the caller is told.
 ///
 /// Stop sequences act on the answer's text only: a blank line as a stop must not end the reasoning before the answer.
@@ -38,6 +41,8 @@ pub(crate) struct Transcript {
     reasons: bool,
     /// How much of the prompt was computed before; known once the answer has begun.
     lookup: Option<PrefixLookup>,
+    /// Whether the answer's headers went out before that.
+    is_lookup_late: bool,
     /// Whether the answer ends after its first call.
     one_tool_call: bool,
     counts: Counts,
@@ -65,6 +70,7 @@ impl Transcript {
             stop: StopMatcher::new(&prompt.stop),
             reasons: prompt.parser.reasoning.is_some(),
             lookup: None,
+            is_lookup_late: false,
             one_tool_call: prompt.one_tool_call,
             counts: Counts::default(),
         }
@@ -80,6 +86,9 @@ impl Transcript {
                 let usage = Usage { input: Some(self.prompt_tokens), cache_read: cached, ..Usage::default() };
                 events.push_back(Event::Started { id: None, model: Some(self.model.clone()), usage });
                 events.push_back(Event::Queued(queued));
+                if self.is_lookup_late {
+                    events.push_back(Event::LateHeader(CACHE_HEADER, lookup.to_string()));
+                }
             }
             GenerationEvent::Token(id) => self.take_token(id, events),
             GenerationEvent::Finished { reason, tokens, .. } => {
@@ -210,6 +219,7 @@ impl AnswerStream {
             Some(patience) => timeout(patience, tokens.recv()).await.ok(),
             None => Some(tokens.recv().await),
         };
+        transcript.is_lookup_late = started.is_none();
         if let Some(started) = started {
             transcript.take(started.ok_or_else(broken_off)?, &mut pending)?;
         }
@@ -285,6 +295,7 @@ mod tests {
             stop: StopMatcher::new(&[stop.to_owned()]),
             reasons: true,
             lookup: None,
+            is_lookup_late: false,
             one_tool_call,
             counts: Counts::default(),
         };

@@ -32,6 +32,7 @@ mod template;
 mod thread;
 mod tokenizer;
 
+pub use answer::CACHE_HEADER;
 pub use backend::{Ask, Engine, LocalAnswer};
 pub use cache::{PrefixLookup, Reason};
 

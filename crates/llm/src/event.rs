@@ -20,6 +20,9 @@ pub enum Event {
     },
     /// Time the request waited for the engine before its prompt was computed.
     Queued(std::time::Duration),
+    /// What would stand in a header, had it been known when the headers went out: name and value. In a stream it is a comment,
+    /// which clients pass over.
+    LateHeader(&'static str, String),
     /// Text of the answer.
     Text(String),
     /// Text of the reasoning before the answer.

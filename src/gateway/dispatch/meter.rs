@@ -186,6 +186,7 @@ impl Meter {
                 self.record.response_model = model.as_deref().map(|model| ModelLabel::new(model).to_string());
                 self.record.usage.update(*usage);
             }
+            Event::LateHeader(..) => {}
             Event::Queued(wait) => self.record.queue = Some(*wait),
             Event::Usage(usage) => self.record.usage.update(*usage),
             Event::ReportedUsage(report) => {

@@ -8,14 +8,11 @@ use mlx_manager_llm::{Answer, Backend, BoxFuture, Call, Error};
 use mlx_manager_signal::span;
 use tracing::Instrument;
 
-use mlx_manager_engine::{Ask, LocalAnswer};
+use mlx_manager_engine::{Ask, CACHE_HEADER, LocalAnswer};
 pub use mlx_manager_engine::{Engine, NAME, kernels};
 
-/// How long a stream's head waits for what it says of the prompt. Whoever waits in the queue for longer gets it without.
+/// How long a stream's head waits for what it says of the prompt. Whoever waits in the queue for longer finds it in the stream.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(1);
-
-/// How much of the prompt was computed before, and why not more.
-const CACHE: HeaderName = HeaderName::from_static("x-mlx-manager-cache");
 
 /// The local engine, open for a call.
 #[derive(Debug)]
@@ -45,7 +42,7 @@ impl Backend for Local {
             let LocalAnswer { lookup, events } = self.0.answer(&call.model, ask, &call.span).await?;
             let mut headers = HeaderMap::new();
             if let Some(value) = lookup.and_then(|lookup| HeaderValue::try_from(lookup.to_string()).ok()) {
-                headers.insert(CACHE, value);
+                headers.insert(HeaderName::from_static(CACHE_HEADER), value);
             }
             Ok(Answer { headers, events, retries: 0, keep_alive: true })
         };

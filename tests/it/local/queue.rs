@@ -84,6 +84,30 @@ async fn a_full_queue_says_when_to_come_back_in_the_callers_dialect() {
 }
 
 #[tokio::test]
+async fn a_stream_that_waited_says_within_it_what_came_too_late_for_its_headers() {
+    let mut daemon = Daemon::start_in(endless(), "[local]\nmax_batch = 1\n", |_| {}).await;
+    let first = running(&daemon, "normal").await;
+    let mut waiting = JoinSet::new();
+    for path in [CHAT, "/v1/messages"] {
+        waiting.spawn(asking(&daemon, path, "endless", 3, None).send());
+    }
+    let mut begun = Vec::new();
+    while let Some(response) = waiting.join_next().await {
+        let response = response.unwrap().unwrap();
+        assert_eq!(response.status(), 200);
+        assert!(!response.headers().contains_key("x-mlx-manager-cache"), "nobody knows it yet");
+        begun.push(response);
+    }
+    drop(first);
+    for response in begun {
+        let text = response.text().await.unwrap();
+        let comment = text.lines().find(|line| line.starts_with(": x-mlx-manager-cache: matched="));
+        assert!(comment.is_some_and(|line| line.contains("reason=")), "{text}");
+    }
+    assert!(daemon.stop().await.success());
+}
+
+#[tokio::test]
 async fn a_header_comes_before_the_route_and_that_before_the_default() {
     let otlp = Otlp::start().await;
     let config = format!(

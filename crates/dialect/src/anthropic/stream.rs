@@ -77,6 +77,7 @@ impl Encoder {
                 self.close(out);
                 self.finish = Some((*reason, stop_sequence.clone()));
             }
+            Event::LateHeader(name, value) => sse::write_comment(out, &format!("{name}: {value}")),
             Event::ToolCallDropped(_) | Event::Queued(_) | Event::ReportedUsage(_) | Event::Raw { .. } => {}
         }
     }

@@ -101,6 +101,7 @@ impl Encoder {
                 self.delta(Delta { tool_calls: Some([wire_tool_call(call)]), ..Delta::default() }, out);
             }
             Event::Finished { reason, .. } => self.end(*reason, out),
+            Event::LateHeader(name, value) => sse::write_comment(out, &format!("{name}: {value}")),
             Event::ToolCallDropped(_) | Event::Queued(_) | Event::ReportedUsage(_) | Event::Raw { .. } => {}
         }
     }

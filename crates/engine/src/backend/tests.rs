@@ -102,7 +102,7 @@ async fn hear(engine: &Engine, model: &str, chat: Chat) -> Result<Heard, Error> 
             Event::ToolCall(call) => assert!(call.add_to(&mut heard.calls)),
             Event::ToolCallDropped(_) => panic!("{heard:?}"),
             Event::Finished { reason, stop_sequence } => heard.end = Some((reason, stop_sequence)),
-            Event::Queued(_) | Event::ReportedUsage(_) | Event::Raw { .. } => {}
+            Event::LateHeader(..) | Event::Queued(_) | Event::ReportedUsage(_) | Event::Raw { .. } => {}
         }
     }
     Ok(heard)

@@ -1,6 +1,6 @@
 //! Steps keep to their time on machines of any speed.
 
-use mlx_manager_llm::Priority::Normal;
+use mlx_manager_llm::Priority::{Batch, Interactive, Normal};
 use proptest::prelude::*;
 
 use super::{
@@ -146,6 +146,44 @@ fn streams_of_two_models_share_what_they_can_spare() {
             }
         }
     }
+}
+
+#[test]
+fn a_machine_that_was_slow_for_a_moment_is_not_held_to_be_slow() {
+    let machine = Machine { step: 0.015, row: 0.0, token: 0.001, context: 0.0, noise: 0.0 };
+    let seconds = |slow: std::ops::Range<u64>| {
+        let mut world = warm(machine, 4);
+        world.submit(200, model(0), Normal, 2_000, 1).unwrap();
+        world.act();
+        let mut step = 0;
+        while world.open.contains_key(&200) {
+            let times = if slow.contains(&step) { 3.0 } else { 1.0 };
+            world.machine = Machine { step: machine.step * times, token: machine.token * times, ..machine };
+            world.act();
+            step += 1;
+        }
+        world.ended[&200].first_token.expect("it answered").as_secs_f64()
+    };
+    let (with, without) = (seconds(5..10), seconds(0..0));
+    assert!(with <= 1.3 * without, "{with} s instead of {without} s");
+}
+
+#[test]
+fn the_urgent_wait_for_no_worse_ones() {
+    let machine = Machine { step: 0.03, row: 0.002, token: 0.000_7, context: 0.0, noise: 0.0 };
+    let first_token = |others| {
+        let mut world = warm(machine, 0);
+        world.submit(200, model(0), Interactive, 100, 8).unwrap();
+        for id in 201..216 {
+            world.submit(id, model(0), others, 128, 8).unwrap();
+        }
+        while !world.ended.contains_key(&200) {
+            world.act();
+        }
+        world.ended[&200].first_token.expect("it answered").as_secs_f64()
+    };
+    let (beside_batch, beside_equals) = (first_token(Batch), first_token(Interactive));
+    assert!(beside_batch <= 0.3 && beside_equals > 0.6, "{beside_batch} s, {beside_equals} s");
 }
 
 /// A crowd that arrives at once, and what each of it waits for its first token.
