@@ -1,11 +1,13 @@
 //! What only a daemon with local models can show.
 
 mod admin;
+mod answers;
 mod demo;
 mod logs;
 mod prompt_cache;
 mod pull;
 mod queue;
+mod scripted;
 mod serve;
 mod shutdown;
 
