@@ -132,11 +132,13 @@ def misattributed(metrics, rss):
 
 
 def passed_over(queued):
-    """Those that a later one passed though they were old enough, of (class, when it came, when it left the queue)."""
+    """Those that a later one passed though they were old enough, of (class, when it came, when it left the queue). One of the
+    worst class passes by the queue alone; a better one may have taken the place of one that ran, which costs nobody his turn."""
     queued = sorted(queued, key=lambda one: one[1])
-    came = [one[1] for one in queued]
-    # The earliest time at which any left that came as late as this one or later.
-    earliest = list(itertools.accumulate((one[2] for one in reversed(queued)), min))[::-1] + [float("inf")]
+    passers = [one for one in queued if one[0] == PRIORITIES[-1]]
+    came = [one[1] for one in passers]
+    # The earliest time at which any of them left that came as late as this one or later.
+    earliest = list(itertools.accumulate((one[2] for one in reversed(passers)), min))[::-1] + [float("inf")]
     bound = [AGING_SECONDS * PRIORITIES.index(one[0]) + SLACK_SECONDS for one in queued]
     return [one for one, age in zip(queued, bound)
             if earliest[bisect.bisect(came, one[1] + age)] < one[2] - SLACK_SECONDS]
