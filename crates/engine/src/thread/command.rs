@@ -12,7 +12,7 @@ use tokio::{
 use tracing::Span;
 
 use crate::{
-    cache::PrefixLookup,
+    cache::{DiskEvent, PrefixLookup},
     error::EngineError,
     mlx::Precision,
     model::{ModelInfo, ModelName, Source},
@@ -120,6 +120,8 @@ pub(super) enum Work {
         reply: oneshot::Sender<Result<(), EngineError>>,
     },
     Generate(Box<Submission>),
+    /// What the prefix cache's disk has to say.
+    Disk(DiskEvent),
     #[cfg(test)]
     Stats {
         reply: oneshot::Sender<EngineStats>,

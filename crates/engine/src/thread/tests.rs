@@ -311,7 +311,8 @@ fn where_a_broken_model_is_stands_in_the_log_and_not_in_the_error() {
     let root = tempfile::tempdir().unwrap();
     let (reply, answer) = oneshot::channel();
     let lines = lines_of(|| {
-        let mut core = Core::new(&EngineSettings { max_batch: 1, queue_limit: 1, ..settings() }, Default::default());
+        let settings = EngineSettings { max_batch: 1, queue_limit: 1, ..settings() };
+        let mut core = Core::new(&settings, Default::default(), nobody());
         core.obey(Work::Load { name: "m".into(), source: root.path().to_owned().into(), reply });
         while !core.is_idle() {
             core.step();
@@ -328,7 +329,8 @@ fn where_a_broken_model_is_stands_in_the_log_and_not_in_the_error() {
 fn what_the_thread_says_of_a_request_names_it() {
     let (folder, golden) = golden("qwen3-f32-tied");
     let lines = lines_of(|| {
-        let mut core = Core::new(&EngineSettings { max_batch: 1, queue_limit: 1, ..settings() }, Default::default());
+        let settings = EngineSettings { max_batch: 1, queue_limit: 1, ..settings() };
+        let mut core = Core::new(&settings, Default::default(), nobody());
         core.obey(Work::Load { name: "m".into(), source: folder.into(), reply: oneshot::channel().0 });
         let span = span::http_server(Kind::Inference, "POST", Some("/v1/chat/completions"), None, "req-7");
         let request = Generate { span: span.clone(), ..greedy("m", &golden.prompt_ids, 3) };

@@ -63,7 +63,7 @@ fn keep(tree: &mut Tree, name: &ModelName, tokens: &[u32], snapshots: &[usize]) 
     let kept = tree.insert(name, tokens, snapshots.is_empty(), states, |range| {
         made += range.len();
         Ok(values(tokens, range))
-    });
+    }, drop);
     (kept.unwrap(), made)
 }
 
@@ -214,7 +214,7 @@ proptest! {
                 }
                 Input::Evict => {
                     let something = !tree.nodes.is_empty();
-                    prop_assert_eq!(tree.evict(), something);
+                    prop_assert_eq!(tree.evict(drop), something);
                 }
                 Input::Forget(number) => {
                     tree.forget(&model(number));
@@ -223,7 +223,7 @@ proptest! {
             }
             check(&tree);
         }
-        while tree.evict() {
+        while tree.evict(drop) {
             check(&tree);
         }
         prop_assert_eq!((tree.bytes(), tree.nodes.len()), (0, 0));
@@ -276,7 +276,7 @@ fn of_two_that_were_used_together_what_costs_less_goes_first() {
     keep(&mut tree, &model(0), &counting(100..160), &[]);
     let ids: Vec<NodeId> = tree.nodes.keys().copied().collect();
     ids.into_iter().for_each(|id| tree.change(id, |node| node.last_used = 1));
-    tree.evict();
+    tree.evict(drop);
     assert_eq!(tree.bytes(), BYTES * 60);
 }
 
@@ -312,7 +312,7 @@ fn what_can_not_be_restored_is_not_kept() {
     assert_eq!(tree.bytes(), BYTES * 40 + STATE_BYTES);
     // Its leaf goes, and what only led to it.
     assert!(keep(&mut tree, &model(0), &[&sequence[..20], &[7; 20]].concat(), &[40]).0);
-    assert!(tree.evict() && tree.evict());
+    assert!(tree.evict(drop) && tree.evict(drop));
     assert_eq!((tree.bytes(), tree.nodes.len()), (0, 0));
     assert_eq!(find(&mut tree, &model(0), &sequence).reason, Reason::Evicted);
 }
