@@ -120,8 +120,11 @@ const PREFIX_CACHE: Key = Key::new(
     "\"512 MiB\"",
     "at most, so that only what is new in a prompt is computed; \"0 B\" is off",
 );
-const PREFIX_DISK: Key =
-    Key::new("prefix_disk", "\"0 B\"", "at most, for what gives way there, in a file that ends with the daemon; \"0 B\" is off");
+const PREFIX_DISK: Key = Key::new(
+    "prefix_disk",
+    "\"0 B\"",
+    "at most, for what gives way there, in a file that ends with the daemon; \"0 B\" is off",
+);
 /// What `prefix_cache` was called.
 const PROMPT_CACHE: Key = Key::bare("prompt_cache", "");
 const KEEP_ALIVE: Key =

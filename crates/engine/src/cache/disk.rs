@@ -6,13 +6,7 @@
 
 mod file;
 
-use std::{
-    collections::HashMap,
-    convert::Infallible,
-    ops::Range,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::HashMap, convert::Infallible, ops::Range, path::PathBuf, sync::Arc};
 
 use mlx_manager_signal::event::{PrefixDiskFailed, PrefixDiskHeld, PrefixNotWritten};
 
@@ -61,22 +55,14 @@ struct Stored {
     extents: Vec<Range<u64>>,
 }
 
-/// What is being read: what a sequence has from some token on.
+/// What is read of a sequence.
 #[derive(Debug)]
-struct Read {
-    model: ModelName,
-    tokens: Vec<u32>,
-    from: usize,
-    layout: Arc<RowLayout>,
-}
-
-/// What was read of a sequence.
-pub(super) struct Recalled {
+pub(super) struct Read {
     pub(super) model: ModelName,
     pub(super) tokens: Vec<u32>,
-    /// Tokens before those that the layers are of.
+    /// Tokens before those whose values are read.
     pub(super) from: usize,
-    pub(super) layers: Vec<KeyValueRun>,
+    pub(super) layout: Arc<RowLayout>,
 }
 
 impl Stored {
@@ -102,7 +88,11 @@ impl Run for Stored {
 impl DiskCache {
     /// Begins with a new file. What becomes of reads is told, as is that the file can't be used, after which there is nothing
     /// to do but drop this. No more is read at once than `most_reading` bytes.
-    pub(super) fn new(settings: &DiskSettings, most_reading: u64, tell: impl Fn(DiskEvent) + Send + 'static) -> Self {
+    pub(super) fn new(
+        settings: &DiskSettings,
+        most_reading: u64,
+        tell: impl Fn(DiskEvent) + Clone + Send + 'static,
+    ) -> Self {
         let DiskSettings { folder, limit_bytes, open } = settings;
         Self {
             folder: folder.clone(),
@@ -118,7 +108,12 @@ impl DiskCache {
 
     /// Keeps a sequence of which these are the values in memory, as far as it isn't kept already. When the disk is behind
     /// with writing, it isn't.
-    pub(super) fn spill(&mut self, model: &ModelName, tokens: &[u32], runs: &[&[KeyValueRun]]) -> Result<(), Exception> {
+    pub(super) fn spill(
+        &mut self,
+        model: &ModelName,
+        tokens: &[u32],
+        runs: &[&[KeyValueRun]],
+    ) -> Result<(), Exception> {
         let Some(layout) = runs.first().map(|layers| Arc::new(RowLayout::of(layers))) else { return Ok(()) };
         let row = layout.bytes() as u64;
         if tokens.len() < SHORTEST || row * tokens.len() as u64 > self.tree.limit_bytes() {
@@ -140,7 +135,10 @@ impl DiskCache {
                 break;
             }
             let extents = &mut self.extents;
-            if !self.tree.evict(|leaving| leaving.runs.last().into_iter().for_each(|run| extents.give_back(&run.extents))) {
+            if !self
+                .tree
+                .evict(|leaving| leaving.runs.last().into_iter().for_each(|run| extents.give_back(&run.extents)))
+            {
                 return Ok(());
             }
         }
@@ -151,7 +149,7 @@ impl DiskCache {
             jobs.write(Arc::clone(model), extents.clone(), rows);
             Ok(Stored { layout: Arc::clone(&layout), extents })
         };
-        self.tree.insert(model, tokens, true, Vec::new(), make, drop)?;
+        self.tree.insert(model, tokens, true, Vec::new(), make, |_| {})?;
         PrefixDiskHeld(self.tree.bytes()).emit();
         Ok(())
     }
@@ -184,12 +182,10 @@ impl DiskCache {
         Some(id)
     }
 
-    /// Bytes have come; `None` when nobody wants them any more.
-    pub(super) fn arrived(&mut self, id: ReadId, sorted: &[Vec<u8>]) -> Result<Option<Recalled>, Exception> {
+    /// Bytes have come: what they are of, if anybody still wants that.
+    pub(super) fn arrived(&mut self, id: ReadId, sorted: &[Vec<u8>]) -> Option<Read> {
         self.reading -= sorted.iter().map(|part| part.len() as u64).sum::<u64>();
-        let Some(Read { model, tokens, from, layout }) = self.reads.remove(&id) else { return Ok(None) };
-        let layers = layout.layers(sorted, tokens.len() - from)?;
-        Ok(Some(Recalled { model, tokens, from, layers }))
+        self.reads.remove(&id)
     }
 
     /// Nobody wants any more what is being read.

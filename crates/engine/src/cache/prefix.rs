@@ -5,7 +5,7 @@ use std::{convert::Infallible, io, ops::Range};
 use mlx_manager_signal::event::PromptNotKept;
 
 use super::{
-    disk::{DiskCache, DiskEvent, DiskSettings, ReadId, Recalled},
+    disk::{DiskCache, DiskEvent, DiskSettings, Read, ReadId},
     lookup::PrefixLookup,
     radix::{Leaving, RadixTree, Run},
 };
@@ -50,7 +50,7 @@ impl PrefixCache {
     pub(crate) fn new(
         limit_bytes: u64,
         disk: Option<&DiskSettings>,
-        tell: impl Fn(DiskEvent) + Send + 'static,
+        tell: impl Fn(DiskEvent) + Clone + Send + 'static,
     ) -> Self {
         let disk = disk.filter(|disk| disk.limit_bytes > 0 && limit_bytes > 0);
         let disk = disk.map(|settings| DiskCache::new(settings, limit_bytes, tell));
@@ -133,27 +133,36 @@ impl PrefixCache {
     }
 
     /// Keeps in memory what was read: which tokens that is of the prompt that it was read for.
-    pub(crate) fn recalled(&mut self, id: ReadId, sorted: &[Vec<u8>]) -> Result<Range<usize>, Exception> {
+    pub(crate) fn recalled(&mut self, id: ReadId, sorted: &[Vec<u8>]) -> Range<usize> {
+        let Some(read) = self.disk.as_mut().and_then(|disk| disk.arrived(id, sorted)) else { return 0..0 };
+        self.keep_read(&read, sorted).unwrap_or_else(|error| {
+            PromptNotKept { error: &error }.emit();
+            self.forget(&read.model);
+            0..0
+        })
+    }
+
+    fn keep_read(&mut self, read: &Read, sorted: &[Vec<u8>]) -> Result<Range<usize>, Exception> {
+        let Read { model, tokens, from, layout } = read;
         let Self { tree, disk } = self;
-        let Some(read) = disk.as_mut().and_then(|disk| disk.arrived(id, sorted).transpose()) else { return Ok(0..0) };
-        let Recalled { model, tokens, from, layers } = read?;
         // What comes before it may have given way meanwhile.
-        if tree.matched(&model, &tokens) < from {
+        if tree.matched(model, tokens) < *from {
             return Ok(0..0);
         }
-        let mut arrays: Vec<Array> = Vec::new();
+        let layers = layout.layers(sorted, tokens.len() - from)?;
+        let mut parts: Vec<Array> = Vec::new();
         let make = |range: Range<usize>| {
             let part = |layer: &KeyValueRun| layer.part(range.start - from..range.end - from);
             let runs = layers.iter().map(part).collect::<Result<Vec<_>, _>>()?;
-            arrays.extend(runs.iter().flat_map(KeyValueRun::arrays).cloned());
+            parts.extend(runs.iter().flat_map(KeyValueRun::arrays).cloned());
             Ok(Layers(runs))
         };
-        let kept = tree.insert(&model, &tokens, CUTTABLE, Vec::new(), make, |leaving| spill(disk, &leaving))?;
+        let kept = tree.insert(model, tokens, CUTTABLE, Vec::new(), make, |leaving| spill(disk, &leaving))?;
         if !kept {
             return Ok(0..0);
         }
-        mlx::evaluate(&arrays)?;
-        Ok(from..tokens.len())
+        mlx::evaluate(&parts)?;
+        Ok(*from..tokens.len())
     }
 
     /// What is being read comes too late.

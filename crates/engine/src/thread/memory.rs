@@ -37,7 +37,7 @@ impl Memory {
     pub(super) fn new(
         settings: &EngineSettings,
         sources: HashMap<ModelName, Source>,
-        tell: impl Fn(DiskEvent) + Send + 'static,
+        tell: impl Fn(DiskEvent) + Clone + Send + 'static,
     ) -> Self {
         Self {
             models: Models::new(sources, settings),
@@ -94,13 +94,9 @@ impl Memory {
         self.prompts.recall(model, prompt)
     }
 
-    /// Keeps what was read for a model's prompt, and says which of its tokens that is.
-    pub(super) fn recalled(&mut self, model: &ModelName, id: ReadId, sorted: &[Vec<u8>]) -> Range<usize> {
-        self.prompts.recalled(id, sorted).unwrap_or_else(|error| {
-            PromptNotKept { error: &error }.emit();
-            self.prompts.forget(model);
-            0..0
-        })
+    /// Keeps what was read, and says which tokens that is of the prompt that it was read for.
+    pub(super) fn recalled(&mut self, id: ReadId, sorted: &[Vec<u8>]) -> Range<usize> {
+        self.prompts.recalled(id, sorted)
     }
 
     /// What is being read comes too late.

@@ -4,7 +4,13 @@ mod prompts;
 mod room;
 mod weights;
 
-use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
 use mlx_manager_llm::{FinishReason, Priority};
 use mlx_manager_signal::{route::Kind, span, testing::lines_of};
@@ -16,7 +22,7 @@ use tokio::{
 
 use super::{
     EngineSettings, Handle,
-    command::{Generate, GenerationEvent, Outbox, Submission, Work},
+    command::{Command, Generate, GenerationEvent, Outbox, Submission, Work},
     step::Core,
 };
 use crate::{
@@ -57,6 +63,11 @@ fn golden(name: &str) -> (PathBuf, Golden) {
 
 fn settings() -> EngineSettings {
     EngineSettings { precision: Some(Precision::Float32), ..EngineSettings::default() }
+}
+
+/// The way to a thread that isn't there.
+fn nobody() -> mpsc::Sender<Command> {
+    mpsc::channel().0
 }
 
 fn greedy(model: &str, prompt: &[u32], max_tokens: u32) -> Generate {

@@ -34,7 +34,7 @@ pub use engine::{
     QueueLeft,
 };
 pub use http::{HttpRequestFinished, HttpRequestStarted};
-pub use prefix_disk::{PrefixDiskFailed, PrefixDiskHeld, PrefixDiskLate, PrefixRead, PrefixWritten, PrefixNotWritten};
+pub use prefix_disk::{PrefixDiskFailed, PrefixDiskHeld, PrefixDiskLate, PrefixNotWritten, PrefixRead, PrefixWritten};
 pub use pull::{DownloadFinished, DownloadRetried, FileDownloaded, PullFinished, PullStarted};
 pub use request::{
     InferenceFailedOver, OverheadMeasured, Phase, RequestDecoded, RequestFinished, RouteDecided, TargetCalled,

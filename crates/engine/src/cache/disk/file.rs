@@ -51,22 +51,19 @@ pub(super) struct Jobs {
 }
 
 impl Jobs {
-    pub(super) fn start(folder: PathBuf, open: Open, tell: impl Fn(DiskEvent) + Send + 'static) -> Self {
+    pub(super) fn start(folder: PathBuf, open: Open, tell: impl Fn(DiskEvent) + Clone + Send + 'static) -> Self {
         let (sender, jobs) = mpsc::channel();
         let unwritten = Arc::new(AtomicU64::new(0));
         let waiting = Arc::clone(&unwritten);
-        let tell = Arc::new(parking_lot::Mutex::new(tell));
-        let thread = thread::Builder::new().name("prefix-disk".to_owned());
-        let told = Arc::clone(&tell);
-        let thread = thread.spawn(move || {
-            let tell = told.lock();
-            let served = open(&folder).and_then(|file| serve(&jobs, &file, &waiting, &*tell));
-            if let Err(error) = served {
-                tell(DiskEvent::Failed(error));
+        let told = tell.clone();
+        let work = move || {
+            if let Err(error) = open(&folder).and_then(|file| serve(&jobs, &file, &waiting, &told)) {
+                told(DiskEvent::Failed(error));
             }
-        });
-        if let Err(error) = thread {
-            tell.lock()(DiskEvent::Failed(error));
+        };
+        // Nobody waits for its end: what it has not written then is nobody's.
+        if let Err(error) = thread::Builder::new().name("prefix-disk".to_owned()).spawn(work) {
+            tell(DiskEvent::Failed(error));
         }
         Self { sender, unwritten }
     }
@@ -108,7 +105,8 @@ fn serve(jobs: &mpsc::Receiver<Job>, file: &File, unwritten: &AtomicU64, tell: &
             Job::Write { model, extents, rows } => {
                 let mut rest = rows.as_slice();
                 for Range { start, end } in extents {
-                    let (part, after) = rest.split_at(rest.len().min(usize::try_from(end - start).unwrap_or(usize::MAX)));
+                    let (part, after) =
+                        rest.split_at(rest.len().min(usize::try_from(end - start).unwrap_or(usize::MAX)));
                     file.write_all_at(part, start)?;
                     rest = after;
                 }

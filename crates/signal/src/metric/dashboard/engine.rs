@@ -284,7 +284,10 @@ const MEMORY: Row = Row {
             description: "Runs of tokens written when they gave way in memory, and read when a prompt began with them.",
             unit: "ops",
             queries: &[
-                query("{{model}} written", "sum by (model) (rate(mlx_manager_prefix_disk_writes_total{$daemon}[$rate]))"),
+                query(
+                    "{{model}} written",
+                    "sum by (model) (rate(mlx_manager_prefix_disk_writes_total{$daemon}[$rate]))",
+                ),
                 query("{{model}} read", "sum by (model) (rate(mlx_manager_prefix_disk_reads_total{$daemon}[$rate]))"),
             ],
             ..Panel::LINES
