@@ -10,6 +10,8 @@ mod lookup;
 mod prefix;
 mod radix;
 
+#[cfg(test)]
+pub(crate) use disk::Open;
 pub(crate) use disk::{DiskEvent, DiskSettings, ReadId, create};
 pub use lookup::{PrefixLookup, Reason};
 pub(crate) use prefix::PrefixCache;

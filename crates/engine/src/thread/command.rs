@@ -82,6 +82,8 @@ pub(crate) struct EngineStats {
     pub(crate) cache_memory: u64,
     /// What they are for.
     pub(crate) held: EngineMemoryHeld,
+    /// Bytes of the prefix cache on disk.
+    pub(crate) on_disk: u64,
     /// The loaded models, with the bytes of their key-value caches, those of ended sequences included.
     pub(crate) models: Vec<(Arc<ModelInfo>, u64)>,
 }

@@ -542,6 +542,7 @@ impl Core {
             active_memory: mlx::active_memory().unwrap(),
             cache_memory: mlx::cache_memory().unwrap(),
             held: self.memory.held(self.live_bytes()).unwrap(),
+            on_disk: self.memory.disk_bytes(),
             models: models.map(|(name, info)| (std::sync::Arc::clone(info), bytes(name))).collect(),
         }
     }

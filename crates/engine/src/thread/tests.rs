@@ -1,5 +1,6 @@
 //! Replays what the reference implementation computed, through the whole thread, and puts the thread under stress.
 
+mod disk;
 mod prompts;
 mod room;
 mod weights;

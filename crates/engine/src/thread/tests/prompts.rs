@@ -29,7 +29,7 @@ async fn kept_bytes(engine: &Handle) -> u64 {
 }
 
 /// The golden's prompt, made longer where it is too short to be found.
-fn long_enough(prompt: &[u32]) -> Vec<u32> {
+pub(super) fn long_enough(prompt: &[u32]) -> Vec<u32> {
     let mut prompt = prompt.to_vec();
     prompt.extend((prompt.len()..24).map(|position| (position * 37 % 200) as u32));
     prompt
