@@ -154,12 +154,19 @@ impl DiskCache {
         Ok(())
     }
 
-    /// Begins to read what a prompt has in common with what is kept, from this token on; `None` when that isn't worth it.
+    /// Reads what a prompt has in common with what is kept, from this token on; `None` when that isn't worth it, or too much is
+    /// being read.
     pub(super) fn read(&mut self, model: &ModelName, prompt: &[u32], from: usize) -> Option<ReadId> {
         let found = self.tree.lookup(model, prompt);
         let end = found.lookup.restored;
         if end < from + SHORTEST {
             return None;
+        }
+        let common = prompt.get(..end)?;
+        // One that begins alike may be on its way.
+        let serves = |read: &Read| read.model == *model && read.from <= from && read.tokens.starts_with(common);
+        if let Some((id, _)) = self.reads.iter().find(|(_, read)| serves(read)) {
+            return Some(*id);
         }
         let layout = found.spans.first().map(|(stored, _)| Arc::clone(&stored.layout))?;
         let row = layout.bytes() as u64;
@@ -177,20 +184,15 @@ impl DiskCache {
         }
         self.next_id += 1;
         self.reading += bytes;
-        let tokens = prompt.get(..end)?.to_vec();
+        let tokens = common.to_vec();
         self.reads.insert(id, Read { model: Arc::clone(model), tokens, from, layout });
         Some(id)
     }
 
-    /// Bytes have come: what they are of, if anybody still wants that.
+    /// Bytes have come: what they are of, unless that was dropped meanwhile.
     pub(super) fn arrived(&mut self, id: ReadId, sorted: &[Vec<u8>]) -> Option<Read> {
         self.reading -= sorted.iter().map(|part| part.len() as u64).sum::<u64>();
         self.reads.remove(&id)
-    }
-
-    /// Nobody wants any more what is being read.
-    pub(super) fn give_up(&mut self, id: ReadId) {
-        self.reads.remove(&id);
     }
 
     /// Drops all of a model's, what is being read too.

@@ -132,7 +132,7 @@ impl PrefixCache {
         disk.read(model, prompt, self.tree.matched(model, prompt))
     }
 
-    /// Keeps in memory what was read: which tokens that is of the prompt that it was read for.
+    /// Keeps in memory what was read: which tokens of its prompt that is.
     pub(crate) fn recalled(&mut self, id: ReadId, sorted: &[Vec<u8>]) -> Range<usize> {
         let Some(read) = self.disk.as_mut().and_then(|disk| disk.arrived(id, sorted)) else { return 0..0 };
         self.keep_read(&read, sorted).unwrap_or_else(|error| {
@@ -163,11 +163,6 @@ impl PrefixCache {
         }
         mlx::evaluate(&parts)?;
         Ok(*from..tokens.len())
-    }
-
-    /// What is being read comes too late.
-    pub(crate) fn give_up(&mut self, id: ReadId) {
-        self.disk.iter_mut().for_each(|disk| disk.give_up(id));
     }
 
     /// Goes on without the disk.

@@ -94,14 +94,9 @@ impl Memory {
         self.prompts.recall(model, prompt)
     }
 
-    /// Keeps what was read, and says which tokens that is of the prompt that it was read for.
+    /// Keeps what was read, and says which tokens of its prompt that is.
     pub(super) fn recalled(&mut self, id: ReadId, sorted: &[Vec<u8>]) -> Range<usize> {
         self.prompts.recalled(id, sorted)
-    }
-
-    /// What is being read comes too late.
-    pub(super) fn give_up(&mut self, id: ReadId) {
-        self.prompts.give_up(id);
     }
 
     /// Goes on without a disk.

@@ -1,9 +1,6 @@
 //! Sequences that wait to be queued until what was computed of their prompts is read from disk.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use mlx_manager_signal::event::PrefixDiskLate;
 
@@ -13,58 +10,58 @@ use crate::{cache::ReadId, error::EngineError, model::ModelName};
 /// How long a sequence waits. After that it is computed as if nothing had been there.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Those that wait, each for a read of its own.
+/// Those that wait, in the order in which they came.
 #[derive(Default)]
-pub(super) struct Recalls(HashMap<ReadId, Recall>);
+pub(super) struct Recalls(Vec<Recall>);
 
 struct Recall {
+    read: ReadId,
     model: ModelName,
     submission: Submission,
     since: Instant,
 }
 
 impl Recalls {
-    /// Has a sequence wait.
-    pub(super) fn wait(&mut self, id: ReadId, model: ModelName, submission: Submission) {
-        self.0.insert(id, Recall { model, submission, since: Instant::now() });
+    /// Has a sequence wait for a read.
+    pub(super) fn wait(&mut self, read: ReadId, model: ModelName, submission: Submission) {
+        self.0.push(Recall { read, model, submission, since: Instant::now() });
     }
 
-    /// What waits for this read.
-    pub(super) fn take(&mut self, id: ReadId) -> Option<(ModelName, Submission)> {
-        self.0.remove(&id).map(|recall| (recall.model, recall.submission))
+    /// Those that wait for this read.
+    pub(super) fn take(&mut self, read: ReadId) -> Vec<(ModelName, Submission)> {
+        self.take_if(|recall| recall.read == read)
     }
 
-    /// Everybody, in the order in which they came.
+    /// All of them.
     pub(super) fn take_all(&mut self) -> Vec<(ModelName, Submission)> {
-        let mut all: Vec<_> = self.0.drain().collect();
-        all.sort_unstable_by_key(|(id, _)| *id);
-        all.into_iter().map(|(_, recall)| (recall.model, recall.submission)).collect()
+        self.take_if(|_| true)
     }
 
-    /// Those that have waited for too long, in the order in which they came.
-    pub(super) fn take_late(&mut self) -> Vec<(ReadId, ModelName, Submission)> {
-        let mut late: Vec<_> = self.0.extract_if(|_, recall| recall.since.elapsed() >= PATIENCE).collect();
-        late.sort_unstable_by_key(|(id, _)| *id);
-        let late = late.into_iter().map(|(id, Recall { model, submission, since })| {
-            PrefixDiskLate { model: &model, waited: since.elapsed() }.emit();
-            (id, model, submission)
-        });
-        late.collect()
+    /// Those that have waited for too long.
+    pub(super) fn take_late(&mut self) -> Vec<(ModelName, Submission)> {
+        self.take_if(|Recall { model, since, .. }| {
+            let waited = since.elapsed();
+            let is_late = waited >= PATIENCE;
+            if is_late {
+                PrefixDiskLate { model, waited }.emit();
+            }
+            is_late
+        })
     }
 
     /// How long until somebody has waited for too long; `None` when nobody waits.
     pub(super) fn patience(&self) -> Option<Duration> {
-        self.0.values().map(|recall| PATIENCE.saturating_sub(recall.since.elapsed())).min()
+        self.0.iter().map(|recall| PATIENCE.saturating_sub(recall.since.elapsed())).min()
     }
 
     /// Whether somebody waits who wants this model.
     pub(super) fn want(&self, model: &ModelName) -> bool {
-        self.0.values().any(|recall| recall.model == *model)
+        self.0.iter().any(|recall| recall.model == *model)
     }
 
-    /// Drops those whose clients went away, and says for what they waited.
-    pub(super) fn drop_the_gone(&mut self) -> Vec<ReadId> {
-        self.0.extract_if(|_, recall| recall.submission.events.is_closed()).map(|(id, _)| id).collect()
+    /// Drops those whose clients went away. What they waited for comes all the same.
+    pub(super) fn drop_the_gone(&mut self) {
+        self.0.retain(|recall| !recall.submission.events.is_closed());
     }
 
     /// Ends all of them with an error.
@@ -72,5 +69,9 @@ impl Recalls {
         for (_, mut submission) in self.take_all() {
             submission.events.tell(GenerationEvent::Failed(error.clone()));
         }
+    }
+
+    fn take_if(&mut self, wanted: impl Fn(&Recall) -> bool) -> Vec<(ModelName, Submission)> {
+        self.0.extract_if(.., |recall| wanted(recall)).map(|recall| (recall.model, recall.submission)).collect()
     }
 }

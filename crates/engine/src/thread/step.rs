@@ -210,11 +210,11 @@ impl Core {
         }
     }
 
-    /// What was computed of a prompt is read: its sequence waits no longer.
+    /// What was computed of a prompt is read: who waits for that waits no longer.
     fn recalled(&mut self, id: ReadId, sorted: &[Vec<u8>]) {
         let tokens = self.memory.recalled(id, sorted);
-        if let Some((name, submission)) = self.recalls.take(id) {
-            self.sequences.submit(name, submission, tokens);
+        for (name, submission) in self.recalls.take(id) {
+            self.sequences.submit(name, submission, tokens.clone());
         }
         self.tell_memory();
     }
@@ -229,8 +229,7 @@ impl Core {
 
     /// What the disk takes too long for is computed.
     fn stop_waiting(&mut self) {
-        for (id, name, submission) in self.recalls.take_late() {
-            self.memory.give_up(id);
+        for (name, submission) in self.recalls.take_late() {
             self.sequences.submit(name, submission, 0..0);
         }
     }
@@ -472,9 +471,7 @@ impl Core {
 
     /// Drops the sequences whose clients went away.
     fn drop_the_gone(&mut self) {
-        for id in self.recalls.drop_the_gone() {
-            self.memory.give_up(id);
-        }
+        self.recalls.drop_the_gone();
         for id in self.sequences.gone() {
             if let Some(ended) = self.remove(id, "abort") {
                 self.keep(ended);

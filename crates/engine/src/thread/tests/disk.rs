@@ -112,7 +112,7 @@ async fn what_memory_has_is_not_read_and_what_the_disk_has_is_not_written() {
     assert_eq!(on_disk(&engine).await, (40 + 45) * ROW);
     for number in [0, 1, 2, 0] {
         let (answer, lookup) = ask(&engine, MODEL, &prompt(number)).await;
-        assert_eq!((lookup.matched, lookup.restored, lookup.from_disk), (70, 69, 29));
+        assert_eq!((lookup.matched, lookup.restored, lookup.from_disk), (69, 69, 29));
         assert_eq!(answer, ask(&cold, MODEL, &prompt(number)).await.0);
     }
     assert_eq!(on_disk(&engine).await, (40 + 3 * 45) * ROW);
@@ -138,7 +138,8 @@ async fn the_bound_on_bytes_holds() {
         let found = [4, 0].map(|number| fortieth(&golden, number));
         let restored = [ask(&engine, MODEL, found[0]).await.1, ask(&engine, MODEL, found[1]).await.1];
         let expected = if limit < 55 * ROW { [0, 0] } else { [39, 0] };
-        assert_eq!(restored.map(|lookup| lookup.from_disk), expected);
+        assert_eq!(restored.map(|lookup| lookup.restored), expected);
+        assert_eq!(restored[0].from_disk > 0, limit >= 55 * ROW);
         assert_eq!(folder.exists(), limit > 0);
     }
 }
@@ -219,8 +220,19 @@ async fn a_slow_disk_is_not_waited_for() {
     assert_eq!((again, lookup.from_disk), (answer, 0));
     let took = began.elapsed();
     assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(5), "{took:?}");
-    // Who waits hears of the end.
-    let waiting = engine.generate(greedy(MODEL, fortieth(&golden, 1), TOKENS));
+}
+
+#[tokio::test]
+async fn who_waits_for_the_disk_hears_of_the_end() {
+    fn hangs(folder: &Path) -> io::Result<File> {
+        thread::sleep(PATIENCE);
+        cache::create(folder)
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (engine, golden, _) = after_two(folder.path(), hangs).await;
+    let waiting = engine.generate(greedy(MODEL, fortieth(&golden, 0), TOKENS));
+    let stats = engine.stats().await.unwrap();
+    assert_eq!((stats.waiting, stats.running), (0, 0), "it is not in the queue yet");
     engine.shutdown().await;
     let (_, last) = drain(waiting).await;
     assert!(matches!(last, Some(GenerationEvent::Failed(EngineError::Stopped))), "{last:?}");
@@ -234,11 +246,12 @@ async fn a_disk_that_was_slow_is_of_use_again() {
     }
     let folder = tempfile::tempdir().unwrap();
     let (engine, golden, answer) = after_two(folder.path(), is_slow).await;
-    // Without anybody there, what is read for them is nobody's.
+    // What was read for nobody is in memory.
     drop(engine.generate(greedy(MODEL, fortieth(&golden, 0), TOKENS)));
     tokio::time::sleep(Duration::from_secs(4)).await;
     let (again, lookup) = ask(&engine, MODEL, fortieth(&golden, 0)).await;
-    assert_eq!((again, lookup.from_disk), (answer, 39));
+    assert_eq!((again, lookup.restored, lookup.from_disk), (answer, 39, 0));
+    assert_eq!(ask(&engine, MODEL, fortieth(&golden, 1)).await.1.from_disk, 39);
 }
 
 #[tokio::test]
@@ -248,7 +261,7 @@ async fn who_ask_together_each_get_their_answer_from_disk() {
     let together: Vec<_> = (0..4).map(|_| engine.generate(greedy(MODEL, fortieth(&golden, 0), TOKENS))).collect();
     for events in together {
         let (again, lookup) = answered(events).await;
-        assert_eq!((again, lookup.restored), (answer.clone(), 39));
+        assert_eq!((again, lookup.restored, lookup.from_disk), (answer.clone(), 39, 39));
     }
 }
 
