@@ -243,6 +243,7 @@ mod tests {
             default_model: None,
             memory_limit: MemoryLimit::Share(0.75),
             prefix_cache: 512 << 20,
+            prefix_disk: 0,
             preload: Vec::new(),
             pin: Vec::new(),
             max_models: None,

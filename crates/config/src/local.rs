@@ -19,7 +19,7 @@ pub struct LocalConfig {
     pub models_dir: PathBuf,
     /// The Hugging Face hub's cache folder, scanned too; `None` when there is no home folder.
     pub hub_dir: Option<PathBuf>,
-    /// Where the built-in model is unpacked.
+    /// Where the built-in model is unpacked, and the prefix cache has its file.
     pub cache_dir: PathBuf,
     /// Loaded at start.
     pub default_model: Option<String>,
@@ -37,6 +37,8 @@ pub struct LocalConfig {
     pub unpack: Unpack,
     /// Bytes that keys and values of earlier prompts and answers may take; 0 keeps none.
     pub prefix_cache: u64,
+    /// Bytes on disk for those that give way there; 0 uses no disk.
+    pub prefix_disk: u64,
     /// How long a model stays in memory that nobody uses.
     pub keep_alive: KeepAlive,
     /// The most requests computed at the same time.
@@ -118,6 +120,11 @@ const PREFIX_CACHE: Key = Key::new(
     "\"512 MiB\"",
     "at most, so that only what is new in a prompt is computed; \"0 B\" is off",
 );
+const PREFIX_DISK: Key = Key::new(
+    "prefix_disk",
+    "\"0 B\"",
+    "at most, for what gives way there, in a file that ends with the daemon; \"0 B\" is off",
+);
 /// What `prefix_cache` was called.
 const PROMPT_CACHE: Key = Key::bare("prompt_cache", "");
 const KEEP_ALIVE: Key =
@@ -147,6 +154,7 @@ pub(super) const TABLE: Table = Table::single(
         MEMORY_LIMIT,
         UNPACK,
         PREFIX_CACHE,
+        PREFIX_DISK,
         MAX_BATCH,
         QUEUE,
         QUEUE_TOKENS,
@@ -215,6 +223,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
     let models_dir = decoder.path(&section, &MODELS_DIR);
     let memory_limit = decoder.get(&section, &MEMORY_LIMIT);
     let prefix_cache = decode_renamed::<SizeOrZero>(decoder, &section, (&PREFIX_CACHE, &PROMPT_CACHE));
+    let prefix_disk = decoder.get::<SizeOrZero>(&section, &PREFIX_DISK);
     let unpack = decoder.get(&section, &UNPACK);
     let keep_alive = decode_renamed(decoder, &section, (&KEEP_ALIVE, &IDLE_UNLOAD));
     let preload = decode_names(decoder, &section, &PRELOAD);
@@ -256,6 +265,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>) -> Option<LocalConfig> {
         memory_limit: memory_limit?,
         unpack: unpack?,
         prefix_cache: prefix_cache?.0,
+        prefix_disk: prefix_disk?.0,
         keep_alive: keep_alive?,
         max_batch: max_batch?.0 as usize,
         queue: queue?.0 as usize,

@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     answer::{AnswerStream, Transcript},
-    cache::PrefixLookup,
+    cache::{self, DiskSettings, PrefixLookup},
     error::EngineError,
     machine, mlx,
     pool::{Lease, Pool, PoolSettings},
@@ -82,6 +82,11 @@ impl Engine {
             room_wanted: Some(room_wanted),
             states: states.clone(),
             prefix_cache: config.prefix_cache,
+            prefix_disk: Some(DiskSettings {
+                folder: config.cache_dir.clone(),
+                limit_bytes: config.prefix_disk,
+                open: cache::create,
+            }),
             ..EngineSettings::default()
         };
         let pool = mlx::check_kernels().and_then(|()| Handle::start(settings)).map(|thread| {

@@ -24,6 +24,8 @@ pub const SERVER_ENGINE_ABSENT: &str = "mlx_manager::server::engine::absent";
 pub const SERVER_ENGINE_BACKEND: &str = "mlx_manager::server::engine::backend";
 /// The model inside the binary.
 pub const SERVER_ENGINE_BUILTIN: &str = "mlx_manager::server::engine::builtin";
+/// The prefix cache on disk.
+pub const SERVER_ENGINE_DISK: &str = "mlx_manager::server::engine::disk";
 /// What the machine offers.
 pub const SERVER_ENGINE_MACHINE: &str = "mlx_manager::server::engine::machine";
 /// Tokens and texts.

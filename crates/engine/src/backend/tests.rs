@@ -22,6 +22,7 @@ fn config(root: &Path) -> LocalConfig {
         default_model: None,
         memory_limit: MemoryLimit::Share(0.75),
         prefix_cache: 512 << 20,
+        prefix_disk: 0,
         preload: Vec::new(),
         pin: Vec::new(),
         max_models: None,

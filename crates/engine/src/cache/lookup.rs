@@ -15,6 +15,8 @@ pub struct PrefixLookup {
     pub matched: usize,
     /// How many of these need not be computed: never the last one of the prompt, since the answer follows from that.
     pub restored: usize,
+    /// How many of those were read from disk for it.
+    pub from_disk: usize,
     /// Why it isn't more.
     pub reason: Reason,
 }
@@ -43,14 +45,15 @@ pub enum Reason {
 impl PrefixLookup {
     /// Of a prompt that was not looked up.
     pub(crate) fn off(prompt: usize) -> Self {
-        Self { prompt, matched: 0, restored: 0, reason: Reason::Off }
+        Self { prompt, matched: 0, restored: 0, from_disk: 0, reason: Reason::Off }
     }
 }
 
 impl fmt::Display for PrefixLookup {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { prompt, matched, restored, reason } = self;
-        write!(formatter, "matched={matched}/{prompt}; restored={restored}; reason=\"{reason}\"")
+        let Self { prompt, matched, restored, from_disk, reason } = self;
+        write!(formatter, "matched={matched}/{prompt}; restored={restored}; reason=\"{reason}\"")?;
+        if *from_disk > 0 { write!(formatter, "; disk={from_disk}") } else { Ok(()) }
     }
 }
 

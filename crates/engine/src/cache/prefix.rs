@@ -1,10 +1,13 @@
 //! The keys and values of sequences that ended, for prompts that begin alike.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, io, ops::Range};
+
+use mlx_manager_signal::event::PromptNotKept;
 
 use super::{
+    disk::{DiskCache, DiskEvent, DiskSettings, Read, ReadId},
     lookup::PrefixLookup,
-    radix::{RadixTree, Run},
+    radix::{Leaving, RadixTree, Run},
 };
 use crate::{
     mlx::{self, Array, Exception},
@@ -16,9 +19,12 @@ use crate::{
 const CUTTABLE: bool = true;
 
 /// What was computed for sequences that ended. What they begin with in common is held once. It holds no more than its
-/// limit, the least recently used goes first, and nobody who is given a part of it can change it.
+/// limit, the least recently used goes first, to disk if there is one, and nobody who is given a part of it can change it.
 #[derive(Debug)]
-pub(crate) struct PrefixCache(RadixTree<Layers, Infallible>);
+pub(crate) struct PrefixCache {
+    tree: RadixTree<Layers, Infallible>,
+    disk: Option<DiskCache>,
+}
 
 /// The keys and values of a span of tokens, layer by layer, in memory that nobody shares.
 #[derive(Debug)]
@@ -40,19 +46,25 @@ impl Run for Layers {
 }
 
 impl PrefixCache {
-    /// An empty cache of at most so many bytes; 0 is off.
-    pub(crate) fn new(limit_bytes: u64) -> Self {
-        Self(RadixTree::new(limit_bytes))
+    /// An empty cache of at most so many bytes; 0 is off. `tell` hears of its disk, on another thread.
+    pub(crate) fn new(
+        limit_bytes: u64,
+        disk: Option<&DiskSettings>,
+        tell: impl Fn(DiskEvent) + Clone + Send + 'static,
+    ) -> Self {
+        let disk = disk.filter(|disk| disk.limit_bytes > 0 && limit_bytes > 0);
+        let disk = disk.map(|settings| DiskCache::new(settings, limit_bytes, tell));
+        Self { tree: RadixTree::new(limit_bytes), disk }
     }
 
     /// Bytes held.
     pub(crate) fn bytes(&self) -> u64 {
-        self.0.bytes()
+        self.tree.bytes()
     }
 
     /// Bytes held for a model.
     pub(crate) fn bytes_of(&self, model: &ModelName) -> u64 {
-        self.0.bytes_of(model)
+        self.tree.bytes_of(model)
     }
 
     /// How much of a prompt was computed before, and the keys and values of that, layer by layer, in buffers that are the
@@ -63,10 +75,10 @@ impl PrefixCache {
         prompt: &[u32],
         room: i32,
     ) -> Result<(PrefixLookup, Option<Vec<KeyValueCache>>), Exception> {
-        if self.0.limit_bytes() == 0 {
+        if self.tree.limit_bytes() == 0 {
             return Ok((PrefixLookup::off(prompt.len()), None));
         }
-        let found = self.0.lookup(model, prompt);
+        let found = self.tree.lookup(model, prompt);
         // Every layer that there is can be cut, so that none was saved.
         if let Some(never) = found.snapshot {
             match *never {}
@@ -91,22 +103,87 @@ impl PrefixCache {
         layers: &[KeyValueCache],
     ) -> Result<(), Exception> {
         let mut copies: Vec<Array> = Vec::new();
-        let kept = self.0.insert(model, tokens, CUTTABLE, Vec::new(), |range| {
+        let Self { tree, disk } = self;
+        let make = |range: Range<usize>| {
             let runs = layers.iter().map(|layer| layer.run(range.clone())).collect::<Result<Vec<_>, _>>()?;
             copies.extend(runs.iter().flat_map(KeyValueRun::arrays).cloned());
             Ok(Layers(runs))
-        })?;
+        };
+        let kept = tree.insert(model, tokens, CUTTABLE, Vec::new(), make, |leaving| spill(disk, &leaving))?;
         // Only now, since room was made for them.
         if kept { mlx::evaluate(&copies) } else { Ok(()) }
     }
 
     /// Drops what was not used for longest; false when there is nothing.
     pub(crate) fn evict(&mut self) -> bool {
-        self.0.evict()
+        let Self { tree, disk } = self;
+        tree.evict(|leaving| spill(disk, &leaving))
     }
 
-    /// Drops all of a model's.
+    /// Drops all of a model's, on disk too.
     pub(crate) fn forget(&mut self, model: &ModelName) {
-        self.0.forget(model);
+        self.tree.forget(model);
+        self.disk.iter_mut().for_each(|disk| disk.forget(model));
+    }
+
+    /// Begins to read from disk what is there of a prompt and not in memory, when that is enough to be worth it.
+    pub(crate) fn recall(&mut self, model: &ModelName, prompt: &[u32]) -> Option<ReadId> {
+        let disk = self.disk.as_mut()?;
+        disk.read(model, prompt, self.tree.matched(model, prompt))
+    }
+
+    /// Keeps in memory what was read: which tokens of its prompt that is.
+    pub(crate) fn recalled(&mut self, id: ReadId, sorted: &[Vec<u8>]) -> Range<usize> {
+        let Some(read) = self.disk.as_mut().and_then(|disk| disk.arrived(id, sorted)) else { return 0..0 };
+        self.keep_read(&read, sorted).unwrap_or_else(|error| {
+            PromptNotKept { error: &error }.emit();
+            self.forget(&read.model);
+            0..0
+        })
+    }
+
+    fn keep_read(&mut self, read: &Read, sorted: &[Vec<u8>]) -> Result<Range<usize>, Exception> {
+        let Read { model, tokens, from, layout } = read;
+        let Self { tree, disk } = self;
+        // What comes before it may have given way meanwhile.
+        if tree.matched(model, tokens) < *from {
+            return Ok(0..0);
+        }
+        let layers = layout.layers(sorted, tokens.len() - from)?;
+        let mut parts: Vec<Array> = Vec::new();
+        let make = |range: Range<usize>| {
+            let part = |layer: &KeyValueRun| layer.part(range.start - from..range.end - from);
+            let runs = layers.iter().map(part).collect::<Result<Vec<_>, _>>()?;
+            parts.extend(runs.iter().flat_map(KeyValueRun::arrays).cloned());
+            Ok(Layers(runs))
+        };
+        let kept = tree.insert(model, tokens, CUTTABLE, Vec::new(), make, |leaving| spill(disk, &leaving))?;
+        if !kept {
+            return Ok(0..0);
+        }
+        mlx::evaluate(&parts)?;
+        Ok(*from..tokens.len())
+    }
+
+    /// Goes on without the disk.
+    pub(crate) fn disk_failed(&mut self, error: &io::Error) {
+        if let Some(disk) = self.disk.take() {
+            disk.fail(error);
+        }
+    }
+
+    /// Bytes on disk.
+    #[cfg(test)]
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        self.disk.as_ref().map_or(0, DiskCache::bytes)
+    }
+}
+
+/// What goes from memory goes to disk, if there is one.
+fn spill(disk: &mut Option<DiskCache>, leaving: &Leaving<'_, Layers>) {
+    let Some(disk) = disk else { return };
+    let runs: Vec<&[KeyValueRun]> = leaving.runs.iter().map(|Layers(layers)| layers.as_slice()).collect();
+    if let Err(error) = disk.spill(leaving.model, leaving.tokens, &runs) {
+        PromptNotKept { error: &error }.emit();
     }
 }

@@ -112,6 +112,16 @@ pub(crate) struct Found<'t, R, S> {
     pub(crate) snapshot: Option<&'t S>,
 }
 
+/// A sequence whose last value is about to be evicted.
+#[derive(Debug)]
+pub(crate) struct Leaving<'t, R> {
+    pub(crate) model: &'t ModelName,
+    /// From the first to the last whose value goes.
+    pub(crate) tokens: &'t [u32],
+    /// Their values, in order. The last one goes, the others are needed to make use of it.
+    pub(crate) runs: Vec<&'t R>,
+}
+
 impl<R: Run, S: Snapshot> RadixTree<R, S> {
     /// A tree that takes `limit_bytes` at most; with 0 it stays empty.
     pub(crate) fn new(limit_bytes: u64) -> Self {
@@ -140,6 +150,11 @@ impl<R: Run, S: Snapshot> RadixTree<R, S> {
     /// Bytes of a model's values and snapshots.
     pub(crate) fn bytes_of(&self, model: &ModelName) -> u64 {
         self.models.get(model).map_or(0, |root| root.bytes)
+    }
+
+    /// How many of the first of these tokens are those of a sequence that is there.
+    pub(crate) fn matched(&self, model: &ModelName, tokens: &[u32]) -> usize {
+        self.walk(model, tokens).iter().map(|step| step.taken).sum()
     }
 
     /// The longest beginning of a prompt that can be restored. Its last token never is.
@@ -188,13 +203,14 @@ impl<R: Run, S: Snapshot> RadixTree<R, S> {
         let spans = spans.into_iter().filter_map(|(id, taken)| Some((&self.nodes.get(&id)?.run, taken))).collect();
         let last = last.filter(|_| !cuttable).and_then(|id| self.nodes.get(&id));
         let snapshot = last.and_then(|node| node.snapshot.as_ref()).map(|held| &held.state);
-        Found { lookup: PrefixLookup { prompt: prompt.len(), matched, restored, reason }, spans, snapshot }
+        let lookup = PrefixLookup { prompt: prompt.len(), matched, restored, from_disk: 0, reason };
+        Found { lookup, spans, snapshot }
     }
 
     /// Keeps a sequence, as far as it is not kept already: `make` gives the values of ranges of its tokens that are new.
     /// `snapshots` are states after so many tokens, in order; a model that is not `cuttable` can be restored there only, so
-    /// what comes after the last of them is not kept. The least recently used go until all fits. False when it can't fit,
-    /// or is too short to be found.
+    /// what comes after the last of them is not kept. The least recently used go until all fits, which `leaving` hears. False
+    /// when it can't fit, or is too short to be found.
     pub(crate) fn insert(
         &mut self,
         model: &ModelName,
@@ -202,6 +218,7 @@ impl<R: Run, S: Snapshot> RadixTree<R, S> {
         cuttable: bool,
         mut snapshots: Vec<(usize, S)>,
         mut make: impl FnMut(Range<usize>) -> Result<R, R::Error>,
+        mut leaving: impl FnMut(Leaving<'_, R>),
     ) -> Result<bool, R::Error> {
         snapshots.retain(|(at, _)| (1..=tokens.len()).contains(at));
         let end = if cuttable { tokens.len() } else { snapshots.last().map_or(0, |(at, _)| *at) };
@@ -210,7 +227,7 @@ impl<R: Run, S: Snapshot> RadixTree<R, S> {
         }
         let Some(tokens) = tokens.get(..end) else { return Ok(false) };
         self.models.entry(Arc::clone(model)).or_insert_with(|| Root { cuttable, bytes: 0, children: BTreeMap::new() });
-        let matched: usize = self.walk(model, tokens).iter().map(|step| step.taken).sum();
+        let matched = self.matched(model, tokens);
         // All that can fail comes before anything is added.
         for at in snapshots.iter().map(|(at, _)| *at).filter(|at| *at <= matched) {
             self.cut(model, tokens, at)?;
@@ -256,12 +273,12 @@ impl<R: Run, S: Snapshot> RadixTree<R, S> {
             self.change(step.id, |node| node.last_used = now);
         }
         // What was just used comes last, and fits.
-        while self.bytes > self.limit_bytes && self.evict() {}
+        while self.bytes > self.limit_bytes && self.evict(&mut leaving) {}
         Ok(true)
     }
 
-    /// Drops what was not used for longest: a leaf, or a snapshot. False when there is nothing.
-    pub(crate) fn evict(&mut self) -> bool {
+    /// Drops what was not used for longest: a leaf, which `leaving` hears before, or a snapshot. False when there is nothing.
+    pub(crate) fn evict(&mut self, leaving: impl FnOnce(Leaving<'_, R>)) -> bool {
         let Some((.., id)) = self.ranks.first().copied() else { return false };
         let beginning = self.tokens_up_to(id);
         let Some(node) = self.nodes.get(&id) else { return false };
@@ -270,6 +287,8 @@ impl<R: Run, S: Snapshot> RadixTree<R, S> {
             self.evicted.remember(&model, Part::Snapshot, beginning.iter().copied());
         }
         if self.is_leaf(id) {
+            let runs = self.path_to(id).into_iter().map(|node| &node.run).collect();
+            leaving(Leaving { model: &model, tokens: &beginning, runs });
             // Of this length, what agrees was worth restoring.
             let telling = self.nodes.get(&id).map_or(0, |node| node.end().min(node.start + SHORTEST));
             self.evicted.remember(&model, Part::Run, beginning.into_iter().take(telling));
@@ -282,13 +301,14 @@ impl<R: Run, S: Snapshot> RadixTree<R, S> {
         true
     }
 
-    /// Drops all of a model's, and forgets what was evicted of it.
-    pub(crate) fn forget(&mut self, model: &ModelName) {
-        let Some(root) = self.models.remove(model) else { return };
+    /// Drops all of a model's, which it gives, and forgets what was evicted of it.
+    pub(crate) fn forget(&mut self, model: &ModelName) -> Vec<R> {
+        let Some(root) = self.models.remove(model) else { return Vec::new() };
         self.bytes -= root.bytes;
-        self.nodes.retain(|_, node| node.model != *model);
+        let dropped = self.nodes.extract_if(|_, node| node.model == *model).map(|(_, node)| node.run).collect();
         self.ranks.retain(|(.., id)| self.nodes.contains_key(id));
         self.evicted.forget(model);
+        dropped
     }
 
     /// The nodes that a sequence goes along, as far as it agrees with any.
@@ -463,14 +483,19 @@ impl<R: Run, S: Snapshot> RadixTree<R, S> {
 
     /// All tokens from the root to a node's end.
     fn tokens_up_to(&self, id: NodeId) -> Vec<u32> {
-        let mut spans = Vec::new();
+        self.path_to(id).into_iter().map(|node| node.tokens.as_slice()).collect::<Vec<_>>().concat()
+    }
+
+    /// The nodes from the root to one.
+    fn path_to(&self, id: NodeId) -> Vec<&Node<R, S>> {
+        let mut path = Vec::new();
         let mut next = Some(id);
         while let Some(node) = next.and_then(|id| self.nodes.get(&id)) {
-            spans.push(node.tokens.as_slice());
+            path.push(node);
             next = node.parent;
         }
-        spans.reverse();
-        spans.concat()
+        path.reverse();
+        path
     }
 }
 

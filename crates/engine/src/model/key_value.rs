@@ -129,6 +129,16 @@ pub(crate) struct KeyValueRun {
 }
 
 impl KeyValueRun {
+    /// Of keys and values that never change.
+    pub(super) fn of(keys: Array, values: Array) -> Self {
+        Self { keys, values }
+    }
+
+    /// How many positions there are.
+    pub(crate) fn positions(&self) -> usize {
+        usize::try_from(self.keys.dim(2)).unwrap_or_default()
+    }
+
     /// Bytes of both.
     pub(crate) fn bytes(&self) -> u64 {
         (self.keys.nbytes() + self.values.nbytes()) as u64
@@ -148,8 +158,12 @@ impl KeyValueRun {
 
     /// Its first `at` positions and the others, in buffers of their own. Nothing is computed yet.
     pub(crate) fn split(&self, at: usize) -> Result<(Self, Self), Exception> {
-        let end = usize::try_from(self.keys.dim(2)).unwrap_or_default();
-        Ok((Self::cut(&self.keys, &self.values, 0..at)?, Self::cut(&self.keys, &self.values, at..end)?))
+        Ok((self.part(0..at)?, self.part(at..self.positions())?))
+    }
+
+    /// Some of its positions, in buffers of their own. Nothing is computed yet.
+    pub(crate) fn part(&self, positions: Range<usize>) -> Result<Self, Exception> {
+        Self::cut(&self.keys, &self.values, positions)
     }
 
     fn cut(keys: &Array, values: &Array, positions: Range<usize>) -> Result<Self, Exception> {

@@ -22,6 +22,7 @@ mod quantization;
 mod qwen2;
 mod qwen3;
 mod rope;
+mod rows;
 mod safetensors;
 mod slab;
 mod store;
@@ -36,6 +37,7 @@ pub(crate) use layout::{Layout, Segment, SequenceKey};
 pub(crate) use loader::{Loader, Model, ModelInfo, Progress, measure};
 #[cfg(test)]
 pub(crate) use needs::Needs;
+pub(crate) use rows::RowLayout;
 pub(crate) use store::KeyValueStore;
 
 /// What requests call a model.

@@ -12,7 +12,7 @@ use tokio::{
 use tracing::Span;
 
 use crate::{
-    cache::PrefixLookup,
+    cache::{DiskEvent, PrefixLookup},
     error::EngineError,
     mlx::Precision,
     model::{ModelInfo, ModelName, Source},
@@ -82,6 +82,8 @@ pub(crate) struct EngineStats {
     pub(crate) cache_memory: u64,
     /// What they are for.
     pub(crate) held: EngineMemoryHeld,
+    /// Bytes of the prefix cache on disk.
+    pub(crate) on_disk: u64,
     /// The loaded models, with the bytes of their key-value caches, those of ended sequences included.
     pub(crate) models: Vec<(Arc<ModelInfo>, u64)>,
 }
@@ -120,6 +122,8 @@ pub(super) enum Work {
         reply: oneshot::Sender<Result<(), EngineError>>,
     },
     Generate(Box<Submission>),
+    /// What the prefix cache's disk has to say.
+    Disk(DiskEvent),
     #[cfg(test)]
     Stats {
         reply: oneshot::Sender<EngineStats>,

@@ -55,7 +55,10 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.commands = None;
+        if let Some(commands) = self.commands.take() {
+            // It may have ended already.
+            drop(commands.send(Command::Shutdown { reply: oneshot::channel().0 }));
+        }
         if let Some(supervisor) = self.supervisor.take() {
             // It has logged what went wrong, if anything did.
             drop(supervisor.join());
@@ -72,7 +75,10 @@ impl Handle {
         let (commands, inbox) = mpsc::channel();
         let supervisor = thread::Builder::new()
             .name("mlx-supervisor".to_owned())
-            .spawn(move || supervisor::supervise(inbox, &settings))
+            .spawn({
+                let commands = commands.clone();
+                move || supervisor::supervise(inbox, &commands, &settings)
+            })
             .map_err(|error| EngineError::Thread(Arc::new(error)))?;
         Ok(Self { link: Arc::new(Link { commands: Some(commands), supervisor: Some(supervisor) }) })
     }

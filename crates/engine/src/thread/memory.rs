@@ -1,6 +1,6 @@
 //! What holds memory beside the sequences that run: the models, and what was computed for sequences that ended.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, io, ops::Range};
 
 use mlx_manager_signal::{
     event::{EngineMemory, EngineMemoryHeld, ModelUnloaded, PrefixLookedUp, PromptNotKept},
@@ -15,7 +15,7 @@ use super::{
     models::Models,
 };
 use crate::{
-    cache::{PrefixCache, PrefixLookup, Reason},
+    cache::{DiskEvent, PrefixCache, PrefixLookup, ReadId, Reason},
     error::EngineError,
     mlx::{self, Exception},
     model::{KeyValueCache, ModelName, Source},
@@ -33,10 +33,15 @@ pub(super) struct Memory {
 
 impl Memory {
     /// `sources` are those of models that a former thread had.
-    pub(super) fn new(settings: &EngineSettings, sources: HashMap<ModelName, Source>) -> Self {
+    /// `tell` hears of the prefix cache's disk, on another thread.
+    pub(super) fn new(
+        settings: &EngineSettings,
+        sources: HashMap<ModelName, Source>,
+        tell: impl Fn(DiskEvent) + Clone + Send + 'static,
+    ) -> Self {
         Self {
             models: Models::new(sources, settings),
-            prompts: PrefixCache::new(settings.prefix_cache),
+            prompts: PrefixCache::new(settings.prefix_cache, settings.prefix_disk.as_ref(), tell),
             limit: settings.memory_limit,
             room_wanted: settings.room_wanted.clone(),
         }
@@ -53,23 +58,26 @@ impl Memory {
     }
 
     /// Keys and values, layer by layer, of as many of the first of these tokens as were computed before, never of
-    /// the last one, and how far that went. The search, when there is one, is a child of `span`, which is the inference span.
+    /// the last one, and how far that went, `recalled` being those that were read from disk for it. The search, when there is
+    /// one, is a child of `span`, which is the inference span.
     pub(super) fn computed_before(
         &mut self,
         model: &ModelName,
         tokens: &[u32],
         room: i32,
+        recalled: &Range<usize>,
         span: &Span,
     ) -> Result<(PrefixLookup, Option<Vec<KeyValueCache>>), Exception> {
         let search = span::cache_lookup(span, tokens.len() as u64);
-        let found = self.prompts.restore(model, tokens, room)?;
-        let PrefixLookup { prompt, matched, restored, reason } = found.0;
+        let mut found = self.prompts.restore(model, tokens, room)?;
+        found.0.from_disk = found.0.restored.min(recalled.end).saturating_sub(recalled.start);
+        let PrefixLookup { prompt, matched, restored, from_disk, reason } = found.0;
         let why = reason.to_string();
         if reason != Reason::Off {
-            let looked_up = PrefixLookedUp { model, prompt, matched, restored, reason: &why };
+            let looked_up = PrefixLookedUp { model, prompt, matched, restored, from_disk, reason: &why };
             span.in_scope(|| looked_up.emit());
         }
-        span::cache_looked_up(&search, matched as u64, restored as u64, &why);
+        span::cache_looked_up(&search, matched as u64, restored as u64, from_disk as u64, &why);
         Ok(found)
     }
 
@@ -79,6 +87,27 @@ impl Memory {
             PromptNotKept { error: &error }.emit();
             self.prompts.forget(model);
         }
+    }
+
+    /// Begins to read from disk what was computed of a prompt and is not in memory, when that is worth it.
+    pub(super) fn recall(&mut self, model: &ModelName, prompt: &[u32]) -> Option<ReadId> {
+        self.prompts.recall(model, prompt)
+    }
+
+    /// Keeps what was read, and says which tokens of its prompt that is.
+    pub(super) fn recalled(&mut self, id: ReadId, sorted: &[Vec<u8>]) -> Range<usize> {
+        self.prompts.recalled(id, sorted)
+    }
+
+    /// Goes on without a disk.
+    pub(super) fn disk_failed(&mut self, error: &io::Error) {
+        self.prompts.disk_failed(error);
+    }
+
+    /// Bytes on disk.
+    #[cfg(test)]
+    pub(super) fn disk_bytes(&self) -> u64 {
+        self.prompts.disk_bytes()
     }
 
     /// Drops all that was kept of a model's sequences.

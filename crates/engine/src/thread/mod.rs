@@ -3,7 +3,7 @@
 //! Enter at [`Handle`], by which everybody else talks to it. [`command`] is what is said between the two, [`supervisor`]
 //! keeps the thread alive. On it, [`step`] does one piece of work at a time and ties the parts that know nothing of each
 //! other: [`sequences`] is the queue, in the order that [`scheduler`] decides; [`memory`] holds the [`models`] and what was
-//! computed for prompts; a [`sequence`] is one prompt and its answer on the device.
+//! computed for prompts, for which [`recall`] has some sequences wait; a [`sequence`] is one prompt and its answer on the device.
 
 mod admission;
 mod batch;
@@ -11,6 +11,7 @@ mod command;
 mod handle;
 mod memory;
 mod models;
+mod recall;
 mod scheduler;
 mod sequence;
 mod sequences;
@@ -25,7 +26,7 @@ pub(crate) use scheduler::Bound;
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::{mlx::Precision, states::States};
+use crate::{cache::DiskSettings, mlx::Precision, states::States};
 
 /// How the thread works.
 #[derive(Debug, Clone)]
@@ -46,6 +47,8 @@ pub(crate) struct EngineSettings {
     pub(crate) states: States,
     /// Bytes that keys and values of sequences that ended may take, for prompts that begin alike; 0 keeps none.
     pub(crate) prefix_cache: u64,
+    /// Where those go that give way there; `None` drops them.
+    pub(crate) prefix_disk: Option<DiskSettings>,
     /// `None` takes the fastest precision for the device.
     pub(crate) precision: Option<Precision>,
     /// Whether a step is begun before the one before it is read; `None` does what is faster on the device.
@@ -64,6 +67,7 @@ impl Default for EngineSettings {
             room_wanted: None,
             states: States::default(),
             prefix_cache: 512 << 20,
+            prefix_disk: None,
             precision: None,
             run_ahead: None,
         }

@@ -1,6 +1,6 @@
 //! The sequences that have not ended: who waits, who runs, and what is told of each on its way.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, ops::Range, time::Duration};
 
 use mlx_manager_llm::{Priority, Usage};
 use mlx_manager_signal::{
@@ -34,6 +34,8 @@ pub(super) struct Open {
     /// The inference span.
     span: Span,
     priority: Priority,
+    /// Tokens that were read from disk for it, until it starts.
+    pub(super) recalled: Range<usize>,
     answer: Option<Answer>,
     phase: Phase,
 }
@@ -103,8 +105,8 @@ impl Sequences {
         self.scheduler.next(Instant::now())
     }
 
-    /// Takes a sequence in, or refuses it.
-    pub(super) fn submit(&mut self, model: ModelName, submission: Submission) {
+    /// Takes a sequence in, or refuses it. `recalled` are the tokens that were read from disk for it.
+    pub(super) fn submit(&mut self, model: ModelName, submission: Submission, recalled: Range<usize>) {
         let Submission { request, mut events, submitted, queue_span } = submission;
         let id = self.next_id;
         self.next_id += 1;
@@ -126,7 +128,7 @@ impl Sequences {
         let place = QueuePlace { since: submitted, span: queue_span };
         let phase = Phase::Waiting(Box::new(Waiting { sequence: Sequence::new(plan), place }));
         let (span, priority) = (request.span, request.priority);
-        self.open.insert(id, Open { model, events, span, priority, answer: None, phase });
+        self.open.insert(id, Open { model, events, span, priority, recalled, answer: None, phase });
     }
 
     /// A sequence that has not ended.

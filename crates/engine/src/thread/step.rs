@@ -1,7 +1,14 @@
 //! The step loop: one command or one step of computation at a time. It ties the queue of sequences to what holds memory,
 //! and is the only one to know both.
 
-use std::{collections::HashMap, collections::HashSet, num::NonZeroUsize, rc::Rc, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    num::NonZeroUsize,
+    rc::Rc,
+    sync::mpsc,
+    time::{Duration, Instant},
+};
 
 use mlx_manager_llm::FinishReason;
 use mlx_manager_signal::event::{
@@ -14,14 +21,16 @@ use super::{
     EngineSettings,
     admission::{Verdict, Wanted},
     batch::{Batch, Outcome, Share, StepTimes},
-    command::{GenerationEvent, LoadReply, Submission, Work},
+    command::{Command, GenerationEvent, LoadReply, Submission, Work},
     memory::Memory,
     models::{LoadStep, Loading},
+    recall::Recalls,
     scheduler::{Action, SequenceId, Step},
     sequence::{Produced, expected_length},
     sequences::{Ended, Sequences, Waiting},
 };
 use crate::{
+    cache::{DiskEvent, ReadId},
     error::EngineError,
     mlx::{self, Exception},
     model::{BLOCK, Kernels, KeyValueCache, Model, ModelName, Source},
@@ -33,6 +42,7 @@ pub(super) struct Core {
     /// What the running sequences of each model keep on the device.
     batches: HashMap<ModelName, Batch>,
     memory: Memory,
+    recalls: Recalls,
     /// `None` is as the device likes it.
     run_ahead: Option<bool>,
     /// Sequences of a step that failed. Until each has passed one by itself, nobody knows which of them it failed by.
@@ -47,12 +57,19 @@ pub(super) struct Core {
 }
 
 impl Core {
-    /// `sources` are those of models that a former thread had.
-    pub(super) fn new(settings: &EngineSettings, sources: HashMap<ModelName, Source>) -> Self {
+    /// `sources` are those of models that a former thread had, `commands` the way to whoever calls [`Self::obey`].
+    pub(super) fn new(
+        settings: &EngineSettings,
+        sources: HashMap<ModelName, Source>,
+        commands: mpsc::Sender<Command>,
+    ) -> Self {
+        // A thread that has ended needs no disk.
+        let tell = move |event| drop(commands.send(Command::Work(Work::Disk(event))));
         Self {
             sequences: Sequences::new(settings),
             batches: HashMap::new(),
-            memory: Memory::new(settings, sources),
+            memory: Memory::new(settings, sources, tell),
+            recalls: Recalls::default(),
             run_ahead: settings.run_ahead,
             suspects: HashSet::new(),
             worked: false,
@@ -62,9 +79,14 @@ impl Core {
         }
     }
 
-    /// Whether there is nothing to do but wait for a command.
+    /// Whether there is nothing to do but wait for a command, or for as long as [`Self::patience`].
     pub(super) fn is_idle(&self) -> bool {
         self.sequences.is_idle()
+    }
+
+    /// How long there may be nothing to do; `None` is forever.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        self.recalls.patience()
     }
 
     /// Where all models are from, for a thread that takes over.
@@ -74,6 +96,7 @@ impl Core {
 
     /// Ends everything with an error.
     pub(super) fn abandon(&mut self, error: &EngineError) {
+        self.recalls.abandon(error);
         self.sequences.abandon(error);
         self.memory.models.abandon(error);
         QueueDepth(0).emit();
@@ -89,6 +112,8 @@ impl Core {
             }
             Work::Unload { name, reason, reply } => drop(reply.send(self.unload(&name, reason))),
             Work::Generate(submission) => self.submit(*submission),
+            Work::Disk(DiskEvent::Read { id, sorted }) => self.recalled(id, &sorted),
+            Work::Disk(DiskEvent::Failed(error)) => self.disk_failed(&error),
             #[cfg(test)]
             Work::Stats { reply } => drop(reply.send(self.stats())),
             #[cfg(test)]
@@ -107,6 +132,7 @@ impl Core {
     /// Does one step of work.
     pub(super) fn step(&mut self) {
         self.drop_the_gone();
+        self.stop_waiting();
         match self.sequences.next() {
             Action::Start(id) => self.start(id),
             Action::Preempt(id) => self.preempt(id),
@@ -146,7 +172,7 @@ impl Core {
     fn unload(&mut self, name: &ModelName, reason: &'static str) -> Result<(), EngineError> {
         // Who left meanwhile doesn't use it.
         self.drop_the_gone();
-        if self.memory.models.is_loading(name) || !self.sequences.of_model(name).is_empty() {
+        if self.memory.models.is_loading(name) || !self.sequences.of_model(name).is_empty() || self.recalls.want(name) {
             return Err(EngineError::InUse { model: name.to_string() });
         }
         self.sequences.model_is_gone(name);
@@ -177,7 +203,35 @@ impl Core {
         if loading == Loading::Begun {
             self.sequences.model_loads(ModelName::clone(&name));
         }
-        self.sequences.submit(name, submission);
+        // Of a model that loads there is nothing to be read.
+        match self.memory.recall(&name, &submission.request.prompt) {
+            Some(read) => self.recalls.wait(read, name, submission),
+            None => self.sequences.submit(name, submission, 0..0),
+        }
+    }
+
+    /// What was computed of a prompt is read: who waits for that waits no longer.
+    fn recalled(&mut self, id: ReadId, sorted: &[Vec<u8>]) {
+        let tokens = self.memory.recalled(id, sorted);
+        for (name, submission) in self.recalls.take(id) {
+            self.sequences.submit(name, submission, tokens.clone());
+        }
+        self.tell_memory();
+    }
+
+    /// There is no disk any more: what waits for it is computed.
+    fn disk_failed(&mut self, error: &io::Error) {
+        self.memory.disk_failed(error);
+        for (name, submission) in self.recalls.take_all() {
+            self.sequences.submit(name, submission, 0..0);
+        }
+    }
+
+    /// What the disk takes too long for is computed.
+    fn stop_waiting(&mut self) {
+        for (name, submission) in self.recalls.take_late() {
+            self.sequences.submit(name, submission, 0..0);
+        }
     }
 
     /// Whether there is memory for a sequence whose turn has come.
@@ -233,7 +287,9 @@ impl Core {
         // For its prompt, and for a block of its answer: who asks for many tokens may well get few.
         let room = sequence.expected_length().min(sequence.length() as u64 + BLOCK as u64);
         let room = i32::try_from(room).unwrap_or(i32::MAX);
-        let (lookup, computed) = match self.memory.computed_before(&open.model, sequence.tokens(), room, open.span()) {
+        let recalled = std::mem::take(&mut open.recalled);
+        let found = self.memory.computed_before(&open.model, sequence.tokens(), room, &recalled, open.span());
+        let (lookup, computed) = match found {
             Ok(found) => found,
             Err(error) => return self.fail(id, EngineError::mlx(&error)),
         };
@@ -415,6 +471,7 @@ impl Core {
 
     /// Drops the sequences whose clients went away.
     fn drop_the_gone(&mut self) {
+        self.recalls.drop_the_gone();
         for id in self.sequences.gone() {
             if let Some(ended) = self.remove(id, "abort") {
                 self.keep(ended);
@@ -482,6 +539,7 @@ impl Core {
             active_memory: mlx::active_memory().unwrap(),
             cache_memory: mlx::cache_memory().unwrap(),
             held: self.memory.held(self.live_bytes()).unwrap(),
+            on_disk: self.memory.disk_bytes(),
             models: models.map(|(name, info)| (std::sync::Arc::clone(info), bytes(name))).collect(),
         }
     }

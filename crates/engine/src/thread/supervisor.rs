@@ -32,13 +32,18 @@ enum Exit {
 
 /// Keeps one MLX thread alive until it ends by itself. It is a thread of its own because MLX ties its streams, and
 /// `mlx-rs` its state, to the thread that a panic may have left in disorder.
-pub(super) fn supervise(mut inbox: mpsc::Receiver<Command>, settings: &EngineSettings) {
+/// `commands` lead to the inbox, for threads beside it.
+pub(super) fn supervise(
+    mut inbox: mpsc::Receiver<Command>,
+    commands: &mpsc::Sender<Command>,
+    settings: &EngineSettings,
+) {
     let mut sources = HashMap::new();
     loop {
         let (inbox, sources) = (&mut inbox, &mut sources);
         let exit = thread::scope(|scope| {
             let thread = thread::Builder::new().name("mlx".to_owned());
-            match thread.spawn_scoped(scope, || run(inbox, settings, sources)) {
+            match thread.spawn_scoped(scope, || run(inbox, commands.clone(), settings, sources)) {
                 Ok(thread) => thread.join().unwrap_or(Exit::Panicked),
                 Err(error) => {
                     MlxThreadGone::Refused(&error).emit();
@@ -60,10 +65,11 @@ pub(super) fn supervise(mut inbox: mpsc::Receiver<Command>, settings: &EngineSet
 /// The MLX thread. `sources` are those of models once loaded, kept for its successor.
 fn run(
     inbox: &mut mpsc::Receiver<Command>,
+    commands: mpsc::Sender<Command>,
     settings: &EngineSettings,
     sources: &mut HashMap<ModelName, Source>,
 ) -> Exit {
-    let mut core = Core::new(settings, std::mem::take(sources));
+    let mut core = Core::new(settings, std::mem::take(sources), commands);
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| serve(inbox, &mut core)));
     if outcome.is_err() {
         core.abandon(&EngineError::Panicked);
@@ -77,18 +83,19 @@ fn run(
     }
 }
 
-/// Works until it is told to end, or nobody is left to tell it anything. Gives whoever waits for the end.
+/// Works until it is told to end. Gives whoever waits for the end.
 fn serve(inbox: &mut mpsc::Receiver<Command>, core: &mut Core) -> Option<oneshot::Sender<()>> {
     let waiting = loop {
         let command = if core.is_idle() {
-            let next = if core.has_worked() {
-                inbox.recv_timeout(REST)
-            } else {
-                inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
+            let patience = core.patience().or_else(|| core.has_worked().then_some(REST));
+            let next = match patience {
+                Some(patience) => inbox.recv_timeout(patience),
+                None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
             };
             match next {
                 Ok(command) => Some(command),
                 Err(mpsc::RecvTimeoutError::Disconnected) => break None,
+                Err(mpsc::RecvTimeoutError::Timeout) if core.patience().is_some() => None,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     core.rest();
                     continue;

@@ -1,10 +1,17 @@
 //! Replays what the reference implementation computed, through the whole thread, and puts the thread under stress.
 
+mod disk;
 mod prompts;
 mod room;
 mod weights;
 
-use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
 use mlx_manager_llm::{FinishReason, Priority};
 use mlx_manager_signal::{route::Kind, span, testing::lines_of};
@@ -16,7 +23,7 @@ use tokio::{
 
 use super::{
     EngineSettings, Handle,
-    command::{Generate, GenerationEvent, Outbox, Submission, Work},
+    command::{Command, Generate, GenerationEvent, Outbox, Submission, Work},
     step::Core,
 };
 use crate::{
@@ -57,6 +64,11 @@ fn golden(name: &str) -> (PathBuf, Golden) {
 
 fn settings() -> EngineSettings {
     EngineSettings { precision: Some(Precision::Float32), ..EngineSettings::default() }
+}
+
+/// The way to a thread that isn't there.
+fn nobody() -> mpsc::Sender<Command> {
+    mpsc::channel().0
 }
 
 fn greedy(model: &str, prompt: &[u32], max_tokens: u32) -> Generate {
@@ -311,7 +323,8 @@ fn where_a_broken_model_is_stands_in_the_log_and_not_in_the_error() {
     let root = tempfile::tempdir().unwrap();
     let (reply, answer) = oneshot::channel();
     let lines = lines_of(|| {
-        let mut core = Core::new(&EngineSettings { max_batch: 1, queue_limit: 1, ..settings() }, Default::default());
+        let settings = EngineSettings { max_batch: 1, queue_limit: 1, ..settings() };
+        let mut core = Core::new(&settings, Default::default(), nobody());
         core.obey(Work::Load { name: "m".into(), source: root.path().to_owned().into(), reply });
         while !core.is_idle() {
             core.step();
@@ -328,7 +341,8 @@ fn where_a_broken_model_is_stands_in_the_log_and_not_in_the_error() {
 fn what_the_thread_says_of_a_request_names_it() {
     let (folder, golden) = golden("qwen3-f32-tied");
     let lines = lines_of(|| {
-        let mut core = Core::new(&EngineSettings { max_batch: 1, queue_limit: 1, ..settings() }, Default::default());
+        let settings = EngineSettings { max_batch: 1, queue_limit: 1, ..settings() };
+        let mut core = Core::new(&settings, Default::default(), nobody());
         core.obey(Work::Load { name: "m".into(), source: folder.into(), reply: oneshot::channel().0 });
         let span = span::http_server(Kind::Inference, "POST", Some("/v1/chat/completions"), None, "req-7");
         let request = Generate { span: span.clone(), ..greedy("m", &golden.prompt_ids, 3) };

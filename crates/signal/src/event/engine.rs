@@ -148,6 +148,8 @@ pub struct PrefixLookedUp<'a> {
     pub matched: usize,
     /// How many of them need not be computed; 0 when nothing was found.
     pub restored: usize,
+    /// How many of those were read from disk for it.
+    pub from_disk: usize,
     /// Why it isn't more. It names positions, never tokens.
     pub reason: &'a str,
 }
@@ -155,10 +157,11 @@ pub struct PrefixLookedUp<'a> {
 impl PrefixLookedUp<'_> {
     /// States the fact.
     pub fn emit(self) {
-        let Self { model, prompt, matched, restored, reason } = self;
+        let Self { model, prompt, matched, restored, from_disk, reason } = self;
+        let disk = (from_disk > 0).then_some(from_disk);
         tracing::debug!(
             target: target::SERVER_ENGINE,
-            model, prompt, matched, restored, reason, "prompt looked up"
+            model, prompt, matched, restored, disk, reason, "prompt looked up"
         );
         let labels = Labels::none().with_text(Label::Model, model);
         add(Counter::PrefixCacheLookups, labels.clone(), 1);

@@ -6,6 +6,7 @@ mod cloud;
 mod daemon;
 mod engine;
 mod http;
+mod prefix_disk;
 mod pull;
 mod request;
 mod step;
@@ -33,6 +34,7 @@ pub use engine::{
     QueueLeft,
 };
 pub use http::{HttpRequestFinished, HttpRequestStarted};
+pub use prefix_disk::{PrefixDiskFailed, PrefixDiskHeld, PrefixDiskLate, PrefixNotWritten, PrefixRead, PrefixWritten};
 pub use pull::{DownloadFinished, DownloadRetried, FileDownloaded, PullFinished, PullStarted};
 pub use request::{
     InferenceFailedOver, OverheadMeasured, Phase, RequestDecoded, RequestFinished, RouteDecided, TargetCalled,

@@ -24,14 +24,18 @@ pub fn cache_lookup(parent: &Span, tokens: u64) -> Span {
     span
 }
 
-/// Ends the span of a lookup: how many tokens agree with what is kept, how many were restored, and why not more.
-pub fn cache_looked_up(span: &Span, matched: u64, restored: u64, reason: &str) {
+/// Ends the span of a lookup: how many tokens agree with what is kept, how many were restored, how many of these
+/// were read from disk for it, and why not more.
+pub fn cache_looked_up(span: &Span, matched: u64, restored: u64, from_disk: u64, reason: &str) {
     let Some((_, context)) = recording(span) else { return end(span) };
-    let attributes = vec![
+    let mut attributes = vec![
         count("mlx_manager.matched_tokens", matched),
         count("mlx_manager.cached_tokens", restored),
         KeyValue::new("mlx_manager.reason", reason.to_owned()),
     ];
+    if from_disk > 0 {
+        attributes.push(count("mlx_manager.disk_tokens", from_disk));
+    }
     finish(&context.span(), attributes, None);
 }
 

@@ -96,6 +96,7 @@ pub(super) fn open_series(known: &Known<'_>) {
     set(Gauge::AuditQueueDepth, Labels::none(), 0.0);
     set(Gauge::QueueDepth, Labels::none(), 0.0);
     set(Gauge::RunningRequests, Labels::none(), 0.0);
+    shift(Gauge::PrefixDiskBytes, Labels::none(), 0.0);
     for kind in values(Label::Kind) {
         shift(Gauge::EngineMemoryBytes, Labels::none().with(Label::Kind, kind), 0.0);
     }
@@ -135,6 +136,8 @@ fn open_local_model(model: &str) {
         Counter::PrefixCacheHits,
         Counter::PrefixCacheQueriedTokens,
         Counter::PrefixCacheHitTokens,
+        Counter::PrefixDiskWrites,
+        Counter::PrefixDiskReads,
     ];
     for counter in prefix_cache {
         add(counter, labels.clone(), 0);

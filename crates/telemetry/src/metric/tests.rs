@@ -42,6 +42,7 @@ fn metrics_of(
         default_model: Some("demo".into()),
         memory_limit: MemoryLimit::Share(0.75),
         prefix_cache: 512 << 20,
+        prefix_disk: 0,
         preload: Vec::new(),
         pin: Vec::new(),
         max_models: None,
@@ -452,7 +453,11 @@ fn emit_everything() {
     event::ModelLoadError { model: "broken", folder: None, error: &error }.emit();
     event::QueueDepth(2).emit();
     event::QueueLeft { wait: Duration::from_millis(2), priority: Default::default() }.emit();
-    event::PrefixLookedUp { model: "demo", prompt: 9, matched: 5, restored: 4, reason: "whole prompt" }.emit();
+    event::PrefixLookedUp { model: "demo", prompt: 9, matched: 5, restored: 4, from_disk: 0, reason: "whole prompt" }
+        .emit();
+    event::PrefixDiskHeld(8).emit();
+    event::PrefixWritten { model: "demo", bytes: 8, duration: Duration::from_millis(1) }.emit();
+    event::PrefixRead { model: "demo", bytes: 8, duration: Duration::from_millis(1) }.emit();
     event::ModelLoading { model: "demo", bytes: 3, total: 6 }.emit();
     event::EngineMemoryHeld { weights: 1, kv_live: 2, prefix_cache: 3, allocator_cache: 4, other: 5 }.emit();
     event::RunningRequests(1).emit();

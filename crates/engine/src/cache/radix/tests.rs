@@ -60,10 +60,17 @@ fn common(a: &[u32], b: &[u32]) -> usize {
 fn keep(tree: &mut Tree, name: &ModelName, tokens: &[u32], snapshots: &[usize]) -> (bool, usize) {
     let mut made = 0;
     let states = snapshots.iter().map(|at| (*at, State::after(&tokens[..*at]))).collect();
-    let kept = tree.insert(name, tokens, snapshots.is_empty(), states, |range| {
-        made += range.len();
-        Ok(values(tokens, range))
-    });
+    let kept = tree.insert(
+        name,
+        tokens,
+        snapshots.is_empty(),
+        states,
+        |range| {
+            made += range.len();
+            Ok(values(tokens, range))
+        },
+        |_| {},
+    );
     (kept.unwrap(), made)
 }
 
@@ -214,7 +221,7 @@ proptest! {
                 }
                 Input::Evict => {
                     let something = !tree.nodes.is_empty();
-                    prop_assert_eq!(tree.evict(), something);
+                    prop_assert_eq!(tree.evict(|_| {}), something);
                 }
                 Input::Forget(number) => {
                     tree.forget(&model(number));
@@ -223,7 +230,7 @@ proptest! {
             }
             check(&tree);
         }
-        while tree.evict() {
+        while tree.evict(|_| {}) {
             check(&tree);
         }
         prop_assert_eq!((tree.bytes(), tree.nodes.len()), (0, 0));
@@ -276,7 +283,7 @@ fn of_two_that_were_used_together_what_costs_less_goes_first() {
     keep(&mut tree, &model(0), &counting(100..160), &[]);
     let ids: Vec<NodeId> = tree.nodes.keys().copied().collect();
     ids.into_iter().for_each(|id| tree.change(id, |node| node.last_used = 1));
-    tree.evict();
+    tree.evict(|_| {});
     assert_eq!(tree.bytes(), BYTES * 60);
 }
 
@@ -312,7 +319,7 @@ fn what_can_not_be_restored_is_not_kept() {
     assert_eq!(tree.bytes(), BYTES * 40 + STATE_BYTES);
     // Its leaf goes, and what only led to it.
     assert!(keep(&mut tree, &model(0), &[&sequence[..20], &[7; 20]].concat(), &[40]).0);
-    assert!(tree.evict() && tree.evict());
+    assert!(tree.evict(|_| {}) && tree.evict(|_| {}));
     assert_eq!((tree.bytes(), tree.nodes.len()), (0, 0));
     assert_eq!(find(&mut tree, &model(0), &sequence).reason, Reason::Evicted);
 }

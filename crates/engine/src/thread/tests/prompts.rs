@@ -29,7 +29,7 @@ async fn kept_bytes(engine: &Handle) -> u64 {
 }
 
 /// The golden's prompt, made longer where it is too short to be found.
-fn long_enough(prompt: &[u32]) -> Vec<u32> {
+pub(super) fn long_enough(prompt: &[u32]) -> Vec<u32> {
     let mut prompt = prompt.to_vec();
     prompt.extend((prompt.len()..24).map(|position| (position * 37 % 200) as u32));
     prompt
@@ -132,7 +132,7 @@ async fn what_a_client_left_behind_is_found() {
 fn of_a_prompt_that_is_not_wanted_any_more_the_computed_part_is_kept() {
     let (folder, golden) = golden("qwen3-q4-tied");
     let settings = EngineSettings { max_batch: 1, queue_limit: 1, prefill_chunk: 50, ..settings() };
-    let mut core = Core::new(&settings, Default::default());
+    let mut core = Core::new(&settings, Default::default(), nobody());
     core.obey(Work::Load { name: "m".into(), source: folder.into(), reply: oneshot::channel().0 });
     while !core.is_idle() {
         core.step();
@@ -215,7 +215,7 @@ async fn a_beginning_that_prompts_share_is_kept_once_and_every_search_says_why_i
         (vec![62; 60], 40, 40, Reason::EndsAt(40)),
     ];
     for (prompt, matched, restored, reason) in cases {
-        let expected = PrefixLookup { prompt: prompt.len(), matched, restored, reason };
+        let expected = PrefixLookup { prompt: prompt.len(), matched, restored, from_disk: 0, reason };
         assert_eq!(explained(&engine, model, &prompt).await, expected);
     }
     assert_eq!(explained(&cold, model, system).await.reason, Reason::Off);
@@ -232,7 +232,7 @@ async fn a_beginning_that_prompts_share_is_kept_once_and_every_search_says_why_i
 fn who_gives_way_while_its_prompt_is_computed_is_told_once_that_it_started() {
     let (folder, golden) = golden("qwen3-q4-tied");
     let settings = EngineSettings { max_batch: 1, prefill_chunk: 50, ..settings() };
-    let mut core = Core::new(&settings, Default::default());
+    let mut core = Core::new(&settings, Default::default(), nobody());
     core.obey(Work::Load { name: "m".into(), source: folder.into(), reply: oneshot::channel().0 });
     while !core.is_idle() {
         core.step();

@@ -273,6 +273,26 @@ const MEMORY: Row = Row {
             ..Panel::AREAS
         },
         Panel {
+            title: "Prefix cache on disk",
+            description: "What gave way in memory and is kept on disk, if `local.prefix_disk` is set.",
+            unit: "bytes",
+            queries: &[query("on disk", "sum(mlx_manager_prefix_disk_bytes{$daemon})")],
+            ..Panel::AREAS
+        },
+        Panel {
+            title: "Prefix cache to and from disk",
+            description: "Runs of tokens written when they gave way in memory, and read when a prompt began with them.",
+            unit: "ops",
+            queries: &[
+                query(
+                    "{{model}} written",
+                    "sum by (model) (rate(mlx_manager_prefix_disk_writes_total{$daemon}[$rate]))",
+                ),
+                query("{{model}} read", "sum by (model) (rate(mlx_manager_prefix_disk_reads_total{$daemon}[$rate]))"),
+            ],
+            ..Panel::LINES
+        },
+        Panel {
             title: "Memory of MLX",
             description: "What the engine holds, by what it is for. What is `other` and grows is a leak.",
             unit: "bytes",

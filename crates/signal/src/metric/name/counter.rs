@@ -44,6 +44,10 @@ pub enum Counter {
     PrefixCacheQueriedTokens,
     /// Tokens of prompts that came from the prefix cache.
     PrefixCacheHitTokens,
+    /// Runs of tokens that the prefix cache wrote to disk.
+    PrefixDiskWrites,
+    /// Runs of tokens that the prefix cache read from disk.
+    PrefixDiskReads,
     /// Requests whose place in the local engine was taken for a more urgent one.
     Preemptions,
     /// Requests that the local engine computed and that are over.
@@ -188,6 +192,22 @@ impl Counter {
                 otlp_name: "mlx_manager.prefix_cache.hit_tokens",
                 unit: "{token}",
                 help: "Tokens of prompts that came from the prefix cache.",
+                labels: &[Label::Model],
+                buckets: &[],
+            },
+            Self::PrefixDiskWrites => &Definition {
+                name: "mlx_manager_prefix_disk_writes_total",
+                otlp_name: "mlx_manager.prefix_disk.writes",
+                unit: "{run}",
+                help: "Runs of tokens that gave way in the prefix cache and were written to disk.",
+                labels: &[Label::Model],
+                buckets: &[],
+            },
+            Self::PrefixDiskReads => &Definition {
+                name: "mlx_manager_prefix_disk_reads_total",
+                otlp_name: "mlx_manager.prefix_disk.reads",
+                unit: "{run}",
+                help: "Runs of tokens that the prefix cache read from disk.",
                 labels: &[Label::Model],
                 buckets: &[],
             },

@@ -23,6 +23,8 @@ pub enum Gauge {
     ModelLoading,
     /// Key-value caches of open sequences, and those kept in the prefix cache.
     KvCacheBytes,
+    /// What the prefix cache has on disk.
+    PrefixDiskBytes,
     /// Circuit breaker of a provider: 0 closed, 1 half open, 2 open.
     BreakerState,
     /// What a provider said is left of its rate limit.
@@ -116,6 +118,14 @@ impl Gauge {
                 unit: "By",
                 help: "Key-value caches of open sequences, and those kept in the prefix cache.",
                 labels: &[Label::Model],
+                buckets: &[],
+            },
+            Self::PrefixDiskBytes => &Definition {
+                name: "mlx_manager_prefix_disk_bytes",
+                otlp_name: "mlx_manager.prefix_disk.size",
+                unit: "By",
+                help: "What the prefix cache has on disk.",
+                labels: &[],
                 buckets: &[],
             },
             Self::BreakerState => &Definition {
