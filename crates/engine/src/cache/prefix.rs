@@ -120,6 +120,11 @@ impl PrefixCache {
         tree.evict(|leaving| spill(disk, &leaving))
     }
 
+    /// Drops everything, and sends nothing of it to disk: where memory has run out there is none for that.
+    pub(crate) fn drop_all(&mut self) {
+        while self.tree.evict(|_| {}) {}
+    }
+
     /// Drops all of a model's, on disk too.
     pub(crate) fn forget(&mut self, model: &ModelName) {
         self.tree.forget(model);

@@ -158,6 +158,13 @@ impl Memory {
         before - self.prompts.bytes()
     }
 
+    /// Gives back all that is kept; says how many bytes.
+    pub(super) fn drop_all_kept(&mut self) -> u64 {
+        let bytes = self.prompts.bytes();
+        self.prompts.drop_all();
+        bytes
+    }
+
     /// What MLX's memory is for, `kv_live` being bytes of running sequences.
     pub(super) fn held(&self, kv_live: u64) -> Result<EngineMemoryHeld, Exception> {
         let weights = self.models.all_ready().map(|(_, info)| info.bytes).sum();

@@ -419,7 +419,7 @@ impl Core {
 
     /// MLX had no memory: what can be given back is.
     fn give_all_back(&mut self, model: &ModelName, error: &Exception) {
-        let bytes = self.memory.drop_kept(u64::MAX);
+        let bytes = self.memory.drop_all_kept();
         EngineOutOfMemory { model, bytes, error }.emit();
         if let Err(error) = mlx::clear_cache() {
             CacheNotCleared { error: &error }.emit();
