@@ -1,6 +1,7 @@
 //! What the local engine's prefix cache spares, as everybody who reports it says.
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::{
     peer::{
@@ -189,4 +190,26 @@ async fn without_room_for_it_nothing_is_looked_up() {
     assert_eq!(second.cached, 0);
     assert!(explained(&daemon, CHAT, &question, true).await.ends_with("restored=0; reason=\"cache off\""));
     assert_eq!(daemon.metric("mlx_manager_prefix_cache_lookups_total", &[("model", "demo")]).await, 0.0);
+}
+
+#[tokio::test]
+async fn what_gives_way_in_memory_comes_back_from_disk() {
+    let folder = TempDir::new().unwrap();
+    let config = "[local]\nprefix_cache = \"300 KB\"\nprefix_disk = \"50 MB\"\n";
+    let daemon = Daemon::start_in(folder, config, |_| {}).await;
+    let sum = |number: u32| json!([user(&format!("What is {number} + 14? Say the sum, and nothing else at all."))]);
+    let first = ask(&daemon, CHAT, &sum(23), false).await.0;
+    let written = async || daemon.metric("mlx_manager_prefix_disk_writes_total", &[("model", "demo")]).await;
+    for number in 30..80 {
+        ask(&daemon, CHAT, &sum(number), false).await;
+        if written().await > 0.0 {
+            break;
+        }
+    }
+    // It was used for longest before the others, so that it was the first to give way.
+    let again = explained(&daemon, CHAT, &sum(23), false).await;
+    assert!(again.contains("; disk="), "{again}");
+    assert_eq!(ask(&daemon, CHAT, &sum(23), false).await.0.text, first.text);
+    let read = daemon.metric("mlx_manager_prefix_disk_reads_total", &[("model", "demo")]).await;
+    assert!(read >= 1.0 && daemon.metric("mlx_manager_prefix_disk_bytes", &[]).await > 0.0);
 }
