@@ -74,14 +74,15 @@ fn text(get: unsafe extern "C" fn() -> *const c_char) -> String {
 /// When one is wrong.
 pub(crate) fn check() -> Result<(), WrongProduct> {
     static OUTCOME: OnceLock<Result<(), WrongProduct>> = OnceLock::new();
-    let check_rows = |rows| {
-        let product = Product { m: rows, n: 193, k: 131, b_transposed: true, alpha: 1.0, ..Product::default() };
+    let check_rows = |(rows, n, k)| {
+        let product = Product { m: rows, n, k, b_transposed: true, alpha: 1.0, ..Product::default() };
         match product.error() {
             error if error <= TOLERANCE => Ok(()),
             error => Err(WrongProduct { core: core(), rows, error }),
         }
     };
-    OUTCOME.get_or_init(|| [1, 3, 64].into_iter().try_for_each(check_rows)).clone()
+    // The one of a few rows is large enough for the way that those of a model's weights take.
+    OUTCOME.get_or_init(|| [(1, 193, 131), (3, 769, 521), (64, 193, 131)].into_iter().try_for_each(check_rows)).clone()
 }
 
 /// C = alpha op(A) op(B) + beta C by rows, with op(A) of m × k and op(B) of k × n.
@@ -204,6 +205,19 @@ mod tests {
             let product = Product { m, n: 1536, k: 512, b_transposed: true, alpha: 1.0, ..Product::default() };
             let error = product.error();
             assert!(error <= TOLERANCE, "{m} rows: {error}");
+        }
+    }
+
+    #[test]
+    fn products_of_a_few_rows_are_put_together_from_their_parts() {
+        for (m, n, k) in [(2, 61, 9_000), (3, 700, 2_100), (7, 200, 4_097), (16, 333, 2_048), (16, 17, 6_000)] {
+            for [a_transposed, b_transposed] in [[false, true], [false, false], [true, true]] {
+                for beta in [0.0, 0.5] {
+                    let product = Product { m, n, k, a_transposed, b_transposed, alpha: -0.5, beta, gap: 3 };
+                    let error = product.error();
+                    assert!(error <= TOLERANCE, "{product:?}: {error}");
+                }
+            }
         }
     }
 
