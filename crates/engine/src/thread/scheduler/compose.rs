@@ -57,7 +57,7 @@ impl Scheduler {
 
     /// Since when those whose prompts are computed wait with their first token, if they do: when many come at once and nobody
     /// reads an answer yet, for as long as the next prompt is done soon and those that aren't done gain no less time by it
-    /// together than the others lose, or a step more completes the crowd. The last tokens of the others aren't later for
+    /// together than the others lose, or a step more completes the crowd. The last tokens of the others are hardly later for
     /// it: beside prompts they would have come more slowly.
     fn gathers_since(
         &self,

@@ -22,7 +22,7 @@ const OUTLIER: f64 = 4.0;
 /// How fast the correction of predictions follows steps that took longer, and such that took less.
 const UP: f64 = 0.5;
 const DOWN: f64 = 0.1;
-/// How fast the corrections of other sizes are forgotten: a size that was slow once is left alone, so that nothing else would
+/// How fast all corrections are forgotten with each step: a size that was slow once is left alone, so that nothing else would
 /// tell that it no longer is.
 const FORGET: f64 = 0.05;
 /// Sizes of chunks, in powers of two, whose predictions are corrected apart.
