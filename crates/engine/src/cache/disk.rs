@@ -78,6 +78,10 @@ impl Run for Stored {
         extents::length(&self.extents)
     }
 
+    fn is_used(&self) -> bool {
+        false
+    }
+
     fn split(&self, at: usize) -> Result<(Self, Self), Exception> {
         let half = |extents| Self { layout: Arc::clone(&self.layout), extents };
         let (head, tail) = extents::cut(&self.extents, at as u64 * self.row());

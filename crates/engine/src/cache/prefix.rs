@@ -1,6 +1,6 @@
 //! The keys and values of sequences that ended, for prompts that begin alike.
 
-use std::{convert::Infallible, io, ops::Range};
+use std::{convert::Infallible, io, ops::Range, rc::Rc};
 
 use mlx_manager_signal::event::PromptNotKept;
 
@@ -11,12 +11,16 @@ use super::{
 };
 use crate::{
     mlx::{self, Array, Exception},
-    model::{KeyValueCache, KeyValueRun, ModelName},
+    model::{self, Computed, KeyValueCache, KeyValueRun, ModelName, Shared, Span},
 };
 
 /// Whether the state of every layer can be cut at any token. Keys and values can, and today's layers have nothing else. A
 /// plan with recurrent or windowed layers can't: its states go into the tree as snapshots.
 const CUTTABLE: bool = true;
+
+/// The fewest positions of a span that sequences share. To copy fewer takes less time than to look at them apart in each layer
+/// for each token of the answer.
+const SHARED: usize = 256;
 
 /// What was computed for sequences that ended. What they begin with in common is held once. It holds no more than its
 /// limit, the least recently used goes first, to disk if there is one, and nobody who is given a part of it can change it.
@@ -26,22 +30,26 @@ pub(crate) struct PrefixCache {
     disk: Option<DiskCache>,
 }
 
-/// The keys and values of a span of tokens, layer by layer, in memory that nobody shares.
+/// The keys and values of a span of tokens, in memory that it has for itself.
 #[derive(Debug)]
-struct Layers(Vec<KeyValueRun>);
+struct Layers(Span);
 
 impl Run for Layers {
     type Error = Exception;
 
     fn bytes(&self) -> u64 {
-        self.0.iter().map(KeyValueRun::bytes).sum()
+        model::bytes(&self.0)
+    }
+
+    fn is_used(&self) -> bool {
+        Rc::strong_count(&self.0) > 1
     }
 
     fn split(&self, at: usize) -> Result<(Self, Self), Exception> {
         let halves = self.0.iter().map(|layer| layer.split(at)).collect::<Result<Vec<_>, _>>()?;
         let (head, tail): (Vec<_>, Vec<_>) = halves.into_iter().unzip();
         mlx::evaluate(head.iter().chain(&tail).flat_map(KeyValueRun::arrays))?;
-        Ok((Self(head), Self(tail)))
+        Ok((Self(head.into()), Self(tail.into())))
     }
 }
 
@@ -62,21 +70,31 @@ impl PrefixCache {
         self.tree.bytes()
     }
 
+    /// Bytes held that may go.
+    pub(crate) fn unused_bytes(&self) -> u64 {
+        self.tree.unused_bytes()
+    }
+
     /// Bytes held for a model.
     pub(crate) fn bytes_of(&self, model: &ModelName) -> u64 {
         self.tree.bytes_of(model)
     }
 
-    /// How much of a prompt was computed before, and the keys and values of that, layer by layer, in buffers that are the
-    /// caller's and have room for so many positions; `None` when it is nothing. When the cache is off it isn't searched.
+    /// How much of a prompt was computed before, and that, with room for so many positions; `None` when it is nothing. With
+    /// `shares` long spans are those of the cache, which keeps them as long as the caller does; all else is the caller's.
+    /// When the cache is off it isn't searched.
     pub(crate) fn restore(
         &mut self,
         model: &ModelName,
         prompt: &[u32],
         room: i32,
-    ) -> Result<(PrefixLookup, Option<Vec<KeyValueCache>>), Exception> {
+        shares: bool,
+    ) -> Result<(PrefixLookup, Option<Computed>), Exception> {
         if self.tree.limit_bytes() == 0 {
             return Ok((PrefixLookup::off(prompt.len()), None));
+        }
+        if shares {
+            self.tree.fork(model, prompt, SHARED)?;
         }
         let found = self.tree.lookup(model, prompt);
         // Every layer that there is can be cut, so that none was saved.
@@ -84,37 +102,42 @@ impl PrefixCache {
             match *never {}
         }
         let Some((Layers(first), _)) = found.spans.first() else { return Ok((found.lookup, None)) };
-        let mut layers = Vec::with_capacity(first.len());
-        for layer in 0..first.len() {
-            let runs = found.spans.iter().filter_map(|(Layers(runs), taken)| Some(runs.get(layer)?.first(*taken)));
-            let runs = runs.collect::<Result<Vec<_>, _>>()?;
-            layers.push(KeyValueCache::from_runs(&runs.iter().collect::<Vec<_>>(), room)?);
+        let (mut shared, mut copied, mut start) = (Shared::default(), Vec::new(), 0);
+        for (Layers(span), taken) in &found.spans {
+            if shares && *taken >= SHARED && *taken == model::positions(span) {
+                shared.push(start, Rc::clone(span));
+            } else {
+                copied.push((span, *taken));
+            }
+            start += taken;
         }
-        mlx::evaluate(layers.iter().flat_map(KeyValueCache::arrays))?;
-        Ok((found.lookup, Some(layers)))
+        let room = room - i32::try_from(shared.positions()).unwrap_or(room);
+        let mut own = Vec::with_capacity(first.len());
+        for layer in 0..first.len() {
+            let runs = copied.iter().filter_map(|(span, taken)| Some(span.get(layer)?.first(*taken)));
+            let runs = runs.collect::<Result<Vec<_>, _>>()?;
+            own.push(KeyValueCache::from_runs(&runs.iter().collect::<Vec<_>>(), room)?);
+        }
+        mlx::evaluate(own.iter().flat_map(KeyValueCache::arrays))?;
+        Ok((found.lookup, Some(Computed::new(shared, own))))
     }
 
-    /// Keeps the keys and values of these tokens, which are the first of those that `layers` hold. What the cache holds
+    /// Keeps the keys and values of these tokens, which are the first of those that were `computed`. What the cache holds
     /// already isn't copied.
-    pub(crate) fn keep(
-        &mut self,
-        model: &ModelName,
-        tokens: &[u32],
-        layers: &[KeyValueCache],
-    ) -> Result<(), Exception> {
+    pub(crate) fn keep(&mut self, model: &ModelName, tokens: &[u32], computed: &Computed) -> Result<(), Exception> {
         let mut copies: Vec<Array> = Vec::new();
         let Self { tree, disk } = self;
         let make = |range: Range<usize>| {
-            let runs = layers.iter().map(|layer| layer.run(range.clone())).collect::<Result<Vec<_>, _>>()?;
+            let runs = computed.copy(range)?;
             copies.extend(runs.iter().flat_map(KeyValueRun::arrays).cloned());
-            Ok(Layers(runs))
+            Ok(Layers(runs.into()))
         };
         let kept = tree.insert(model, tokens, CUTTABLE, Vec::new(), make, |leaving| spill(disk, &leaving))?;
         // Only now, since room was made for them.
         if kept { mlx::evaluate(&copies) } else { Ok(()) }
     }
 
-    /// Drops what was not used for longest; false when there is nothing.
+    /// Drops what was not used for longest; false when there is nothing that may go.
     pub(crate) fn evict(&mut self) -> bool {
         let Self { tree, disk } = self;
         tree.evict(|leaving| spill(disk, &leaving))
@@ -160,7 +183,7 @@ impl PrefixCache {
             let part = |layer: &KeyValueRun| layer.part(range.start - from..range.end - from);
             let runs = layers.iter().map(part).collect::<Result<Vec<_>, _>>()?;
             parts.extend(runs.iter().flat_map(KeyValueRun::arrays).cloned());
-            Ok(Layers(runs))
+            Ok(Layers(runs.into()))
         };
         let kept = tree.insert(model, tokens, CUTTABLE, Vec::new(), make, |leaving| spill(disk, &leaving))?;
         if !kept {
@@ -187,7 +210,7 @@ impl PrefixCache {
 /// What goes from memory goes to disk, if there is one.
 fn spill(disk: &mut Option<DiskCache>, leaving: &Leaving<'_, Layers>) {
     let Some(disk) = disk else { return };
-    let runs: Vec<&[KeyValueRun]> = leaving.runs.iter().map(|Layers(layers)| layers.as_slice()).collect();
+    let runs: Vec<&[KeyValueRun]> = leaving.runs.iter().map(|Layers(span)| &**span).collect();
     if let Err(error) = disk.spill(leaving.model, leaving.tokens, &runs) {
         PromptNotKept { error: &error }.emit();
     }

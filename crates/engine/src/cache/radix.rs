@@ -26,6 +26,9 @@ pub(crate) trait Run: Sized {
     /// What it takes. Both halves of a split take as much as the whole.
     fn bytes(&self) -> u64;
 
+    /// Whether somebody beside the tree has it, so that its memory stays.
+    fn is_used(&self) -> bool;
+
     /// Its first `at` tokens and the rest, neither of which is empty, and which share no memory.
     fn split(&self, at: usize) -> Result<(Self, Self), Self::Error>;
 }
@@ -207,6 +210,24 @@ impl<R: Run, S: Snapshot> RadixTree<R, S> {
         Found { lookup, spans, snapshot }
     }
 
+    /// Bytes of what would go if all that may were evicted.
+    pub(crate) fn unused_bytes(&self) -> u64 {
+        self.nodes.values().filter(|node| !node.run.is_used()).map(Node::bytes).sum()
+    }
+
+    /// Splits the node inside which a prompt leaves what is there after at least so many of the node's tokens, so that both go
+    /// on from the end of one.
+    pub(crate) fn fork(&mut self, model: &ModelName, prompt: &[u32], least: usize) -> Result<(), R::Error> {
+        let path = self.walk(model, prompt);
+        let matched: usize = path.iter().map(|step| step.taken).sum();
+        match path.last() {
+            Some(step) if !step.whole && step.taken >= least && matched < prompt.len() => {
+                self.split(step.id, step.taken).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Keeps a sequence, as far as it is not kept already: `make` gives the values of ranges of its tokens that are new.
     /// `snapshots` are states after so many tokens, in order; a model that is not `cuttable` can be restored there only, so
     /// what comes after the last of them is not kept. The least recently used go until all fits, which `leaving` hears. False
@@ -277,9 +298,11 @@ impl<R: Run, S: Snapshot> RadixTree<R, S> {
         Ok(true)
     }
 
-    /// Drops what was not used for longest: a leaf, which `leaving` hears before, or a snapshot. False when there is nothing.
+    /// Drops what was not used for longest: a leaf, which `leaving` hears before, or a snapshot. False when there is nothing
+    /// that nobody has.
     pub(crate) fn evict(&mut self, leaving: impl FnOnce(Leaving<'_, R>)) -> bool {
-        let Some((.., id)) = self.ranks.first().copied() else { return false };
+        let is_used = |id: &NodeId| self.nodes.get(id).is_some_and(|node| node.run.is_used());
+        let Some(id) = self.ranks.iter().map(|(.., id)| *id).find(|id| !is_used(id)) else { return false };
         let beginning = self.tokens_up_to(id);
         let Some(node) = self.nodes.get(&id) else { return false };
         let model = Arc::clone(&node.model);

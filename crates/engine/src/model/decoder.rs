@@ -73,6 +73,12 @@ impl Decoder {
         KeyValueStore::new(self.layers.len(), self.kernels)
     }
 
+    /// Whether its sequences may begin with spans that they share: where attention is composed, and sees all that comes before.
+    pub(crate) fn shares(&self) -> bool {
+        let sees_all = |layer: &Layer| matches!(layer.attention.mask, Mask::Causal);
+        self.kernels == Kernels::Composed && self.layers.iter().all(sees_all)
+    }
+
     /// How it computes.
     pub(crate) fn kernels(&self) -> Kernels {
         self.kernels

@@ -86,18 +86,82 @@ impl Kernels {
                 };
                 fast::scaled_dot_product_attention(queries, keys, values, scale, mask, None)
             }
-            Self::Composed => composed_attention(queries, (keys, values), scale, seen),
+            Self::Composed => {
+                let found = composed_attention(queries, (keys, values), scale, seen)?.whole()?;
+                found.reshape(&[queries.dim(0), queries.dim(1), queries.dim(2), -1])
+            }
         }
     }
 }
 
-/// Queries of the heads that share a key head are one matrix, so that a key is read once for all of them.
+/// What queries find among some of the keys that they see.
+#[derive(Debug, Clone)]
+pub(super) struct Partial {
+    /// Of weights and values.
+    values: Array,
+    /// Of the weights, each of which is two to the power of how far its score is below the largest; the last dimension is 1.
+    sum: Array,
+    largest: Array,
+}
+
+impl Partial {
+    /// Changes the shape of what was found; the last dimension stays.
+    pub(super) fn map(self, change: impl Fn(&Array) -> Result<Array, Exception>) -> Result<Self, Exception> {
+        let Self { values, sum, largest } = self;
+        Ok(Self { values: change(&values)?, sum: change(&sum)?, largest: change(&largest)? })
+    }
+
+    /// What such queries find among no keys.
+    pub(super) fn nothing(&self, queries: i32) -> Result<Self, Exception> {
+        let like =
+            |array: &Array, fill: f32| ops::full::<f32>(&[queries, array.dim(1), array.dim(2)], Array::from_f32(fill));
+        // Not infinite: the difference of two such scores must be a number.
+        Ok(Self { values: like(&self.values, 0.0)?, sum: like(&self.sum, 0.0)?, largest: like(&self.largest, -1e30)? })
+    }
+
+    /// What several groups of queries find, one after another.
+    pub(super) fn concatenated(parts: &[Self]) -> Result<Self, Exception> {
+        if let [part] = parts {
+            return Ok(part.clone());
+        }
+        let all = |of: fn(&Self) -> &Array| ops::concatenate(&parts.iter().map(of).collect::<Vec<_>>(), 0);
+        Ok(Self { values: all(|part| &part.values)?, sum: all(|part| &part.sum)?, largest: all(|part| &part.largest)? })
+    }
+
+    /// What the same queries find among both these keys and others.
+    pub(super) fn and(self, other: &Self) -> Result<Self, Exception> {
+        let largest = ops::maximum(&self.largest, &other.largest)?;
+        let ours = exp2(&self.largest.subtract(&largest)?)?;
+        let theirs = exp2(&other.largest.subtract(&largest)?)?;
+        let both = |ours_of: &Array, theirs_of: &Array| ours_of.multiply(&ours)?.add(theirs_of.multiply(&theirs)?);
+        Ok(Self { values: both(&self.values, &other.values)?, sum: both(&self.sum, &other.sum)?, largest })
+    }
+
+    /// What they find among all keys that there are.
+    pub(super) fn whole(self) -> Result<Array, Exception> {
+        self.values.divide(self.sum)
+    }
+}
+
+/// What queries find among these keys, and how much that weighs beside others; shapes are those of [`Kernels::attend`].
+pub(super) fn attend_partly(
+    queries: &Array,
+    pair: (&Array, &Array),
+    scale: f32,
+    seen: Seen<'_>,
+) -> Result<Partial, Exception> {
+    let found = composed_attention(queries, pair, scale, seen)?;
+    found.map(|array| array.reshape(&[queries.dim(0), queries.dim(1), queries.dim(2), -1]))
+}
+
+/// Queries of the heads that share a key head are one matrix, so that a key is read once for all of them. What they find has the
+/// shape [rows, key_value_heads, heads / key_value_heads · positions, …].
 fn composed_attention(
     queries: &Array,
     (keys, values): (&Array, &Array),
     scale: f32,
     seen: Seen<'_>,
-) -> Result<Array, Exception> {
+) -> Result<Partial, Exception> {
     let (rows, heads, positions) = (queries.dim(0), queries.dim(1), queries.dim(2));
     let (key_value_heads, length) = (keys.dim(1), keys.dim(2));
     let shared = heads / key_value_heads;
@@ -108,9 +172,10 @@ fn composed_attention(
         let split = scores.reshape(&[rows, key_value_heads * shared, positions, length])?;
         scores = split.add(mask)?.reshape(&[rows, key_value_heads, shared * positions, length])?;
     }
-    let weights = exp2(&scores.subtract(scores.max_axis(-1, true)?)?)?;
+    let largest = scores.max_axis(-1, true)?;
+    let weights = exp2(&scores.subtract(&largest)?)?;
     let sum = weights.sum_axis(-1, true)?;
-    weights.matmul(values)?.divide(sum)?.reshape(&[rows, heads, positions, -1])
+    Ok(Partial { values: weights.matmul(values)?, sum, largest })
 }
 
 /// 2 to the power of x.

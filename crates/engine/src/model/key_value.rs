@@ -149,6 +149,15 @@ impl KeyValueRun {
         [&self.keys, &self.values]
     }
 
+    /// Of parts in order, of which there is at least one, each in memory that nobody shares.
+    pub(super) fn joined(mut parts: Vec<Self>) -> Result<Self, Exception> {
+        if parts.len() > 1 {
+            let all = |of: fn(&Self) -> &Array| concatenate(&parts.iter().map(of).collect::<Vec<_>>(), 2);
+            return Ok(Self { keys: all(|part| &part.keys)?, values: all(|part| &part.values)? });
+        }
+        parts.pop().ok_or_else(|| Exception::custom("no positions"))
+    }
+
     /// Its first so many positions, on the same memory.
     pub(crate) fn first(&self, positions: usize) -> Result<Self, Exception> {
         let end = i32::try_from(positions).unwrap_or(i32::MAX).min(self.keys.dim(2));

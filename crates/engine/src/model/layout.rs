@@ -2,7 +2,10 @@
 
 use mlx_rs::{Array, error::Exception};
 
-use super::kernels::{self, Kernels, Seen};
+use super::{
+    computed::Shared,
+    kernels::{self, Kernels, Seen},
+};
 
 /// Names a sequence to the [store](super::KeyValueStore).
 pub(crate) type SequenceKey = u64;
@@ -34,11 +37,13 @@ pub(crate) struct Layout {
 pub(super) struct Group {
     pub(super) tokens: i32,
     pub(super) place: Place,
+    /// What each of its sequences begins with, which all of the tokens see.
+    pub(super) shared: Shared,
     /// By window; made when the first layer asks.
     masks: Vec<(Option<i32>, Option<Array>)>,
 }
 
-/// Where the keys and values of a group are.
+/// Where the keys and values of a group are, but those that its sequences share. Positions count from where these end.
 #[derive(Debug)]
 pub(super) enum Place {
     /// In buffers of the sequence's own, with so many positions before these.
@@ -48,11 +53,15 @@ pub(super) enum Place {
 }
 
 impl Group {
-    pub(super) fn new(tokens: i32, place: Place) -> Self {
-        Self { tokens, place, masks: Vec::new() }
+    pub(super) fn new(tokens: i32, place: Place, shared: Shared) -> Self {
+        Self { tokens, place, shared, masks: Vec::new() }
     }
 
-    /// Keys that the group has in all, those of the token that stands furthest.
+    pub(super) fn is_slab(&self) -> bool {
+        matches!(self.place, Place::Slab { .. })
+    }
+
+    /// Keys in its place, those of the token that stands furthest.
     pub(super) fn longest(&self) -> i32 {
         match &self.place {
             Place::Own { before, .. } => before + self.tokens,

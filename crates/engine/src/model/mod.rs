@@ -5,6 +5,7 @@
 //! by side, in the order of a [`Layout`]; what was computed of each is in a [`KeyValueStore`].
 
 mod attention;
+mod computed;
 mod config;
 mod decoder;
 mod error;
@@ -28,6 +29,7 @@ mod slab;
 mod store;
 mod weights;
 
+pub(crate) use computed::{Computed, Shared, Span, bytes, positions};
 pub(crate) use config::{Architecture, Config};
 pub(crate) use error::{LoadError, file_name};
 pub(crate) use footprint::{Footprint, Form, Source};

@@ -10,7 +10,10 @@ use mlx_rs::{
     },
 };
 
-use super::{KeyValueCache, SequenceKey};
+use super::{
+    KeyValueCache, SequenceKey,
+    computed::{Computed, Shared},
+};
 
 /// Slots of a slab.
 const SLOTS: usize = 4;
@@ -21,6 +24,8 @@ const SLOTS: usize = 4;
 pub(super) struct Slab {
     /// Positions in each slot.
     capacity: i32,
+    /// What each sequence begins with: it is not in the slots, nor in a row's length.
+    shared: Shared,
     /// By slot. After [`Slab::settle`] there are no gaps.
     rows: Vec<Option<Row>>,
     /// Keys and values by layer, of shape [slots, heads, capacity, head_dim]; empty until the first sequence joins.
@@ -36,8 +41,12 @@ pub(super) struct Row {
 }
 
 impl Slab {
-    pub(super) fn new(capacity: i32) -> Self {
-        Self { capacity, rows: Vec::new(), layers: Vec::new() }
+    pub(super) fn new(capacity: i32, shared: Shared) -> Self {
+        Self { capacity, shared, rows: Vec::new(), layers: Vec::new() }
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     pub(super) fn capacity(&self) -> i32 {
@@ -76,12 +85,12 @@ impl Slab {
 
     /// Takes a sequence out, if it is here, and gives its keys and values, where they are: until they are dropped, a write to
     /// the slab would copy all of it.
-    pub(super) fn leave(&mut self, sequence: SequenceKey) -> Result<Option<Vec<KeyValueCache>>, Exception> {
+    pub(super) fn leave(&mut self, sequence: SequenceKey) -> Result<Option<Computed>, Exception> {
         let found = self.rows.iter().position(|row| row.is_some_and(|row| row.sequence == sequence));
         let Some((slot, row)) = found.and_then(|slot| Some((slot, self.rows.get_mut(slot)?.take()?))) else {
             return Ok(None);
         };
-        self.caches(slot, row.length).map(Some)
+        Ok(Some(Computed::new(self.shared.clone(), self.caches(slot, row.length)?)))
     }
 
     /// Moves the last sequences into the gaps that others left.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     mlx::{self, Array, Exception},
-    model::{KeyValueCache, KeyValueStore, Model, Segment},
+    model::{Computed, KeyValueStore, Model, Segment},
     sample::{self, Row},
 };
 
@@ -79,14 +79,19 @@ impl Batch {
         self.store.bytes()
     }
 
-    /// Takes a sequence in, with what was computed of it before, layer by layer, or with room for so many positions.
-    pub(super) fn join(&mut self, id: SequenceId, computed: Option<Vec<KeyValueCache>>, room: i32) {
+    /// Bytes of keys and values that its sequences would have if they shared nothing.
+    pub(super) fn unshared_bytes(&self) -> u64 {
+        self.store.unshared_bytes()
+    }
+
+    /// Takes a sequence in, with what was computed of it before, or with room for so many positions.
+    pub(super) fn join(&mut self, id: SequenceId, computed: Option<Computed>, room: i32) {
         self.store.join(id, computed, room);
     }
 
-    /// Takes a sequence out, and gives what was computed of it, layer by layer, perhaps with positions beyond: those of a
-    /// token that nobody has read.
-    pub(super) fn leave(&mut self, id: SequenceId) -> Result<Option<Vec<KeyValueCache>>, Exception> {
+    /// Takes a sequence out, and gives what was computed of it, perhaps with positions beyond: those of a token that nobody has
+    /// read.
+    pub(super) fn leave(&mut self, id: SequenceId) -> Result<Option<Computed>, Exception> {
         self.store.leave(id)
     }
 

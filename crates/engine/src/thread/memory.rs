@@ -18,7 +18,7 @@ use crate::{
     cache::{DiskEvent, PrefixCache, PrefixLookup, ReadId, Reason},
     error::EngineError,
     mlx::{self, Exception},
-    model::{KeyValueCache, ModelName, Source},
+    model::{Computed, ModelName, Source},
 };
 
 /// The models and the prefix cache, within a limit.
@@ -57,19 +57,19 @@ impl Memory {
         mlx::clear_cache().map_err(|error| EngineError::mlx(&error))
     }
 
-    /// Keys and values, layer by layer, of as many of the first of these tokens as were computed before, never of
-    /// the last one, and how far that went, `recalled` being those that were read from disk for it. The search, when there is
-    /// one, is a child of `span`, which is the inference span.
+    /// What was computed before of as many of the first of these tokens as there are, never of the last one, and how far that
+    /// went, `recalled` being those that were read from disk for it, and `shares` as in [`PrefixCache::restore`]. The search,
+    /// when there is one, is a child of `span`, which is the inference span.
     pub(super) fn computed_before(
         &mut self,
         model: &ModelName,
         tokens: &[u32],
-        room: i32,
+        (room, shares): (i32, bool),
         recalled: &Range<usize>,
         span: &Span,
-    ) -> Result<(PrefixLookup, Option<Vec<KeyValueCache>>), Exception> {
+    ) -> Result<(PrefixLookup, Option<Computed>), Exception> {
         let search = span::cache_lookup(span, tokens.len() as u64);
-        let mut found = self.prompts.restore(model, tokens, room)?;
+        let mut found = self.prompts.restore(model, tokens, room, shares)?;
         found.0.from_disk = found.0.restored.min(recalled.end).saturating_sub(recalled.start);
         let PrefixLookup { prompt, matched, restored, from_disk, reason } = found.0;
         let why = reason.to_string();
@@ -81,9 +81,9 @@ impl Memory {
         Ok(found)
     }
 
-    /// Keeps what was computed of these tokens, which are the first of those that `layers` hold, for prompts that begin alike.
-    pub(super) fn keep(&mut self, model: &ModelName, tokens: &[u32], layers: &[KeyValueCache]) {
-        if let Err(error) = self.prompts.keep(model, tokens, layers) {
+    /// Keeps what was computed of these tokens, which are the first of those that `computed` holds, for prompts that begin alike.
+    pub(super) fn keep(&mut self, model: &ModelName, tokens: &[u32], computed: &Computed) {
+        if let Err(error) = self.prompts.keep(model, tokens, computed) {
             PromptNotKept { error: &error }.emit();
             self.prompts.forget(model);
         }
@@ -131,7 +131,8 @@ impl Memory {
         let Some(limit) = self.limit else { return Verdict::Yes };
         loop {
             let active = mlx::active_memory().unwrap_or_default();
-            let verdict = admission::judge(limit, Held { active, kept: self.prompts.bytes(), growth, running }, wanted);
+            let verdict =
+                admission::judge(limit, Held { active, kept: self.prompts.unused_bytes(), growth, running }, wanted);
             match verdict {
                 Verdict::MakeRoom { bytes } if self.drop_kept(bytes) > 0 => {}
                 Verdict::Wait { bytes } => {

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use crate::{
-    model::KeyValueCache,
+    model::Computed,
     sample::{Sampler, SamplingParameters},
 };
 
@@ -164,11 +164,9 @@ impl Sequence {
         self.computed
     }
 
-    /// Those of its tokens that layers hold which were computed of it. They may hold one more than was waited for, and one
-    /// that nobody read.
-    pub(super) fn held(&self, layers: &[KeyValueCache]) -> &[u32] {
-        let positions = layers.first().map_or(0, |layer| usize::try_from(layer.offset()).unwrap_or_default());
-        self.tokens.get(..positions).unwrap_or(&self.tokens)
+    /// Those of its tokens that were computed. It may be one more than was waited for, and one that nobody read.
+    pub(super) fn held(&self, computed: &Computed) -> &[u32] {
+        self.tokens.get(..computed.positions()).unwrap_or(&self.tokens)
     }
 }
 

@@ -33,7 +33,7 @@ use crate::{
     cache::{DiskEvent, ReadId},
     error::EngineError,
     mlx::{self, Exception},
-    model::{BLOCK, Kernels, KeyValueCache, Model, ModelName, Source},
+    model::{BLOCK, Computed, Kernels, Model, ModelName, Source},
 };
 
 /// Everything that the thread holds.
@@ -41,7 +41,7 @@ pub(super) struct Core {
     sequences: Sequences,
     /// What the running sequences of each model keep on the device.
     batches: HashMap<ModelName, Batch>,
-    memory: Memory,
+    pub(super) memory: Memory,
     recalls: Recalls,
     /// `None` is as the device likes it.
     run_ahead: Option<bool>,
@@ -252,7 +252,8 @@ impl Core {
             let lengths = self.sequences.expected_lengths().filter(|(of, _)| *of == name).map(|(_, length)| length);
             let needs = &batch.model().info.needs;
             let expected = lengths.inspect(|_| running += 1).map(|length| needs.sequence(length));
-            growth = growth.saturating_add(expected.fold(0, u64::saturating_add).saturating_sub(batch.bytes()));
+            growth =
+                growth.saturating_add(expected.fold(0, u64::saturating_add).saturating_sub(batch.unshared_bytes()));
         }
         match self.memory.admit(wanted, growth, running) {
             Verdict::Yes | Verdict::MakeRoom { .. } => Ok(true),
@@ -288,14 +289,15 @@ impl Core {
         let room = sequence.expected_length().min(sequence.length() as u64 + BLOCK as u64);
         let room = i32::try_from(room).unwrap_or(i32::MAX);
         let recalled = std::mem::take(&mut open.recalled);
+        let room = (room, model.decoder.shares());
         let found = self.memory.computed_before(&open.model, sequence.tokens(), room, &recalled, open.span());
         let (lookup, computed) = match found {
             Ok(found) => found,
             Err(error) => return self.fail(id, EngineError::mlx(&error)),
         };
-        let positions = computed.as_ref().and_then(|layers| layers.first()).map_or(0, KeyValueCache::offset);
+        let positions = computed.as_ref().map_or(0, Computed::positions);
         let is_new = !sequence.has_run();
-        sequence.place(usize::try_from(positions).unwrap_or_default());
+        sequence.place(positions);
         if is_new {
             open.events.tell(GenerationEvent::Started { queued, lookup });
         }
@@ -303,7 +305,7 @@ impl Core {
         let name = ModelName::clone(&open.model);
         open.run(sequence);
         let runs_ahead = self.run_ahead.unwrap_or_else(|| model.decoder.kernels() == Kernels::Fused);
-        self.batches.entry(name).or_insert_with(|| Batch::new(model, runs_ahead)).join(id, computed, room);
+        self.batches.entry(name).or_insert_with(|| Batch::new(model, runs_ahead)).join(id, computed, room.0);
         self.sequences.started(id, to_prefill, computed_tokens);
     }
 
@@ -312,9 +314,9 @@ impl Core {
         let Some(open) = self.sequences.get_mut(id) else { return self.discard(id) };
         let name = ModelName::clone(&open.model);
         let Some(running) = open.running() else { return self.discard(id) };
-        let layers = self.batches.get_mut(&name).map(|batch| batch.leave(id)).transpose().map(Option::flatten);
-        match layers {
-            Ok(Some(layers)) => self.memory.keep(&name, running.sequence.held(&layers), &layers),
+        let left = self.batches.get_mut(&name).map(|batch| batch.leave(id)).transpose().map(Option::flatten);
+        match left {
+            Ok(Some(computed)) => self.memory.keep(&name, running.sequence.held(&computed), &computed),
             Ok(None) => {}
             Err(error) => return self.fail(id, EngineError::mlx(&error)),
         }
@@ -489,7 +491,7 @@ impl Core {
         let Ended { id, model, sequence, .. } = ended;
         let Some(sequence) = sequence else { return };
         match self.batches.get_mut(&model).map(|batch| batch.leave(id)).transpose().map(Option::flatten) {
-            Ok(Some(layers)) => self.memory.keep(&model, sequence.held(&layers), &layers),
+            Ok(Some(computed)) => self.memory.keep(&model, sequence.held(&computed), &computed),
             Ok(None) => {}
             Err(error) => PromptNotKept { error: &error }.emit(),
         }
@@ -528,7 +530,7 @@ impl Core {
     }
 
     #[cfg(test)]
-    fn stats(&self) -> EngineStats {
+    pub(super) fn stats(&self) -> EngineStats {
         let (waiting, running) = self.sequences.counts();
         let live = |model: &ModelName| self.batches.get(model).map_or(0, Batch::bytes);
         let bytes = |model: &ModelName| live(model) + self.memory.kept_bytes(model);

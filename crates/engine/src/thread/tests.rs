@@ -3,6 +3,7 @@
 mod disk;
 mod prompts;
 mod room;
+mod shared;
 mod weights;
 
 use std::{
@@ -82,6 +83,24 @@ fn greedy(model: &str, prompt: &[u32], max_tokens: u32) -> Generate {
         priority: Priority::Normal,
         span: tracing::Span::none(),
     }
+}
+
+/// A thread's core without the thread, with one model, which is `m`.
+fn core_with(settings: &EngineSettings, folder: PathBuf) -> Core {
+    let mut core = Core::new(settings, Default::default(), nobody());
+    core.obey(Work::Load { name: "m".into(), source: folder.into(), reply: oneshot::channel().0 });
+    while !core.is_idle() {
+        core.step();
+    }
+    core
+}
+
+fn submit(core: &mut Core, prompt: &[u32], max_tokens: u32) -> UnboundedReceiver<GenerationEvent> {
+    let (events, receiver) = unbounded_channel();
+    let (request, events) = (greedy("m", prompt, max_tokens), Outbox::new(events));
+    let (submitted, queue_span) = (Instant::now(), tracing::Span::none());
+    core.obey(Work::Generate(Box::new(Submission { request, events, submitted, queue_span })));
+    receiver
 }
 
 /// What a sequence came to: its tokens and its last event.

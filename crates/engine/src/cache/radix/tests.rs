@@ -17,6 +17,10 @@ impl Run for Tokens {
         BYTES * self.0.len() as u64
     }
 
+    fn is_used(&self) -> bool {
+        false
+    }
+
     fn split(&self, at: usize) -> Result<(Self, Self), Infallible> {
         let (head, tail) = self.0.split_at(at);
         assert!(!head.is_empty() && !tail.is_empty());

@@ -1,6 +1,6 @@
 //! Tokens of many sequences in one forward give what each gives alone.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range, rc::Rc};
 
 use mlx_rs::Array;
 use proptest::{
@@ -12,14 +12,48 @@ use serde_json::json;
 use super::{copy_of, edit_config, loaded};
 use crate::{
     mlx,
-    model::{Kernels, KeyValueCache, KeyValueStore, Model, Segment},
+    model::{Computed, Kernels, KeyValueCache, KeyValueStore, Model, Segment, Shared, Span},
 };
 
 /// Longer than the sliding window of the goldens that have one, and than the smallest slab.
 const TEXT: usize = 320;
 
-fn text(seed: u32) -> Vec<u32> {
-    (0..TEXT as u32).map(|at| (seed * 31 + at * at * 7 + at) % 250).collect()
+/// How many tokens the texts from this one on have in common.
+const COMMON: usize = 60;
+const ALIKE: usize = 3;
+
+fn text(seed: usize) -> Vec<u32> {
+    let token = |at: usize| if at < COMMON { seed.min(ALIKE) } else { seed } * 31 + at * at * 7 + at;
+    (0..TEXT).map(|at| (token(at) % 250) as u32).collect()
+}
+
+/// How many of them come first that nobody shares.
+const MARKS: usize = 2;
+
+/// What was computed of the first so many tokens of a sequence, in buffers of its own, or in a span that those that begin alike
+/// have in common, the last that is nobody else's, and buffers for what is before and between.
+fn cut(computed: &Computed, at: usize, common: Option<&mut Option<Span>>) -> Computed {
+    let span = |range: Range<usize>| Span::from(computed.copy(range).unwrap());
+    let (mut shared, mut rest) = (Shared::default(), Vec::new());
+    match common {
+        Some(common) if at >= COMMON => {
+            rest.push(span(0..MARKS));
+            shared.push(MARKS, Rc::clone(common.get_or_insert_with(|| span(MARKS..COMMON))));
+            if at > COMMON + MARKS {
+                rest.push(span(COMMON..COMMON + MARKS));
+                shared.push(COMMON + MARKS, span(COMMON + MARKS..at));
+            } else if at > COMMON {
+                rest.push(span(COMMON..at));
+            }
+        }
+        Some(_) => shared.push(0, span(0..at)),
+        None => rest.push(span(0..at)),
+    }
+    let own = (0..span(0..1).len()).map(|layer| {
+        let runs: Vec<_> = rest.iter().map(|span| &span[layer]).collect();
+        KeyValueCache::from_runs(&runs, 0).unwrap()
+    });
+    Computed::new(shared, own.collect())
 }
 
 fn rows_of(logits: &Array) -> Vec<Vec<f32>> {
@@ -70,8 +104,8 @@ enum Deed {
     /// So many tokens, with the logits of each.
     Verify(usize),
     Rest,
-    /// It leaves, and comes back with what was computed of so many tokens in a hundred.
-    Return(usize),
+    /// It leaves, and comes back with what was computed of so many tokens in a hundred, in memory that it may share or not.
+    Return(usize, bool),
 }
 
 fn deed() -> impl Strategy<Value = Deed> {
@@ -80,7 +114,7 @@ fn deed() -> impl Strategy<Value = Deed> {
         4 => (1..90_usize).prop_map(Deed::Prefill),
         1 => (1..5_usize).prop_map(Deed::Verify),
         1 => Just(Deed::Rest),
-        1 => (0..100_usize).prop_map(Deed::Return),
+        2 => (0..100_usize, any::<bool>()).prop_map(|(percent, shares)| Deed::Return(percent, shares)),
     ]
 }
 
@@ -111,7 +145,16 @@ fn a_ragged_batch_gives_what_each_gives_alone() {
             .run(&deeds, |rounds| {
                 let mut store = model.decoder.new_store();
                 let mut at = [0_usize; 7];
+                let mut common = None;
                 (0..7).for_each(|sequence| store.join(sequence, None, 0));
+                if model.decoder.shares() {
+                    forward(&model, &mut store, &[(ALIKE as u64, &texts[ALIKE][..COMMON], false)]);
+                    let computed = store.leave(ALIKE as u64).unwrap().unwrap();
+                    for (sequence, at) in at.iter_mut().enumerate().skip(ALIKE) {
+                        *at = COMMON;
+                        store.join(sequence as u64, Some(cut(&computed, COMMON, Some(&mut common))), 0);
+                    }
+                }
                 for round in rounds {
                     let mut parts: Vec<(u64, &[u32], bool)> = Vec::new();
                     for (sequence, deed) in round.into_iter().enumerate() {
@@ -121,13 +164,13 @@ fn a_ragged_batch_gives_what_each_gives_alone() {
                             Deed::Prefill(count) => (count, false),
                             Deed::Verify(count) => (count, true),
                             Deed::Rest => (0, false),
-                            Deed::Return(percent) => {
-                                let layers = store.leave(key).unwrap().unwrap();
+                            Deed::Return(percent, shares) => {
+                                let computed = store.leave(key).unwrap().unwrap();
                                 at[sequence] = at[sequence] * percent / 100;
-                                let kept = |layer: &KeyValueCache| {
-                                    KeyValueCache::from_runs(&[&layer.run(0..at[sequence]).unwrap()], 0).unwrap()
-                                };
-                                store.join(key, (at[sequence] > 0).then(|| layers.iter().map(kept).collect()), 0);
+                                let shares = shares && model.decoder.shares();
+                                let common = shares.then_some(&mut common).filter(|_| sequence >= ALIKE);
+                                let kept = (at[sequence] > 0).then(|| cut(&computed, at[sequence], common));
+                                store.join(key, kept, 0);
                                 (0, false)
                             }
                         };
@@ -140,7 +183,7 @@ fn a_ragged_batch_gives_what_each_gives_alone() {
                     for (key, tokens, logits) in parts {
                         let sequence = key as usize;
                         at[sequence] += tokens.len();
-                        prop_assert_eq!(store.positions(key) as usize, at[sequence]);
+                        prop_assert_eq!(store.positions(key), at[sequence]);
                         prop_assert_eq!(found.contains_key(&key), logits);
                         if let Some(found) = found.get(&key) {
                             let what = format!("{golden} {kernels:?} {sequence} at {}", at[sequence]);

@@ -132,18 +132,8 @@ async fn what_a_client_left_behind_is_found() {
 fn of_a_prompt_that_is_not_wanted_any_more_the_computed_part_is_kept() {
     let (folder, golden) = golden("qwen3-q4-tied");
     let settings = EngineSettings { max_batch: 1, queue_limit: 1, prefill_chunk: 50, ..settings() };
-    let mut core = Core::new(&settings, Default::default(), nobody());
-    core.obey(Work::Load { name: "m".into(), source: folder.into(), reply: oneshot::channel().0 });
-    while !core.is_idle() {
-        core.step();
-    }
-    let submit = |core: &mut Core| {
-        let (events, receiver) = unbounded_channel();
-        let (request, events) = (greedy("m", &golden.prompt_ids, 8), Outbox::new(events));
-        let (submitted, queue_span) = (Instant::now(), tracing::Span::none());
-        core.obey(Work::Generate(Box::new(Submission { request, events, submitted, queue_span })));
-        receiver
-    };
+    let mut core = core_with(&settings, folder);
+    let submit = |core: &mut Core| submit(core, &golden.prompt_ids, 8);
     let mut computed = Vec::new();
     for _ in 0..2 {
         let mut leaving = submit(&mut core);
