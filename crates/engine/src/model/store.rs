@@ -33,6 +33,9 @@ const LARGEST_COMPOSED: i32 = 512;
 /// From so many sequences of one capacity on, which make a slab, one call for all of them is cheaper than one for each.
 const TOGETHER: usize = 4;
 
+/// How many sequences move to slabs before one forward, which their readers wait for.
+const MOVES: usize = 4;
+
 /// The keys and values of a model's sequences.
 #[derive(Debug)]
 pub(crate) struct KeyValueStore {
@@ -271,15 +274,18 @@ impl KeyValueStore {
                 None => joining.push((capacity, computed.shared.clone(), vec![segment.sequence])),
             }
         }
+        let mut moves = MOVES;
         for (capacity, shared, mut sequences) in joining {
             let fits = |slab: &&mut Slab| slab.capacity() == capacity && slab.shared().is(&shared);
             for slab in self.slabs.iter_mut().filter(fits) {
-                let joins = sequences.split_off(sequences.len().saturating_sub(slab.free()));
+                let joins = sequences.split_off(sequences.len().saturating_sub(slab.free().min(moves)));
+                moves -= joins.len();
                 join(slab, joins, &mut self.own)?;
             }
-            while sequences.len() >= TOGETHER {
-                let mut slab = Slab::new(capacity, shared.clone());
-                let joins = sequences.split_off(sequences.len().saturating_sub(slab.free()));
+            if sequences.len() >= TOGETHER && moves >= TOGETHER {
+                let mut slab = Slab::new(capacity, shared);
+                let joins = sequences.split_off(sequences.len().saturating_sub(slab.free().min(moves)));
+                moves -= joins.len();
                 join(&mut slab, joins, &mut self.own)?;
                 self.slabs.push(slab);
             }

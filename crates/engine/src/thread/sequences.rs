@@ -178,7 +178,7 @@ impl Sequences {
 
     /// A step was computed.
     pub(super) fn stepped(&mut self, step: &Step, took: Duration) {
-        self.scheduler.stepped(step, took);
+        self.scheduler.stepped(step, took, Instant::now());
     }
 
     /// A sequence goes back to the queue, to be taken up where it was.

@@ -45,7 +45,7 @@ impl Scheduler {
             decoding.clear();
         }
         let decode: Vec<_> = decoding.into_iter().map(|running| running.place.ticket.id).collect();
-        let prefill = self.chunks(&model, decode.len(), &prompts);
+        let prefill = self.chunks(&model, decode.len(), &prompts, now);
         let is_left_out = prefill.is_empty() && !prompts.is_empty();
         let turn = self.take_turn();
         let turns = self.models.entry(ModelName::clone(&model)).or_default();
@@ -89,7 +89,7 @@ impl Scheduler {
     }
 
     /// As many tokens of these prompts, in this order, as fit beside so many rows that decode.
-    fn chunks(&self, model: &ModelName, rows: usize, prompts: &[&Running]) -> Vec<Chunk> {
+    fn chunks(&self, model: &ModelName, rows: usize, prompts: &[&Running], now: Instant) -> Vec<Chunk> {
         if prompts.is_empty() {
             return Vec::new();
         }
@@ -99,7 +99,7 @@ impl Scheduler {
         if may_leave_out && pace.is_to_measure(rows) {
             return Vec::new();
         }
-        let (seconds, is_alone) = self.time_for(model, rows);
+        let (seconds, is_alone) = self.time_for(model, rows, now);
         let first = if is_alone { FIRST_ALONE } else { FIRST_BESIDE };
         let most = (self.limits.prefill_chunk as u64).min((2 * pace.largest()).max(first));
         for tokens in sizes(most) {
@@ -112,8 +112,9 @@ impl Scheduler {
     }
 
     /// Seconds that a model's step with so many decoding rows may take, and whether nobody decodes at all. Between two tokens
-    /// of a sequence lies a step of each model, so the time that decode steps leave is shared by those models that prefill.
-    fn time_for(&self, model: &ModelName, rows: usize) -> (f64, bool) {
+    /// of a sequence lies a step of each model, so the time that decode steps leave is shared by those models that prefill. What
+    /// the thread did since the last step, such as to keep what sequences had that ended, has some of it.
+    fn time_for(&self, model: &ModelName, rows: usize, now: Instant) -> (f64, bool) {
         let usual = |model: &ModelName, rows: usize| {
             self.models.get(model).and_then(|turns| turns.pace.usual(rows)).unwrap_or_default()
         };
@@ -126,7 +127,8 @@ impl Scheduler {
         let all_usual: f64 = decoding.iter().map(|(model, rows)| usual(model, *rows)).sum();
         let few: f64 = decoding.iter().map(|(model, rows)| usual(model, (*rows).min(FEW))).sum();
         let longest = (all_usual + few).max(SHORTEST);
-        let share = (longest - all_usual).max(0.0) / prefilling.len().max(1) as f64;
+        let spent = self.stepped.map_or(Duration::ZERO, |stepped| now.saturating_duration_since(stepped));
+        let share = (longest - all_usual - spent.as_secs_f64()).max(0.0) / prefilling.len().max(1) as f64;
         (usual(model, rows) + share, false)
     }
 }

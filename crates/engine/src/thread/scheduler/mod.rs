@@ -113,6 +113,8 @@ pub(super) struct Scheduler {
     drain: Drain,
     /// Turns given so far, whatever they were.
     turns: u64,
+    /// When the last step was done, unless nothing has run since.
+    stepped: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -176,6 +178,7 @@ impl Scheduler {
             loaded_last: true,
             drain: Drain::default(),
             turns: 0,
+            stepped: None,
         }
     }
 
@@ -277,8 +280,8 @@ impl Scheduler {
         self.queue.push(place);
     }
 
-    /// A step was done, and took so long.
-    pub(super) fn stepped(&mut self, step: &Step, took: Duration) {
+    /// A step was done just now, and took so long.
+    pub(super) fn stepped(&mut self, step: &Step, took: Duration, now: Instant) {
         let mut prompts = Prompts::default();
         for Chunk { id, tokens, context } in &step.prefill {
             prompts.add(*tokens, *context);
@@ -299,6 +302,7 @@ impl Scheduler {
                 running.is_read = true;
             }
         }
+        self.stepped = Some(now);
         if let Some(turns) = self.models.get_mut(&step.model) {
             turns.pace.observe(step.decode.len(), prompts, took);
         }
@@ -325,6 +329,9 @@ impl Scheduler {
         if let Some(position) = self.running.iter().position(|running| running.place.ticket.id == id) {
             self.running.remove(position);
             self.queue.release();
+        }
+        if self.running.is_empty() {
+            self.stepped = None;
         }
     }
 

@@ -148,7 +148,7 @@ fn long_prompts_of_a_class_take_turns() {
     for _ in 0..6 {
         let step = thread.step();
         had.push(step.prefill[0].id);
-        thread.scheduler.stepped(&step, Duration::from_millis(step.prefill[0].tokens));
+        thread.scheduler.stepped(&step, Duration::from_millis(step.prefill[0].tokens), thread.now);
     }
     assert_eq!(had, [0, 0, 1, 0, 1, 0]);
 }

@@ -1,5 +1,7 @@
 //! Steps keep to their time on machines of any speed.
 
+use std::time::Duration;
+
 use mlx_manager_llm::Priority::{Batch, Interactive, Normal};
 use proptest::prelude::*;
 
@@ -124,6 +126,27 @@ fn steps_without_readers_are_short_all_the_same() {
         longest = longest.max((world.now - before).as_secs_f64());
     }
     assert!((0.8..1.1).contains(&longest), "{longest}");
+}
+
+#[test]
+fn what_the_thread_does_between_two_steps_is_time_that_prompts_have_not() {
+    let machine = Machine { step: 0.03, row: 0.001, token: 0.001, context: 0.0, noise: 0.0 };
+    let mut world = warm(machine, 8);
+    world.submit(200, model(0), Normal, 2_000, 1).unwrap();
+    for _ in 0..40 {
+        world.act();
+    }
+    let longest = machine.usual(8) + machine.usual(4);
+    // Sequences that end are kept: that takes some of the time, or all and more.
+    for (milliseconds, computes) in [(10, true), (25, true), (40, false), (0, true)] {
+        let (between, left) = (Duration::from_millis(milliseconds), world.open[&200].left);
+        world.now += between;
+        for gap in world.act() {
+            let most = longest.max(machine.usual(8) + between.as_secs_f64());
+            assert!(gap.seconds <= 1.01 * most, "{} s after {between:?}", gap.seconds);
+        }
+        assert_eq!(world.open[&200].left < left, computes, "{between:?}");
+    }
 }
 
 #[test]

@@ -150,7 +150,7 @@ impl World {
             sequence.left = sequence.left.checked_sub(*tokens).expect("more than the prompt was computed");
             sequence.computed += tokens;
         }
-        self.scheduler.stepped(step, took);
+        self.scheduler.stepped(step, took, self.now);
         let mut gaps = Vec::new();
         for id in &step.decode {
             let (rows, now) = (step.decode.len(), self.now);
