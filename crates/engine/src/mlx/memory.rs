@@ -40,6 +40,24 @@ pub(crate) fn clear_cache() -> Result<(), Exception> {
     Ok(())
 }
 
+/// Has the C library keep what MLX frees, until [`clear_cache`]. By its own measure it gives much of that back at once, and to
+/// touch new memory takes longer than to write what it is for.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(crate) fn keep_freed() {
+    #[expect(unsafe_code, reason = "a function of the C library")]
+    unsafe extern "C" {
+        safe fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
+    }
+    const TRIM_THRESHOLD: std::ffi::c_int = -1;
+    const MMAP_THRESHOLD: std::ffi::c_int = -3;
+    mallopt(TRIM_THRESHOLD, std::ffi::c_int::MAX);
+    // It takes no larger one.
+    mallopt(MMAP_THRESHOLD, 32 << 20);
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub(crate) fn keep_freed() {}
+
 /// The C library keeps for itself most of what MLX frees on a CPU: by its own measure up to hundreds of megabytes lie between
 /// buffers that are alive.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -9,7 +9,9 @@ mod kernels;
 mod memory;
 
 pub(crate) use kernels::{check_kernels, kernels};
-pub(crate) use memory::{active_memory, cache_memory, clear_cache, is_out_of_memory, limit_cache, limit_memory};
+pub(crate) use memory::{
+    active_memory, cache_memory, clear_cache, is_out_of_memory, keep_freed, limit_cache, limit_memory,
+};
 pub(crate) use mlx_rs::{Array, Dtype, error::Exception};
 
 use mlx_rs::{Device, DeviceType, transforms};

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use mlx_rs::{
-    Array,
+    Array, Dtype,
     error::Exception,
     ops::{
         concatenate,
@@ -42,6 +42,26 @@ impl KeyValueCache {
         Ok(Self::of(keys.contiguous()?, values.contiguous()?))
     }
 
+    /// Makes the first buffers before there is anything to be written to them, for keys and values like these. Nothing is
+    /// computed yet.
+    pub(super) fn reserve(&mut self, [keys, values]: [Like; 2]) -> Result<(), Exception> {
+        if self.buffers.is_none() && self.room > 0 {
+            self.buffers = Some((keys.zeros(in_blocks(self.room))?, values.zeros(in_blocks(self.room))?));
+        }
+        Ok(())
+    }
+
+    /// Both buffers, made as long as so many positions, of which there are no more in use. Nothing is computed yet.
+    pub(super) fn resized(&self, positions: i32) -> Result<(Array, Array), Exception> {
+        let Some((keys, values)) = &self.buffers else { return Err(Exception::custom("a sequence without positions")) };
+        let resized = |buffer: &Array| match positions - buffer.dim(2) {
+            0 => Ok(buffer.clone()),
+            missing if missing > 0 => concatenate(&[buffer, &Like::of(buffer).zeros(missing)?], 2),
+            _ => buffer.try_index((Ellipsis, ..positions, ..)),
+        };
+        Ok((resized(keys)?, resized(values)?))
+    }
+
     /// Keys and values of all positions, if there are any.
     pub(super) fn all(&self) -> Result<Option<(Array, Array)>, Exception> {
         let all = |buffer: &Array| buffer.try_index((Ellipsis, ..self.offset, ..));
@@ -74,8 +94,8 @@ impl KeyValueCache {
             }
             Some(buffers) => buffers,
             None => {
-                let room = added.max(self.room);
-                (zeros(keys, room)?, zeros(values, room)?)
+                let room = in_blocks(added.max(self.room));
+                (Like::of(keys).zeros(room)?, Like::of(values).zeros(room)?)
             }
         };
         buffers
@@ -113,7 +133,7 @@ impl KeyValueCache {
         let free = in_blocks(room.max(offset + 1)) - offset;
         let joined = |part: for<'a> fn(&'a KeyValueRun) -> &'a Array| {
             let like = part(first);
-            let room = zeros_dtype(&[like.dim(0), like.dim(1), free, like.dim(3)], like.dtype())?;
+            let room = Like::of(like).zeros(free)?;
             let parts: Vec<&Array> = runs.iter().map(|run| part(run)).chain([&room]).collect();
             concatenate(&parts, 2)
         };
@@ -183,9 +203,24 @@ impl KeyValueRun {
     }
 }
 
-/// Room for so many positions of what is like `added`, in whole blocks.
-fn zeros(added: &Array, positions: i32) -> Result<Array, Exception> {
-    zeros_dtype(&[added.dim(0), added.dim(1), in_blocks(positions), added.dim(3)], added.dtype())
+/// What the keys or the values of a sequence are like in one layer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Like {
+    heads: i32,
+    head_dim: i32,
+    dtype: Dtype,
+}
+
+impl Like {
+    /// As these of shape [1, heads, positions, head_dim].
+    pub(super) fn of(array: &Array) -> Self {
+        Self { heads: array.dim(1), head_dim: array.dim(3), dtype: array.dtype() }
+    }
+
+    /// Room for so many positions.
+    fn zeros(self, positions: i32) -> Result<Array, Exception> {
+        zeros_dtype(&[1, self.heads, positions, self.head_dim], self.dtype)
+    }
 }
 
 fn in_blocks(positions: i32) -> i32 {
@@ -195,7 +230,7 @@ fn in_blocks(positions: i32) -> i32 {
 /// The used part of a buffer, followed by room for `added`.
 fn grown(buffer: &Array, used: i32, added: &Array) -> Result<Array, Exception> {
     let used = buffer.try_index((Ellipsis, ..used, ..))?;
-    concatenate(&[used, zeros(added, added.dim(2))?], 2)
+    concatenate(&[used, Like::of(added).zeros(in_blocks(added.dim(2)))?], 2)
 }
 
 #[cfg(test)]

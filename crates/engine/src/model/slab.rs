@@ -15,8 +15,8 @@ use super::{
     computed::{Computed, Shared},
 };
 
-/// Slots of a slab.
-const SLOTS: usize = 4;
+/// Slots of a slab. From so many sequences of one capacity on, one call for all of them is cheaper than one for each.
+pub(super) const SLOTS: usize = 4;
 
 /// Slots of one capacity. There are as many from the first sequence to the last: a slab that grew would copy those that are in
 /// it, so more sequences are another slab's.
@@ -28,7 +28,7 @@ pub(super) struct Slab {
     shared: Shared,
     /// By slot. After [`Slab::settle`] there are no gaps.
     rows: Vec<Option<Row>>,
-    /// Keys and values by layer, of shape [slots, heads, capacity, head_dim]; empty until the first sequence joins.
+    /// Keys and values by layer, of shape [slots, heads, capacity, head_dim].
     layers: Vec<(Array, Array)>,
 }
 
@@ -41,8 +41,24 @@ pub(super) struct Row {
 }
 
 impl Slab {
-    pub(super) fn new(capacity: i32, shared: Shared) -> Self {
-        Self { capacity, shared, rows: Vec::new(), layers: Vec::new() }
+    /// Of as many sequences as there are slots, whose keys and values are copied. They begin with `shared`, and have no more
+    /// positions of their own than the capacity.
+    pub(super) fn of(
+        capacity: i32,
+        shared: Shared,
+        sequences: &[(SequenceKey, Vec<KeyValueCache>); SLOTS],
+    ) -> Result<Self, Exception> {
+        let [(_, first), ..] = sequences;
+        let mut layers = Vec::with_capacity(first.len());
+        for layer in 0..first.len() {
+            let pairs = sequences.iter().filter_map(|(_, caches)| Some(caches.get(layer)?.resized(capacity)));
+            let (keys, values): (Vec<_>, Vec<_>) = pairs.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+            layers.push((concatenate(&keys, 0)?, concatenate(&values, 0)?));
+        }
+        let row = |(sequence, caches): &(SequenceKey, Vec<KeyValueCache>)| {
+            Some(Row { sequence: *sequence, length: caches.first().map_or(0, KeyValueCache::offset) })
+        };
+        Ok(Self { capacity, shared, rows: sequences.iter().map(row).collect(), layers })
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -74,9 +90,6 @@ impl Slab {
 
     /// Takes a sequence in, whose keys and values are copied. There must be a free slot, and no gap.
     pub(super) fn join(&mut self, sequence: SequenceKey, caches: &[KeyValueCache]) -> Result<(), Exception> {
-        if self.layers.is_empty() {
-            self.layers = caches.iter().map(|cache| self.room_like(cache)).collect::<Result<_, _>>()?;
-        }
         self.fill(self.rows.len(), caches)?;
         let length = caches.first().map_or(0, KeyValueCache::offset);
         self.rows.push(Some(Row { sequence, length }));
@@ -165,11 +178,5 @@ impl Slab {
             }
         }
         Ok(())
-    }
-
-    fn room_like(&self, cache: &KeyValueCache) -> Result<(Array, Array), Exception> {
-        let Some((keys, values)) = cache.all()? else { return Err(Exception::custom("a sequence without positions")) };
-        let room = |like: &Array| zeros_dtype(&[SLOTS as i32, like.dim(1), self.capacity, like.dim(3)], like.dtype());
-        Ok((room(&keys)?, room(&values)?))
     }
 }

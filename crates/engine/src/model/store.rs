@@ -19,8 +19,9 @@ use super::{
     KeyValueCache, Segment, SequenceKey,
     computed::{self, Computed, Shared, Span},
     kernels::{Kernels, Partial, Seen, attend_partly},
+    key_value::Like,
     layout::{Group, Layout, Place},
-    slab::Slab,
+    slab::{SLOTS, Slab},
 };
 
 /// The smallest capacity of a slab, in positions.
@@ -29,9 +30,6 @@ const SMALLEST: i32 = 256;
 /// The largest one by device: what is longer has enough to do in a call of its own, which on a CPU comes sooner.
 const LARGEST: i32 = 8192;
 const LARGEST_COMPOSED: i32 = 512;
-
-/// From so many sequences of one capacity on, which make a slab, one call for all of them is cheaper than one for each.
-const TOGETHER: usize = 4;
 
 /// How many sequences move to slabs before one forward, which their readers wait for.
 const MOVES: usize = 4;
@@ -43,12 +41,14 @@ pub(crate) struct KeyValueStore {
     kernels: Kernels,
     own: HashMap<SequenceKey, Computed>,
     slabs: Vec<Slab>,
+    /// Keys and values by layer, once some were computed.
+    like: Vec<[Like; 2]>,
 }
 
 impl KeyValueStore {
     /// An empty store for a model of so many layers.
     pub(crate) fn new(layers: usize, kernels: Kernels) -> Self {
-        Self { layers, kernels, own: HashMap::new(), slabs: Vec::new() }
+        Self { layers, kernels, own: HashMap::new(), slabs: Vec::new(), like: Vec::new() }
     }
 
     /// Takes a sequence in, with what was computed of it, layer by layer, if anything was; otherwise with room for so many
@@ -56,6 +56,26 @@ impl KeyValueStore {
     pub(crate) fn join(&mut self, sequence: SequenceKey, computed: Option<Computed>, room: i32) {
         let empty = || (0..self.layers).map(|_| KeyValueCache::with_room(room)).collect();
         self.own.insert(sequence, computed.unwrap_or_else(|| Computed::new(Shared::default(), empty())));
+    }
+
+    /// Makes buffers for a sequence that joined, about so many bytes of them: to touch new memory takes its time, and in the
+    /// first forward it would all be taken at once. Says how many bytes are left over, or that it isn't done.
+    pub(crate) fn reserve(&mut self, sequence: SequenceKey, bytes: u64) -> Result<Option<u64>, Exception> {
+        let mut left = bytes;
+        let mut made = Vec::new();
+        let computed = self.own.get_mut(&sequence);
+        for (cache, like) in computed.into_iter().flat_map(|computed| &mut computed.own).zip(&self.like) {
+            if left == 0 {
+                break;
+            }
+            if cache.bytes() == 0 {
+                cache.reserve(*like)?;
+                left = left.saturating_sub(cache.bytes());
+                made.extend(cache.arrays().cloned());
+            }
+        }
+        crate::mlx::evaluate(&made)?;
+        Ok((left > 0).then_some(left))
     }
 
     /// Takes a sequence out, and gives what was computed of it. That may lie in what others use, so it should be gone before the
@@ -207,6 +227,9 @@ impl KeyValueStore {
     fn append(&mut self, layer: usize, group: &Group, new: (&Array, &Array)) -> Result<(Array, Array), Exception> {
         match &group.place {
             Place::Own { sequence, .. } => {
+                if self.like.len() == layer {
+                    self.like.push([Like::of(new.0), Like::of(new.1)]);
+                }
                 let cache = self.own.get_mut(sequence).and_then(|computed| computed.own.get_mut(layer));
                 cache.ok_or_else(|| Exception::custom("a sequence without a place"))?.append(new.0, new.1)
             }
@@ -282,11 +305,12 @@ impl KeyValueStore {
                 moves -= joins.len();
                 join(slab, joins, &mut self.own)?;
             }
-            if sequences.len() >= TOGETHER && moves >= TOGETHER {
-                let mut slab = Slab::new(capacity, shared);
-                let joins = sequences.split_off(sequences.len().saturating_sub(slab.free().min(moves)));
-                moves -= joins.len();
-                join(&mut slab, joins, &mut self.own)?;
+            if let Some(members) = sequences.last_chunk::<SLOTS>().filter(|_| moves >= SLOTS) {
+                let members = members.map(|key| (key, self.own.remove(&key).map_or_else(Vec::new, |one| one.own)));
+                let slab = Slab::of(capacity, shared, &members)?;
+                drop(members);
+                crate::mlx::evaluate(slab.arrays())?;
+                moves -= SLOTS;
                 self.slabs.push(slab);
             }
         }

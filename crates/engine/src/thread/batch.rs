@@ -89,6 +89,11 @@ impl Batch {
         self.store.join(id, computed, room);
     }
 
+    /// Makes about so many bytes of a sequence's buffers: how many are left over, or that it isn't done.
+    pub(super) fn reserve(&mut self, id: SequenceId, bytes: u64) -> Result<Option<u64>, Exception> {
+        self.store.reserve(id, bytes)
+    }
+
     /// Takes a sequence out, and gives what was computed of it, perhaps with positions beyond: those of a token that nobody has
     /// read.
     pub(super) fn leave(&mut self, id: SequenceId) -> Result<Option<Computed>, Exception> {

@@ -2,7 +2,7 @@
 //! and is the only one to know both.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     io,
     num::NonZeroUsize,
     rc::Rc,
@@ -36,6 +36,10 @@ use crate::{
     model::{BLOCK, Computed, Kernels, Model, ModelName, Source},
 };
 
+/// Bytes of buffers that are made for new sequences between two steps. On a CPU they are new memory, which takes some
+/// milliseconds.
+const RESERVED: u64 = 16 << 20;
+
 /// Everything that the thread holds.
 pub(super) struct Core {
     sequences: Sequences,
@@ -43,6 +47,8 @@ pub(super) struct Core {
     batches: HashMap<ModelName, Batch>,
     pub(super) memory: Memory,
     recalls: Recalls,
+    /// Sequences that have joined a batch, and have not all of their buffers.
+    joining: VecDeque<(ModelName, SequenceId)>,
     /// `None` is as the device likes it.
     run_ahead: Option<bool>,
     /// Sequences of a step that failed. Until each has passed one by itself, nobody knows which of them it failed by.
@@ -70,6 +76,7 @@ impl Core {
             batches: HashMap::new(),
             memory: Memory::new(settings, sources, tell),
             recalls: Recalls::default(),
+            joining: VecDeque::new(),
             run_ahead: settings.run_ahead,
             suspects: HashSet::new(),
             worked: false,
@@ -133,6 +140,7 @@ impl Core {
     pub(super) fn step(&mut self) {
         self.drop_the_gone();
         self.stop_waiting();
+        self.reserve();
         match self.sequences.next() {
             Action::Start(id) => self.start(id),
             Action::Preempt(id) => self.preempt(id),
@@ -301,12 +309,31 @@ impl Core {
         if is_new {
             open.events.tell(GenerationEvent::Started { queued, lookup });
         }
-        let (to_prefill, computed_tokens) = (sequence.to_prefill(), sequence.computed());
         let name = ModelName::clone(&open.model);
         open.run(sequence);
         let runs_ahead = self.run_ahead.unwrap_or_else(|| model.decoder.kernels() == Kernels::Fused);
-        self.batches.entry(name).or_insert_with(|| Batch::new(model, runs_ahead)).join(id, computed, room.0);
-        self.sequences.started(id, to_prefill, computed_tokens);
+        let batch = self.batches.entry(ModelName::clone(&name)).or_insert_with(|| Batch::new(model, runs_ahead));
+        batch.join(id, computed, room.0);
+        self.joining.push_back((name, id));
+    }
+
+    /// Goes on making buffers for sequences that have started, before the first of their tokens are computed.
+    fn reserve(&mut self) {
+        let mut left = RESERVED;
+        while let Some((model, id)) = self.joining.pop_front() {
+            match self.batches.get_mut(&model).map_or(Ok(Some(left)), |batch| batch.reserve(id, left)) {
+                Ok(Some(bytes)) => left = bytes,
+                Ok(None) => return self.joining.push_front((model, id)),
+                Err(error) => {
+                    self.step_failed(&model, &[id], &error);
+                    continue;
+                }
+            }
+            if let Some(running) = self.sequences.running(id) {
+                let (to_prefill, computed) = (running.sequence.to_prefill(), running.sequence.computed());
+                self.sequences.started(id, to_prefill, computed);
+            }
+        }
     }
 
     /// Takes a sequence's place for one that is more urgent. What was computed is kept as long as there is room.
@@ -320,6 +347,7 @@ impl Core {
             Ok(None) => {}
             Err(error) => return self.fail(id, EngineError::mlx(&error)),
         }
+        self.joining.retain(|(_, joining)| *joining != id);
         let computed = running.sequence.computed() as u64;
         Preempted { model: &name, computed }.emit();
         self.sequences.requeue(id);
@@ -483,6 +511,7 @@ impl Core {
 
     fn remove(&mut self, id: SequenceId, reason: &'static str) -> Option<Ended> {
         self.suspects.remove(&id);
+        self.joining.retain(|(_, joining)| *joining != id);
         self.sequences.remove(id, reason)
     }
 

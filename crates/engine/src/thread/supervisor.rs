@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::{EngineSettings, command::Command, step::Core};
 use crate::{
     error::EngineError,
+    mlx,
     model::{ModelName, Source},
 };
 
@@ -69,6 +70,7 @@ fn run(
     settings: &EngineSettings,
     sources: &mut HashMap<ModelName, Source>,
 ) -> Exit {
+    mlx::keep_freed();
     let mut core = Core::new(settings, std::mem::take(sources), commands);
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| serve(inbox, &mut core)));
     if outcome.is_err() {
