@@ -35,6 +35,8 @@ static __typeof__(scipy_cblas_sgemm) *sgemm;
 static __typeof__(scipy_cblas_sgemm_batch) *sgemm_batch;
 static __typeof__(scipy_cblas_sgemv) *sgemv;
 static __typeof__(scipy_openblas_get_num_threads) *get_num_threads;
+// Up to how many rows a product is cut into small parts.
+static int few_rows;
 
 static void *find(void *openblas, const char *name) {
     void *found = openblas == NULL ? NULL : dlsym(openblas, name);
@@ -45,6 +47,19 @@ static void *find(void *openblas, const char *name) {
     }
     return found;
 }
+
+// From how many multiplications on a product is shared out to threads, and how many parts are handed over at once.
+enum { WORTH_THREADS = 1 << 20, PARTS = 256 };
+// Kernels compute 16 rows or columns at once.
+enum { KERNEL = 16 };
+// A product of a few rows is cut into parts of so many multiplications, and of so many at most along k, half of that from so
+// many rows on. Where OpenBLAS has kernels for products of less than a million multiplications, those for AVX-512, they take
+// op(B) as it lies; the others copy it into tiles first, which with a few rows is most of the work. Three products of 14336 ×
+// 4096 on two such cores, ms, in halves and cut like this: 67 and 26 at 2 rows, 70 and 26 at 4, 74 and 35 at 8, 88 and 53 at 16;
+// two of them and two of 4096 × 4096: 82 and 51 at 20, 86 and 57 at 24, 99 and 87 at 32. Without such kernels it makes little
+// difference up to 16 rows, and takes up to a fifth longer beyond.
+enum { FEW_ROWS = 16, FEW_ROWS_SMALL_KERNELS = 32, SMALL = 400000, SMALL_K = 2048, MANY_OF_FEW = 25 };
+static const char *const SMALL_KERNELS[] = {"SkylakeX", "Cooperlake", "SapphireRapids"};
 
 // OpenBLAS reads its variables when it is loaded, so it is loaded by hand, after they are set. Its threads spin after each
 // product, by default for 2^26 cycles, longer than a step takes: they take the processor from whoever has work, and
@@ -57,20 +72,14 @@ __attribute__((constructor)) static void load(void) {
     sgemm_batch = find(openblas, "scipy_cblas_sgemm_batch");
     sgemv = find(openblas, "scipy_cblas_sgemv");
     get_num_threads = find(openblas, "scipy_openblas_get_num_threads");
+    few_rows = FEW_ROWS;
+    const char *core = ((__typeof__(scipy_openblas_get_corename) *)find(openblas, "scipy_openblas_get_corename"))();
+    for (size_t i = 0; i < sizeof SMALL_KERNELS / sizeof *SMALL_KERNELS; i++) {
+        if (strcmp(core, SMALL_KERNELS[i]) == 0) few_rows = FEW_ROWS_SMALL_KERNELS;
+    }
 #define FORWARD(name) slot_##name = find(openblas, "scipy_" #name);
 #include "forwards.h"
 }
-
-// From how many multiplications on a product is shared out to threads, and how many parts are handed over at once.
-enum { WORTH_THREADS = 1 << 20, PARTS = 256 };
-// Kernels compute 16 rows or columns at once.
-enum { KERNEL = 16 };
-// Up to how many rows a product is cut into parts of so many multiplications, and of so many at most along k. Where OpenBLAS
-// has kernels for products of less than a million multiplications, those for AVX-512, they take op(B) as it lies; the
-// others copy it into tiles first, which with a few rows is most of the work. Three products of 14336 × 4096 on two such
-// cores, ms, in halves and cut like this: 67 and 26 at 2 rows, 70 and 26 at 4, 74 and 35 at 8, 88 and 53 at 16. Elsewhere it
-// makes little difference.
-enum { FEW_ROWS = 16, SMALL = 400000, SMALL_K = 2048 };
 
 // y = alpha op(matrix) x + beta y, where the matrix as it is stored has this many rows and columns.
 static void multiply_vector(CBLAS_TRANSPOSE transposed, int rows, int columns, float alpha, const float *matrix,
@@ -126,8 +135,9 @@ static void multiply_parts(CBLAS_TRANSPOSE a_transposed, CBLAS_TRANSPOSE b_trans
 static void multiply_few(CBLAS_TRANSPOSE a_transposed, CBLAS_TRANSPOSE b_transposed, int m, int n, int k, float alpha,
                          const float *a, int a_leading, const float *b, int b_leading, float beta, float *c,
                          int c_leading) {
-    for (int first = 0; first < k; first += SMALL_K) {
-        int depth = k - first < SMALL_K ? k - first : SMALL_K;
+    int most = m < MANY_OF_FEW ? SMALL_K : SMALL_K / 2;
+    for (int first = 0; first < k; first += most) {
+        int depth = k - first < most ? k - first : most;
         // As many for each thread.
         int threads = get_num_threads(), rounds = (int)((double)m * n * depth / SMALL / threads) + 1;
         int width = ((n - 1) / (rounds * threads) / KERNEL + 1) * KERNEL;
@@ -158,7 +168,7 @@ void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_transposed, CBLAS_TRANSPOS
         int step = b_transposed == CblasNoTrans ? b_leading : 1;
         int rows = a_transposed == CblasNoTrans ? m : k;
         multiply_vector(a_transposed, rows, k + m - rows, alpha, a, a_leading, b, step, beta, c, c_leading);
-    } else if ((double)m * n * k >= WORTH_THREADS && m <= FEW_ROWS && n >= m) {
+    } else if ((double)m * n * k >= WORTH_THREADS && m <= few_rows && n >= m) {
         multiply_few(a_transposed, b_transposed, m, n, k, alpha, a, a_leading, b, b_leading, beta, c, c_leading);
     } else if ((double)m * n * k >= WORTH_THREADS && get_num_threads() > 1) {
         int by_columns = n >= m, total = by_columns ? n : m;

@@ -81,8 +81,12 @@ pub(crate) fn check() -> Result<(), WrongProduct> {
             error => Err(WrongProduct { core: core(), rows, error }),
         }
     };
-    // The one of a few rows is large enough for the way that those of a model's weights take.
-    OUTCOME.get_or_init(|| [(1, 193, 131), (3, 769, 521), (64, 193, 131)].into_iter().try_for_each(check_rows)).clone()
+    // Those of a few rows are large enough for the way that those of a model's weights take.
+    OUTCOME
+        .get_or_init(|| {
+            [(1, 193, 131), (3, 769, 521), (27, 193, 521), (64, 193, 131)].into_iter().try_for_each(check_rows)
+        })
+        .clone()
 }
 
 /// C = alpha op(A) op(B) + beta C by rows, with op(A) of m × k and op(B) of k × n.
@@ -201,7 +205,7 @@ mod tests {
 
     #[test]
     fn weights_as_a_model_has_them() {
-        for m in [1, 2, 3, 4, 5, 16, 64] {
+        for m in [1, 2, 3, 4, 5, 16, 27, 64] {
             let product = Product { m, n: 1536, k: 512, b_transposed: true, alpha: 1.0, ..Product::default() };
             let error = product.error();
             assert!(error <= TOLERANCE, "{m} rows: {error}");
@@ -210,7 +214,9 @@ mod tests {
 
     #[test]
     fn products_of_a_few_rows_are_put_together_from_their_parts() {
-        for (m, n, k) in [(2, 61, 9_000), (3, 700, 2_100), (7, 200, 4_097), (16, 333, 2_048), (16, 17, 6_000)] {
+        for (m, n, k) in
+            [(2, 61, 9_000), (3, 700, 2_100), (7, 200, 4_097), (16, 333, 2_048), (24, 17, 6_000), (32, 333, 4_100)]
+        {
             for [a_transposed, b_transposed] in [[false, true], [false, false], [true, true]] {
                 for beta in [0.0, 0.5] {
                     let product = Product { m, n, k, a_transposed, b_transposed, alpha: -0.5, beta, gap: 3 };

@@ -17,10 +17,10 @@ use crate::{
 const CACHED_SHARE: u64 = 10;
 
 /// The most of it. Steps of the same kind need the same buffers again, and what they need is far below it. MLX gives a kept
-/// buffer only to an array of nearly its size; on a CPU those that it keeps none for come from the C library's heap, which
-/// makes use of whatever is free, so that more would only be memory that nobody uses.
+/// buffer only to an array of nearly its size. On a CPU the C library's heap keeps them too, and makes use of them for arrays
+/// of any size: to keep them twice would only be memory that nobody can use.
 const MOST_CACHED: u64 = 1 << 30;
-const MOST_CACHED_COMPOSED: u64 = 64 << 20;
+const MOST_CACHED_COMPOSED: u64 = 0;
 
 /// The models that the thread knows.
 pub(super) struct Models {

@@ -4,18 +4,21 @@ use std::{collections::BTreeMap, iter, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Chunk, Running, Scheduler, Step, Turns, pace::Prompts};
+use super::{
+    Chunk, Running, Scheduler, Step, Turns,
+    pace::{Pace, Prompts},
+};
 use crate::model::ModelName;
 
-/// Prompts may add so much to a step as a step of so many rows takes. With few readers it takes twice the usual time, with many
-/// less than that, since more of them wait for it: nobody sees an answer stop, and a prompt has half of the time or nearly so.
+/// Beside so many readers or fewer a step may take twice its usual time: nobody sees an answer stop, and a prompt has half of
+/// the time. See [`beside`].
 const FEW: usize = 4;
 /// Seconds that a step may take however fast decode steps are.
 const SHORTEST: f64 = 0.02;
 /// Seconds that a step may take when nobody decodes, so that those who come don't wait long.
 const LONGEST_STEP: f64 = 1.0;
 /// How long the first of a crowd waits for the others.
-pub(super) const GATHERING: Duration = Duration::from_secs(1);
+pub(super) const GATHERING: Duration = Duration::from_millis(700);
 /// The fewest prompt tokens computed in a step, unless a prompt has less or is told to take less.
 const SMALLEST: u64 = 4;
 /// The first chunks of a model of which nothing is known, beside rows that decode and alone.
@@ -82,7 +85,7 @@ impl Scheduler {
         let awaited: Vec<&Running> =
             prompts.iter().copied().filter(|running| running.place.class(now) <= best).collect();
         // Beside readers a prompt has less of a step than they have: by so much it is later for each second.
-        let later = pace.usual(ready.len()).unwrap_or(1.0) / pace.usual(ready.len().min(FEW)).unwrap_or(1.0);
+        let later = pace.usual(ready.len()).map_or(1.0, |usual| usual / beside(pace, ready.len()));
         let is_worth_it = awaited.len() as f64 * later >= ready.len() as f64;
         let are_last = || is_soon(&awaited).is_some_and(|tokens| tokens <= self.limits.prefill_chunk as u64);
         (is_worth_it || are_last()).then_some(since)
@@ -125,12 +128,19 @@ impl Scheduler {
             return (LONGEST_STEP, true);
         }
         let all_usual: f64 = decoding.iter().map(|(model, rows)| usual(model, *rows)).sum();
-        let few: f64 = decoding.iter().map(|(model, rows)| usual(model, (*rows).min(FEW))).sum();
-        let longest = (all_usual + few).max(SHORTEST);
+        let prompts = decoding.iter().filter_map(|(model, rows)| Some(beside(&self.models.get(*model)?.pace, *rows)));
+        let longest = (all_usual + prompts.sum::<f64>()).max(SHORTEST);
         let spent = self.stepped.map_or(Duration::ZERO, |stepped| now.saturating_duration_since(stepped));
         let share = (longest - all_usual - spent.as_secs_f64()).max(0.0) / prefilling.len().max(1) as f64;
         (usual(model, rows) + share, false)
     }
+}
+
+/// Seconds that prompts may add to a step of so many rows: as much as a step of few rows takes, and the less the more wait for it
+/// together, though not by as much, for then a prompt would never be done.
+fn beside(pace: &Pace, rows: usize) -> f64 {
+    let few = pace.usual(rows.min(FEW)).unwrap_or_default();
+    few * (FEW as f64 / rows.max(FEW) as f64).sqrt()
 }
 
 /// How many of these sequences each model has.
@@ -146,7 +156,7 @@ fn by_model<'a>(sequences: impl Iterator<Item = &'a Running>) -> BTreeMap<&'a Mo
 fn sizes(most: u64) -> impl Iterator<Item = u64> {
     iter::successors(Some(most), |size| {
         let below = size.checked_sub(1).filter(|below| *below >= SMALLEST)?;
-        let grid = ((1 << below.ilog2()) / 4).max(SMALLEST);
+        let grid = (1 << below.ilog2()) / 4;
         Some(below / grid * grid)
     })
 }
@@ -181,8 +191,8 @@ mod tests {
     #[test]
     fn sizes_end_at_the_smallest_and_are_four_to_an_octave() {
         assert_eq!(sizes(3).collect::<Vec<_>>(), [3]);
-        assert_eq!(sizes(7).collect::<Vec<_>>(), [7, 4]);
-        let expected = [100, 96, 80, 64, 56, 48, 40, 32, 28, 24, 20, 16, 12, 8, 4];
+        assert_eq!(sizes(7).collect::<Vec<_>>(), [7, 6, 5, 4]);
+        let expected = [100, 96, 80, 64, 56, 48, 40, 32, 28, 24, 20, 16, 14, 12, 10, 8, 7, 6, 5, 4];
         assert_eq!(sizes(100).collect::<Vec<_>>(), expected);
     }
 }
