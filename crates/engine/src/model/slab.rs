@@ -42,23 +42,28 @@ pub(super) struct Row {
 
 impl Slab {
     /// Of as many sequences as there are slots, whose keys and values are copied. They begin with `shared`, and have no more
-    /// positions of their own than the capacity.
+    /// positions of their own than the capacity. Layer by layer, so that what one of them had is memory for the next.
     pub(super) fn of(
         capacity: i32,
         shared: Shared,
-        sequences: &[(SequenceKey, Vec<KeyValueCache>); SLOTS],
+        sequences: [(SequenceKey, Vec<KeyValueCache>); SLOTS],
     ) -> Result<Self, Exception> {
-        let [(_, first), ..] = sequences;
-        let mut layers = Vec::with_capacity(first.len());
-        for layer in 0..first.len() {
-            let pairs = sequences.iter().filter_map(|(_, caches)| Some(caches.get(layer)?.resized(capacity)));
-            let (keys, values): (Vec<_>, Vec<_>) = pairs.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
-            layers.push((concatenate(&keys, 0)?, concatenate(&values, 0)?));
+        let length = |caches: &[KeyValueCache]| caches.first().map_or(0, KeyValueCache::offset);
+        let row = |(key, caches): &(SequenceKey, Vec<KeyValueCache>)| Row { sequence: *key, length: length(caches) };
+        let rows = sequences.iter().map(|sequence| Some(row(sequence))).collect();
+        let mut sequences = sequences.map(|(_, caches)| caches.into_iter());
+        let mut layers = Vec::new();
+        loop {
+            let caches: Vec<KeyValueCache> = sequences.iter_mut().filter_map(Iterator::next).collect();
+            if caches.is_empty() {
+                return Ok(Self { capacity, shared, rows, layers });
+            }
+            let pairs: Vec<_> = caches.iter().map(|cache| cache.resized(capacity)).collect::<Result<_, _>>()?;
+            let (keys, values): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+            let pair = (concatenate(&keys, 0)?, concatenate(&values, 0)?);
+            crate::mlx::evaluate([&pair.0, &pair.1])?;
+            layers.push(pair);
         }
-        let row = |(sequence, caches): &(SequenceKey, Vec<KeyValueCache>)| {
-            Some(Row { sequence: *sequence, length: caches.first().map_or(0, KeyValueCache::offset) })
-        };
-        Ok(Self { capacity, shared, rows: sequences.iter().map(row).collect(), layers })
     }
 
     pub(super) fn shared(&self) -> &Shared {

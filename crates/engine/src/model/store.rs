@@ -307,11 +307,8 @@ impl KeyValueStore {
             }
             if let Some(members) = sequences.last_chunk::<SLOTS>().filter(|_| moves >= SLOTS) {
                 let members = members.map(|key| (key, self.own.remove(&key).map_or_else(Vec::new, |one| one.own)));
-                let slab = Slab::of(capacity, shared, &members)?;
-                drop(members);
-                crate::mlx::evaluate(slab.arrays())?;
+                self.slabs.push(Slab::of(capacity, shared, members)?);
                 moves -= SLOTS;
-                self.slabs.push(slab);
             }
         }
         Ok(())

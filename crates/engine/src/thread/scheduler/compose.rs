@@ -18,7 +18,7 @@ const SHORTEST: f64 = 0.02;
 /// Seconds that a step may take when nobody decodes, so that those who come don't wait long.
 const LONGEST_STEP: f64 = 1.0;
 /// How long the first of a crowd waits for the others.
-pub(super) const GATHERING: Duration = Duration::from_millis(700);
+pub(super) const GATHERING: Duration = Duration::from_secs(1);
 /// The fewest prompt tokens computed in a step, unless a prompt has less or is told to take less.
 const SMALLEST: u64 = 4;
 /// The first chunks of a model of which nothing is known, beside rows that decode and alone.
@@ -84,8 +84,8 @@ impl Scheduler {
         is_soon(prompts.get(..1)?)?;
         let awaited: Vec<&Running> =
             prompts.iter().copied().filter(|running| running.place.class(now) <= best).collect();
-        // Beside readers a prompt has less of a step than they have: by so much it is later for each second.
-        let later = pace.usual(ready.len()).map_or(1.0, |usual| usual / beside(pace, ready.len()));
+        // Beside readers a prompt has less of a step than they have: by so much at least it is later for each second.
+        let later = pace.usual(ready.len()).unwrap_or(1.0) / pace.usual(ready.len().min(FEW)).unwrap_or(1.0);
         let is_worth_it = awaited.len() as f64 * later >= ready.len() as f64;
         let are_last = || is_soon(&awaited).is_some_and(|tokens| tokens <= self.limits.prefill_chunk as u64);
         (is_worth_it || are_last()).then_some(since)
