@@ -20,7 +20,7 @@ const CUTTABLE: bool = true;
 
 /// The fewest positions of a span that sequences share. To copy fewer takes less time than to look at them apart in each layer
 /// for each token of the answer.
-const SHARED: usize = 256;
+const SHARED: usize = 512;
 
 /// What was computed for sequences that ended. What they begin with in common is held once. It holds no more than its
 /// limit, the least recently used goes first, to disk if there is one, and nobody who is given a part of it can change it.
@@ -78,6 +78,11 @@ impl PrefixCache {
     /// Bytes held for a model.
     pub(crate) fn bytes_of(&self, model: &ModelName) -> u64 {
         self.tree.bytes_of(model)
+    }
+
+    /// Bytes that [`Self::restore`] would let a prompt share.
+    pub(crate) fn shareable_bytes(&self, model: &ModelName, prompt: &[u32]) -> u64 {
+        self.tree.common_bytes(model, prompt, SHARED)
     }
 
     /// How much of a prompt was computed before, and that, with room for so many positions; `None` when it is nothing. With

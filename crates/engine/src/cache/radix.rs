@@ -215,6 +215,15 @@ impl<R: Run, S: Snapshot> RadixTree<R, S> {
         self.nodes.values().filter(|node| !node.run.is_used()).map(Node::bytes).sum()
     }
 
+    /// Bytes that a prompt has in common with nodes, with at least so many tokens of each.
+    pub(crate) fn common_bytes(&self, model: &ModelName, prompt: &[u32], least: usize) -> u64 {
+        let bytes = |Step { id, taken, .. }: Step| {
+            let node = self.nodes.get(&id).filter(|_| taken >= least)?;
+            Some(node.run.bytes() * taken as u64 / node.tokens.len().max(1) as u64)
+        };
+        self.walk(model, prompt).into_iter().filter_map(bytes).sum()
+    }
+
     /// Splits the node inside which a prompt leaves what is there after at least so many of the node's tokens, so that both go
     /// on from the end of one.
     pub(crate) fn fork(&mut self, model: &ModelName, prompt: &[u32], least: usize) -> Result<(), R::Error> {

@@ -81,6 +81,11 @@ impl Memory {
         Ok(found)
     }
 
+    /// Bytes that a sequence of these tokens would have in common with what is kept.
+    pub(super) fn shareable_bytes(&self, model: &ModelName, tokens: &[u32]) -> u64 {
+        self.prompts.shareable_bytes(model, tokens)
+    }
+
     /// Keeps what was computed of these tokens, which are the first of those that `computed` holds, for prompts that begin alike.
     pub(super) fn keep(&mut self, model: &ModelName, tokens: &[u32], computed: &Computed) {
         if let Err(error) = self.prompts.keep(model, tokens, computed) {

@@ -252,7 +252,11 @@ impl Core {
             return Ok(true);
         };
         let length = sequence.expected_length();
-        let wanted = wanted(model, length, sequence.length(), self.prefill_chunk);
+        let mut wanted = wanted(model, length, sequence.length(), self.prefill_chunk);
+        if model.decoder.shares() {
+            let shared = self.memory.shareable_bytes(&open.model, sequence.tokens());
+            wanted.sequence = wanted.sequence.saturating_sub(shared);
+        }
         let name = ModelName::clone(&open.model);
         let mut running = 0;
         let mut growth = 0_u64;

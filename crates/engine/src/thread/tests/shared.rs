@@ -6,6 +6,8 @@ use super::*;
 const TOKENS: u32 = 12;
 /// Tokens that the prompts begin with.
 const ALIKE: usize = 600;
+/// Few enough that a step takes little memory beside the sequences.
+const CHUNK: usize = 8;
 
 fn prompt(tail: &[u32]) -> Vec<u32> {
     let token = |position: usize| (position * position * 7 + position) as u32 % 200;
@@ -38,6 +40,32 @@ fn heard(events: &mut UnboundedReceiver<GenerationEvent>) -> (usize, Vec<u32>) {
         }
     }
     (restored, tokens)
+}
+
+#[test]
+fn what_is_there_already_needs_no_room() {
+    let (folder, _) = golden("qwen3-f32-tied");
+    let info = load_now(folder.clone()).info;
+    let prompts: Vec<Vec<u32>> = (0..4).map(|tail| prompt(&[tail, 9])).collect();
+    let length = prompts[0].len() as u64;
+    let one = info.needs.sequence(length + u64::from(TOKENS));
+    // Room for two and a half, and what a step takes besides.
+    let limit = Some(info.bytes + info.needs.step(CHUNK as u64, length) + 2 * one + one / 2);
+    for (prefix_cache, together) in [(0, 2), (one, 4)] {
+        let settings = EngineSettings { memory_limit: limit, prefix_cache, prefill_chunk: CHUNK, ..settings() };
+        let mut core = core_with(&settings, folder.clone());
+        let mut first = submit(&mut core, &prompt(&[4, 4]), 1);
+        run(&mut core);
+        assert_eq!(heard(&mut first).1.len(), 1);
+        let mut open: Vec<_> = prompts.iter().map(|prompt| submit(&mut core, prompt, TOKENS)).collect();
+        let mut most = 0;
+        while !core.is_idle() {
+            core.step();
+            most = most.max(core.stats().running);
+        }
+        assert_eq!(most, together, "with {prefix_cache} bytes of cache");
+        assert!(open.iter_mut().all(|events| heard(events).1.len() == TOKENS as usize));
+    }
 }
 
 #[test]
