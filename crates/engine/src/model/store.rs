@@ -204,6 +204,7 @@ impl KeyValueStore {
                 if group.shared.is_empty() {
                     found.push(attend_alone(self.kernels, group, &queries, pair, how)?);
                 } else {
+                    // Models with windows share nothing.
                     let seen = group.seen(self.kernels, None)?;
                     let part = attend_partly(&queries, (&pair.0, &pair.1), how.scale, seen)?;
                     parts.push(part.map(|array| by_token(array, group))?);
