@@ -43,7 +43,7 @@ class Load:
     def __init__(self, server, seed, soak):
         self.server, self.soak, self.lock = server, soak, threading.Lock()
         self.random, self.seen, self.problems = random.Random(seed), [], []
-        self.prefixes = [self.words(400) for _ in range(4)]
+        self.prefixes = [self.words(600) for _ in range(4)]
         # (prompt, seed) → the words that it gave first.
         self.answers, self.repeats, self.drawn = {}, 0, 0
 
