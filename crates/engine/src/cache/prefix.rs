@@ -148,7 +148,7 @@ impl PrefixCache {
         tree.evict(|leaving| spill(disk, &leaving))
     }
 
-    /// Drops everything, and sends nothing of it to disk: where memory has run out there is none for that.
+    /// Drops everything that may go, and sends nothing of it to disk: where memory has run out there is none for that.
     pub(crate) fn drop_all(&mut self) {
         while self.tree.evict(|_| {}) {}
     }

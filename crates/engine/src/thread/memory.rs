@@ -164,11 +164,11 @@ impl Memory {
         before - self.prompts.bytes()
     }
 
-    /// Gives back all that is kept; says how many bytes.
+    /// Gives back all that is kept and nobody has; says how many bytes.
     pub(super) fn drop_all_kept(&mut self) -> u64 {
-        let bytes = self.prompts.bytes();
+        let before = self.prompts.bytes();
         self.prompts.drop_all();
-        bytes
+        before - self.prompts.bytes()
     }
 
     /// What MLX's memory is for, `kv_live` being bytes of running sequences.

@@ -105,6 +105,7 @@ fn what_sequences_begin_with_is_there_once_and_stays_while_they_run() {
     // Memory may be wanted, but this would not come free.
     core.memory.drop_kept(u64::MAX);
     assert_eq!((kept(&core), live(&core)), (span, apart));
+    assert_eq!(core.memory.drop_all_kept(), 0);
     // A failure may have spoilt what is kept; who has it already must not be charged to nobody.
     core.memory.forget_prompts(&"m".into());
     assert_eq!((kept(&core), live(&core)), (0, apart + span));
