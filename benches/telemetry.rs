@@ -320,7 +320,7 @@ fn measurements() -> Result<Arms> {
 fn tokens(daemon: &Daemon) -> Arms {
     let events = |count: u32| {
         let frame = bytes::Bytes::from_static(b"data: {}\n\n");
-        stream::iter((0..count).map(move |_| Ok(Event::Raw { frame: frame.clone(), content: true }))).boxed()
+        stream::iter((0..count).map(move |_| Ok(Event::Raw { frame: frame.clone(), content: 1 }))).boxed()
     };
     let bare = |count: u32| events(count).for_each(consumed).now_or_never().unwrap_or_default();
     let metered = |count: u32| {

@@ -181,7 +181,7 @@ impl Daemon {
                 model: text("gpt-4o-mini-2024-07-18"),
                 usage: Usage::default(),
             },
-            Event::Raw { frame: "{}".into(), content: true },
+            Event::Raw { frame: "{}".into(), content: 1 },
             Event::Usage(usage),
             Event::Finished { reason: FinishReason::Stop, stop_sequence: None },
         ];

@@ -30,7 +30,7 @@ fn record(model: &str, started_at: Timestamp) -> Record {
         stream: true,
         outcome: Outcome::Ok,
         status: 200,
-        usage: Usage { input: Some(10), output: Some(4), cache_read: None, cache_write: None, reasoning: Some(1) },
+        usage: Usage { input: Some(10), output: Some(4), reasoning: Some(1), ..Usage::default() },
         usage_source: Some(UsageSource::Provider),
         queue: Some(Duration::from_micros(1500)),
         chunks: 4,

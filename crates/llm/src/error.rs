@@ -19,8 +19,14 @@ pub enum ErrorKind {
     ContextLength,
     /// The body is larger than `server.max_body`.
     BodyTooLarge,
+    /// The body is encoded in a way that isn't read here.
+    UnsupportedMediaType,
     /// Missing or wrong credentials.
     Unauthorized,
+    /// The provider doesn't let us have this: a region, a model, content that it moderates.
+    Forbidden,
+    /// Our account at the provider has no money or no quota left.
+    InsufficientQuota,
     /// No such model.
     ModelNotFound,
     /// The provider limits our rate.
@@ -59,8 +65,11 @@ impl ErrorKind {
         match self {
             Self::InvalidRequest | Self::ContextLength | Self::UpstreamRefused => 400,
             Self::Unauthorized => 401,
+            Self::InsufficientQuota => 402,
+            Self::Forbidden => 403,
             Self::ModelNotFound => 404,
             Self::BodyTooLarge => 413,
+            Self::UnsupportedMediaType => 415,
             Self::RateLimited => 429,
             Self::Engine | Self::Internal => 500,
             Self::Upstream => 502,
@@ -72,21 +81,62 @@ impl ErrorKind {
     /// How a request that fails this way is counted.
     pub fn outcome(self) -> Outcome {
         match self {
-            Self::InvalidRequest | Self::ContextLength | Self::BodyTooLarge | Self::UpstreamRefused => {
-                Outcome::InvalidRequest
-            }
+            Self::InvalidRequest
+            | Self::ContextLength
+            | Self::BodyTooLarge
+            | Self::UnsupportedMediaType
+            | Self::UpstreamRefused => Outcome::InvalidRequest,
             Self::Unauthorized => Outcome::Unauthorized,
+            Self::Forbidden => Outcome::Forbidden,
             Self::ModelNotFound => Outcome::NotFound,
             Self::RateLimited => Outcome::RateLimited,
             Self::Overloaded => Outcome::Shed,
             Self::Unavailable => Outcome::Unavailable,
-            Self::Upstream => Outcome::UpstreamError,
+            Self::Upstream | Self::InsufficientQuota => Outcome::UpstreamError,
             Self::Engine | Self::Internal => Outcome::EngineError,
             Self::TimeoutFirstToken => Outcome::TimeoutFirstToken,
             Self::TimeoutIdle => Outcome::TimeoutIdle,
             Self::TimeoutTotal => Outcome::TimeoutTotal,
         }
     }
+
+    /// Whose doing it is, as far as the kind alone says.
+    fn fault(self) -> Fault {
+        match self {
+            Self::InvalidRequest
+            | Self::BodyTooLarge
+            | Self::UnsupportedMediaType
+            | Self::UpstreamRefused
+            | Self::Internal => Fault::Caller,
+            Self::ContextLength => Fault::Target,
+            Self::Unauthorized | Self::InsufficientQuota => Fault::Account,
+            Self::Forbidden | Self::ModelNotFound | Self::RateLimited => Fault::Model,
+            Self::Overloaded
+            | Self::Unavailable
+            | Self::Upstream
+            | Self::Engine
+            | Self::TimeoutFirstToken
+            | Self::TimeoutIdle
+            | Self::TimeoutTotal => Fault::Provider,
+        }
+    }
+}
+
+/// Whose doing a failure is, by which it is decided who is asked next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The request is wrong, whoever gets it.
+    Caller,
+    /// The target can't carry out what others can: it has another API, too small a context, no images.
+    Target,
+    /// Our account at the provider: its key, its money.
+    Account,
+    /// This model at this provider: it isn't there, or not for us, or not now.
+    Model,
+    /// The provider failed at it.
+    Provider,
+    /// The provider wasn't reached.
+    Network,
 }
 
 /// A failed request. `Display` is what the client may read; [`std::error::Error::source`] is for the log.
@@ -109,6 +159,12 @@ pub struct Error {
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
     /// Physical calls made beyond the first.
     pub retries: u32,
+    /// Where it isn't what the kind says.
+    fault: Option<Fault>,
+    /// Whether another try can help, as the provider says (`x-should-retry`).
+    pub should_retry: Option<bool>,
+    /// How long the provider asks to be left alone.
+    pub retry_after: Option<Duration>,
 }
 
 /// An error answer as a provider sent it.
@@ -133,7 +189,22 @@ impl Error {
             headers: Box::default(),
             source: None,
             retries: 0,
+            fault: None,
+            should_retry: None,
+            retry_after: None,
         }
+    }
+
+    /// Says whose doing it is, where the kind alone doesn't.
+    #[must_use]
+    pub fn with_fault(mut self, fault: Fault) -> Self {
+        self.fault = Some(fault);
+        self
+    }
+
+    /// Whose doing it is.
+    pub fn fault(&self) -> Fault {
+        self.fault.unwrap_or_else(|| self.kind.fault())
     }
 
     /// Names the request field at fault.

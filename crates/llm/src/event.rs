@@ -32,7 +32,7 @@ pub enum Event {
     /// The tool call of this index, told in part, is none: what the model wrote follows as text. A stream that showed the
     /// pieces can't take them back; everyone else forgets the call.
     ToolCallDropped(usize),
-    /// Cumulative usage; per field the last value that is present wins.
+    /// Cumulative usage; per field the largest value that came wins.
     Usage(Usage),
     /// What a provider reports as usage, as the JSON text it wrote; a later report takes the place of the fields it has.
     /// The neutral counts come beside it, and callers get it in a raw frame: this one is for telemetry.
@@ -49,8 +49,9 @@ pub enum Event {
     Raw {
         /// Bytes to forward unchanged.
         frame: Bytes,
-        /// Whether it holds generated content: the first such frame ends the time to first token.
-        content: bool,
+        /// How many bytes of generated content it holds, as they are written; the first frame that holds any ends the time
+        /// to first token.
+        content: usize,
     },
 }
 
@@ -128,15 +129,50 @@ pub struct Usage {
     pub cache_write: Option<u64>,
     /// Generated tokens that were reasoning.
     pub reasoning: Option<u64>,
+    /// Those of `cache_write` that stay for an hour, which costs more.
+    pub cache_write_1h: Option<u64>,
+    /// Searches of the web that the provider made for the answer, and bills.
+    pub web_searches: Option<u64>,
+    /// The tier that the provider served the request at.
+    pub tier: Option<ServiceTier>,
 }
 
 impl Usage {
-    /// Takes every field that `newer` knows: usage is cumulative, so the last value wins and nothing is ever added up.
+    /// Takes what `newer` knows: usage is cumulative, so nothing is ever added up, and a count that shrinks is one that its
+    /// report left out.
     pub fn update(&mut self, newer: Self) {
-        self.input = newer.input.or(self.input);
-        self.output = newer.output.or(self.output);
-        self.cache_read = newer.cache_read.or(self.cache_read);
-        self.cache_write = newer.cache_write.or(self.cache_write);
-        self.reasoning = newer.reasoning.or(self.reasoning);
+        self.input = newer.input.max(self.input);
+        self.output = newer.output.max(self.output);
+        self.cache_read = newer.cache_read.max(self.cache_read);
+        self.cache_write = newer.cache_write.max(self.cache_write);
+        self.reasoning = newer.reasoning.max(self.reasoning);
+        self.cache_write_1h = newer.cache_write_1h.max(self.cache_write_1h);
+        self.web_searches = newer.web_searches.max(self.web_searches);
+        self.tier = newer.tier.or(self.tier);
+    }
+}
+
+/// The tier at which a provider served a request, which has prices of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum ServiceTier {
+    /// The usual one: OpenAI's `default`, Anthropic's `standard`.
+    Standard,
+    /// Later for less.
+    Flex,
+    /// Sooner for more.
+    Priority,
+    /// Sooner still, at Anthropic and OpenAI.
+    Fast,
+    /// As part of a batch.
+    Batch,
+    /// One that this vocabulary has no word for.
+    Other,
+}
+
+impl ServiceTier {
+    /// The name in telemetry.
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }

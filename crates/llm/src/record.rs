@@ -35,6 +35,8 @@ pub enum Outcome {
     InvalidRequest,
     /// The caller, or our key at the provider, is not allowed.
     Unauthorized,
+    /// The provider doesn't let us have what was asked for.
+    Forbidden,
     /// No such model.
     NotFound,
     /// The provider is off, or the engine is away.

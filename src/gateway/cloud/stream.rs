@@ -108,7 +108,7 @@ impl Reader {
         if let Some(frame) = self.parser.next_frame().map_err(|error| self.rubbish(error))? {
             let events = self.observer.observe(&frame)?;
             self.content |=
-                events.iter().any(|event| matches!(event, Event::Raw { content: true, .. } | Event::Finished { .. }));
+                events.iter().any(|event| matches!(event, Event::Raw { content: 1.., .. } | Event::Finished { .. }));
             self.read.extend(events);
             return Ok(());
         }

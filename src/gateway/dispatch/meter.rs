@@ -220,7 +220,7 @@ impl Meter {
             }
             Event::Raw { content, .. } => {
                 self.raw = true;
-                if *content {
+                if *content > 0 {
                     self.content();
                 }
             }

@@ -239,12 +239,15 @@ fn another_may_answer(error: &Error) -> bool {
         | ErrorKind::Upstream
         | ErrorKind::Engine
         | ErrorKind::Unauthorized
+        | ErrorKind::Forbidden
+        | ErrorKind::InsufficientQuota
         | ErrorKind::ModelNotFound
         | ErrorKind::TimeoutFirstToken
         | ErrorKind::TimeoutIdle => true,
         ErrorKind::InvalidRequest
         | ErrorKind::ContextLength
         | ErrorKind::BodyTooLarge
+        | ErrorKind::UnsupportedMediaType
         | ErrorKind::UpstreamRefused
         | ErrorKind::TimeoutTotal
         | ErrorKind::Internal => false,

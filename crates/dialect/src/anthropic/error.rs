@@ -22,9 +22,14 @@ pub(in super::super) fn encode(error: &Error, request_id: &str) -> Bytes {
 
 fn name(kind: ErrorKind) -> &'static str {
     match kind {
-        ErrorKind::InvalidRequest | ErrorKind::ContextLength | ErrorKind::UpstreamRefused => "invalid_request_error",
+        ErrorKind::InvalidRequest
+        | ErrorKind::ContextLength
+        | ErrorKind::UnsupportedMediaType
+        | ErrorKind::UpstreamRefused => "invalid_request_error",
         ErrorKind::BodyTooLarge => "request_too_large",
         ErrorKind::Unauthorized => "authentication_error",
+        ErrorKind::Forbidden => "permission_error",
+        ErrorKind::InsufficientQuota => "billing_error",
         ErrorKind::ModelNotFound => "not_found_error",
         ErrorKind::RateLimited => "rate_limit_error",
         ErrorKind::Overloaded | ErrorKind::Unavailable => "overloaded_error",

@@ -119,6 +119,7 @@ impl Counts {
             cache_read: self.cache_read_input_tokens,
             cache_write: self.cache_creation_input_tokens,
             reasoning: None,
+            ..Usage::default()
         }
     }
 }
@@ -248,8 +249,8 @@ pub(in super::super) fn observe_body(body: &Bytes, capture: bool) -> Result<Vec<
     Ok(events)
 }
 
-fn raw(frame: &Bytes, content: bool) -> Event {
-    Event::Raw { frame: frame.clone(), content }
+fn raw(frame: &Bytes, content: impl Into<usize>) -> Event {
+    Event::Raw { frame: frame.clone(), content: content.into() }
 }
 
 /// Usage that is no object counts nothing: accounting must not break an answer that is otherwise whole.

@@ -20,10 +20,14 @@ pub(in super::super) fn encode(error: &Error) -> Bytes {
 /// `type` and `code`, as OpenAI's SDKs and their users know them.
 fn names(kind: ErrorKind) -> (&'static str, Option<&'static str>) {
     match kind {
-        ErrorKind::InvalidRequest | ErrorKind::UpstreamRefused => ("invalid_request_error", None),
+        ErrorKind::InvalidRequest | ErrorKind::UnsupportedMediaType | ErrorKind::UpstreamRefused => {
+            ("invalid_request_error", None)
+        }
         ErrorKind::ContextLength => ("invalid_request_error", Some("context_length_exceeded")),
         ErrorKind::BodyTooLarge => ("invalid_request_error", Some("request_too_large")),
         ErrorKind::Unauthorized => ("authentication_error", Some("invalid_api_key")),
+        ErrorKind::Forbidden => ("permission_error", Some("forbidden")),
+        ErrorKind::InsufficientQuota => ("insufficient_quota", Some("insufficient_quota")),
         ErrorKind::ModelNotFound => ("invalid_request_error", Some("model_not_found")),
         ErrorKind::RateLimited => ("rate_limit_error", Some("rate_limit_exceeded")),
         ErrorKind::Overloaded => ("overloaded_error", Some("overloaded")),

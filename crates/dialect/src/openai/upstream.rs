@@ -185,8 +185,8 @@ pub(in super::super) fn observe_body(body: &Bytes, capture: bool) -> Result<Vec<
     Ok(events)
 }
 
-fn raw(frame: &Bytes, content: bool) -> Event {
-    Event::Raw { frame: frame.clone(), content }
+fn raw(frame: &Bytes, content: impl Into<usize>) -> Event {
+    Event::Raw { frame: frame.clone(), content: content.into() }
 }
 
 /// The frame without its null `usage` field and one comma beside it. A field that is written in a way this doesn't
@@ -218,6 +218,7 @@ fn read_usage(usage: &RawValue) -> Usage {
         cache_read: count("/prompt_tokens_details/cached_tokens"),
         cache_write: count("/prompt_tokens_details/cache_write_tokens"),
         reasoning: count("/completion_tokens_details/reasoning_tokens"),
+        ..Usage::default()
     }
 }
 

@@ -122,8 +122,8 @@ fn tool_calls_that_cant_be_written_are_an_error() {
 fn beside_a_raw_frame_nothing_is_written() {
     for api in APIS {
         let mut events = answer();
-        events.insert(1, Event::Raw { frame: "one".into(), content: false });
-        events.push(Event::Raw { frame: "two".into(), content: false });
+        events.insert(1, Event::Raw { frame: "one".into(), content: 0 });
+        events.push(Event::Raw { frame: "two".into(), content: 0 });
         assert_eq!(stream(api, "", &events), "onetwo");
         let mut builder = BodyBuilder::new(&request(api, ""), identity());
         events.pop();

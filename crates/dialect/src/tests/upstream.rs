@@ -23,7 +23,7 @@ fn observe_chunked(request: &Request, stream: &str, capture: bool, size: usize) 
 /// What the caller gets, and which of the frames hold content.
 fn forwarded(events: &[Event]) -> (String, Vec<bool>) {
     let raws = events.iter().filter_map(|event| match event {
-        Event::Raw { frame, content } => Some((String::from_utf8(frame.to_vec()).unwrap(), *content)),
+        Event::Raw { frame, content } => Some((String::from_utf8(frame.to_vec()).unwrap(), *content > 0)),
         _ => None,
     });
     raws.unzip()
@@ -47,7 +47,7 @@ fn call(index: usize, id: Option<&str>, name: Option<&str>, arguments: &str) -> 
 }
 
 fn openai_usage() -> Usage {
-    Usage { input: Some(11), output: Some(7), cache_read: Some(4), cache_write: None, reasoning: Some(2) }
+    Usage { input: Some(11), output: Some(7), cache_read: Some(4), reasoning: Some(2), ..Usage::default() }
 }
 
 fn openai_started() -> Event {
@@ -121,7 +121,7 @@ fn anthropic_usage_is_cumulative_and_the_last_value_wins() {
         output: Some(output),
         cache_read: Some(2),
         cache_write: Some(3),
-        reasoning: None,
+        ..Usage::default()
     };
     let (id, model) = (Some("msg_1".to_owned()), Some("claude-test-2026".to_owned()));
     let expected = [
@@ -143,7 +143,7 @@ fn whole_bodies_are_observed() {
         br#"{"id":"c","model":"g","choices":[{"index":0,"message":{"role":"assistant","content":"Hi","tool_calls":null},"finish_reason":"length"}],"usage":{"prompt_tokens":11,"completion_tokens":7}}"#,
     );
     let events = observe_body(Dialect::OpenAi, &body, true).unwrap();
-    assert_eq!(events[1], Event::Raw { frame: body.clone(), content: true });
+    assert_eq!(events[1], Event::Raw { frame: body.clone(), content: 1 });
     let usage = Usage { input: Some(11), output: Some(7), ..Usage::default() };
     let finished = Event::Finished { reason: FinishReason::Length, stop_sequence: None };
     let report = Event::ReportedUsage(r#"{"prompt_tokens":11,"completion_tokens":7}"#.into());
@@ -157,7 +157,7 @@ fn whole_bodies_are_observed() {
     let usage = Usage { input: Some(7), output: Some(9), cache_read: Some(2), ..Usage::default() };
     let expected = [
         Event::ReportedUsage(r#"{"input_tokens":5,"cache_read_input_tokens":2,"output_tokens":9}"#.into()),
-        Event::Raw { frame: body.clone(), content: true },
+        Event::Raw { frame: body.clone(), content: 1 },
         Event::Text("Hi".to_owned()),
         call(0, Some("t"), Some("f"), "{\"a\":1}"),
         Event::Usage(usage),

@@ -246,9 +246,12 @@ impl RequestFinished<'_> {
 fn severity(outcome: Outcome) -> Level {
     match outcome {
         Outcome::Ok | Outcome::ClientAbort | Outcome::InvalidRequest | Outcome::NotFound => Level::INFO,
-        Outcome::Shutdown | Outcome::Unauthorized | Outcome::RateLimited | Outcome::Shed | Outcome::Unavailable => {
-            Level::WARN
-        }
+        Outcome::Shutdown
+        | Outcome::Unauthorized
+        | Outcome::Forbidden
+        | Outcome::RateLimited
+        | Outcome::Shed
+        | Outcome::Unavailable => Level::WARN,
         Outcome::TimeoutFirstToken
         | Outcome::TimeoutIdle
         | Outcome::TimeoutTotal

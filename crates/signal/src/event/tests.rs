@@ -17,7 +17,7 @@ fn record(outcome: Outcome) -> Record {
         stream: true,
         outcome,
         status: 504,
-        usage: Usage { input: Some(1), output: Some(2), cache_read: Some(3), cache_write: Some(4), reasoning: None },
+        usage: Usage { input: Some(1), output: Some(2), cache_read: Some(3), cache_write: Some(4), ..Usage::default() },
         usage_source: Some(UsageSource::Partial),
         cost_usd: Some(0.5),
         queue: Some(Duration::from_millis(6)),
@@ -74,9 +74,12 @@ fn the_level_says_whose_fault_it_is() {
         let lines = lines_of(|| RequestFinished { record: &record, error: None }.emit());
         let expected = match outcome {
             Outcome::Ok | Outcome::ClientAbort | Outcome::InvalidRequest | Outcome::NotFound => Level::INFO,
-            Outcome::Shutdown | Outcome::Unauthorized | Outcome::RateLimited | Outcome::Shed | Outcome::Unavailable => {
-                Level::WARN
-            }
+            Outcome::Shutdown
+            | Outcome::Unauthorized
+            | Outcome::Forbidden
+            | Outcome::RateLimited
+            | Outcome::Shed
+            | Outcome::Unavailable => Level::WARN,
             _ => Level::ERROR,
         };
         assert_eq!(lines[0].level, expected, "{outcome:?}");

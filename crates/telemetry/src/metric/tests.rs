@@ -121,6 +121,7 @@ fn record(provider: Option<&str>, model: &str, outcome: Outcome) -> Record {
             cache_read: Some(30),
             cache_write: Some(20),
             reasoning: Some(7),
+            ..Usage::default()
         },
         usage_source: Some(UsageSource::Provider),
         cost_usd: Some(0.0125),

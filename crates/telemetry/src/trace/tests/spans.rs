@@ -63,7 +63,7 @@ pub(super) fn record() -> Record {
         stream: true,
         outcome: Outcome::Ok,
         status: 200,
-        usage: Usage { input: Some(12), output: Some(7), cache_read: Some(4), cache_write: None, reasoning: Some(2) },
+        usage: Usage { input: Some(12), output: Some(7), cache_read: Some(4), reasoning: Some(2), ..Usage::default() },
         cost_usd: Some(0.0001),
         time_to_first_token: Some(Duration::from_millis(250)),
         chunks: 3,
