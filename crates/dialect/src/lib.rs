@@ -12,7 +12,9 @@ mod exact;
 mod field;
 mod fold;
 mod json;
+mod observer;
 mod openai;
+mod raw;
 mod refusal;
 pub mod sse;
 #[cfg(test)]
@@ -21,11 +23,14 @@ mod upstream_error;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use mlx_manager_llm::{Api, Chat, Dialect, Error, ErrorKind, Event, Request};
+use mlx_manager_llm::{Api, Chat, Dialect, Error, ErrorKind, Event, Fault, Request};
 
 use self::fold::Folded;
 
-pub use self::capture::CAPTURE;
+pub use self::{
+    capture::CAPTURE,
+    observer::{Observer, observe_body},
+};
 
 /// Reads what routing, telemetry and sampling need to know of a body, and keeps the rest as it came.
 ///
@@ -55,12 +60,14 @@ pub fn model_of(body: &[u8]) -> Option<String> {
 /// Understands a body to its last field, for the local engine.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidRequest`] with the field at fault; a field that would have to be ignored is one.
+/// [`ErrorKind::InvalidRequest`] with the field at fault; a field that would have to be ignored is one. Other targets may take
+/// it all the same.
 pub fn decode_chat(request: &Request) -> Result<Chat, Error> {
-    match request.api.dialect() {
+    let chat = match request.api.dialect() {
         Dialect::OpenAi => openai::chat::decode_chat(request),
         Dialect::Anthropic => anthropic::chat::decode_chat(request),
-    }
+    };
+    chat.map_err(|error| error.with_fault(Fault::Target))
 }
 
 /// The `content-type` of an answer.
@@ -204,10 +211,10 @@ pub fn encode_error(dialect: Dialect, error: &Error, request_id: &str) -> (u16, 
     (error.status(), body)
 }
 
-/// What a provider's error answer means. Its body is kept for the caller unless it speaks of our own key; the message,
-/// which reaches logs and audit rows, quotes none of it but the error's name.
+/// What a provider's error answer means. Its body and words are kept for the caller unless it speaks of our own key; the
+/// message, which reaches logs and audit rows, quotes none of it but the error's name.
 pub fn decode_error(dialect: Dialect, status: u16, body: Bytes) -> Error {
-    upstream_error::decode(dialect, status, body)
+    upstream_error::decode(dialect, Some(status), body)
 }
 
 /// A body for a provider of the caller's own dialect: the fields as they came, value by value to the byte, but for the
@@ -248,67 +255,6 @@ fn begin_field(out: &mut Vec<u8>, name: &str) {
     }
     json::write(out, &name);
     out.push(b':');
-}
-
-/// Reads the frames of a provider's streamed answer: what to forward, and what it means.
-#[derive(Debug)]
-pub struct Observer {
-    wire: WireObserver,
-}
-
-#[derive(Debug)]
-enum WireObserver {
-    OpenAi(openai::upstream::Observer),
-    Anthropic(anthropic::upstream::Observer),
-}
-
-impl Observer {
-    /// An observer for the answer to `request` from a provider of the same dialect. With `capture` the generated content
-    /// is given as neutral events too, which costs a copy of it.
-    pub fn new(request: &Request, capture: bool) -> Self {
-        let wire = match request.api.dialect() {
-            Dialect::OpenAi => WireObserver::OpenAi(openai::upstream::Observer::new(request.include_usage, capture)),
-            Dialect::Anthropic => WireObserver::Anthropic(anthropic::upstream::Observer::new(capture)),
-        };
-        Self { wire }
-    }
-
-    /// The events of one frame: [`Event::Started`] first where it is one, then the raw frame unless it is not for the
-    /// caller, then what it says.
-    ///
-    /// # Errors
-    /// What an error frame says, or [`ErrorKind::Upstream`] for a frame that can't be read. The answer ends with it.
-    pub fn observe(&mut self, frame: &sse::Frame) -> Result<Vec<Event>, Error> {
-        match &mut self.wire {
-            WireObserver::OpenAi(observer) => observer.observe(frame),
-            WireObserver::Anthropic(observer) => observer.observe(frame),
-        }
-    }
-
-    /// Whether the terminator was seen (`[DONE]`, `message_stop`). A stream that ends without it is broken.
-    pub fn complete(&self) -> bool {
-        match &self.wire {
-            WireObserver::OpenAi(observer) => observer.complete(),
-            WireObserver::Anthropic(observer) => observer.complete(),
-        }
-    }
-}
-
-/// The events of a provider's whole body that wasn't streamed, in the order of [`Observer::observe`].
-///
-/// # Errors
-/// [`ErrorKind::Upstream`] when it can't be read, or what it says when it is an error after all.
-pub fn observe_body(dialect: Dialect, body: &Bytes, capture: bool) -> Result<Vec<Event>, Error> {
-    match dialect {
-        Dialect::OpenAi => openai::upstream::observe_body(body, capture),
-        Dialect::Anthropic => anthropic::upstream::observe_body(body, capture),
-    }
-}
-
-/// A provider's bytes that make no sense. The reader's complaint may quote them, so only its place is kept.
-fn rubbish(error: serde_json::Error) -> Error {
-    let place = format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column());
-    Error::new(ErrorKind::Upstream, "the provider sent something that can't be read").with_source(place)
 }
 
 /// A model in a list.

@@ -1,6 +1,6 @@
 //! Neutral events to either wire.
 
-use mlx_manager_llm::{Api, Dialect, Error, ErrorKind, Event, FinishReason, ToolCallDelta, UpstreamBody, Usage};
+use mlx_manager_llm::{Api, Dialect, Error, ErrorKind, Event, FinishReason, ToolCallDelta, UpstreamAnswer, Usage};
 use serde_json::{Value, json};
 
 use super::{golden, identity, request};
@@ -162,7 +162,12 @@ fn errors_speak_the_callers_dialect() {
 fn a_providers_error_is_passed_on_or_put_into_the_callers_dialect() {
     let body = r#"{"error":{"message":"too many","type":"requests","code":"rate_limit_exceeded","extra":1}}"#;
     let mut error = Error::new(ErrorKind::RateLimited, "the provider answered with an error");
-    let upstream = UpstreamBody { dialect: Dialect::OpenAi, status: 429, body: body.into() };
+    let upstream = UpstreamAnswer {
+        dialect: Dialect::OpenAi,
+        status: 429,
+        body: Some(body.into()),
+        words: Some("too many".to_owned()),
+    };
     error.upstream = Some(Box::new(upstream));
     assert_eq!(encode_error(Dialect::OpenAi, &error, "r1"), (429, body.into()));
     let (status, other) = encode_error(Dialect::Anthropic, &error, "r1");
