@@ -197,6 +197,7 @@ fn open_cloud(known: &Known<'_>) {
             let labels = Labels::none().with_text(Label::Provider, name).with(Label::Reason, reason);
             add(Counter::Retries, labels, 0);
         }
+        add(Counter::ObserverUnreadable, Labels::none().with_text(Label::Provider, name), 0);
         set(Gauge::BreakerState, Labels::none().with_text(Label::Provider, name), 0.0);
     }
 }

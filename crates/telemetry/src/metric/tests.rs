@@ -447,7 +447,9 @@ fn emit_everything() {
     .emit();
     event::AttemptRetried { provider: "openai", reason: "connect", attempt: 1, delay: Duration::ZERO }.emit();
     event::TargetFailedOver { from: "openai", to: "local", reason: "connect" }.emit();
-    event::BreakerChanged { provider: "openai", state: event::BreakerState::Open }.emit();
+    let (model, state) = (ModelLabel::new("gpt-4o"), event::BreakerState::Open);
+    event::BreakerChanged { provider: "openai", model: &model, state, worst: state }.emit();
+    event::FrameUnreadable { provider: "openai", is_first: true }.emit();
     event::RateLimitSeen { provider: "openai", resource: "tokens", remaining: 12.0 }.emit();
     event::ModelLoaded { model: "demo", bytes: 5, duration: Duration::from_millis(3), weights: "stored" }.emit();
     event::EngineMemory { model: "demo", kv_cache_bytes: 9 }.emit();
