@@ -21,7 +21,7 @@ struct Rule {
 pub struct Decision<'a> {
     /// The pattern that matched, or `local` for a local model that no rule names.
     pub rule: &'a str,
-    /// The targets, in order.
+    /// The targets, in order, each with the model that it is asked for if a star in its name said so.
     pub targets: Vec<Target>,
     /// What the rule says of its requests.
     pub priority: Option<Priority>,
@@ -44,8 +44,12 @@ impl RouteTable {
     pub fn decide(&self, model: &str, is_local: impl FnOnce(&str) -> bool) -> Option<Decision<'_>> {
         // A pattern that is the name itself matches even when the name holds glob characters.
         if let Some(rule) = self.rules.iter().find(|rule| rule.route.model == model || rule.matcher.is_match(model)) {
-            let Route { model, targets, priority } = &rule.route;
-            return Some(Decision { rule: model, targets: targets.clone(), priority: *priority });
+            let route = &rule.route;
+            let targets = route.targets.iter().map(|target| Target {
+                provider: target.provider.clone(),
+                model: target.model.is_some().then(|| route.model_at(target, model).into_owned()),
+            });
+            return Some(Decision { rule: &route.model, targets: targets.collect(), priority: route.priority });
         }
         let target = || Target { provider: LOCAL.to_owned(), model: None };
         is_local(model).then(|| Decision { rule: LOCAL, targets: vec![target()], priority: None })
@@ -61,6 +65,8 @@ impl RouteTable {
 
 #[cfg(test)]
 mod tests {
+    use mlx_manager_config::RetryBudget;
+
     use super::*;
 
     fn table() -> RouteTable {
@@ -68,11 +74,17 @@ mod tests {
             provider: provider.to_owned(),
             model: model.map(ToOwned::to_owned),
         };
-        let route = |model: &str, targets, priority| Route { model: model.to_owned(), targets, priority };
+        let route = |model: &str, targets, priority| Route {
+            model: model.to_owned(),
+            targets,
+            priority,
+            retry_budget: RetryBudget::default(),
+        };
         RouteTable::new(&[
             route("gpt-4o", vec![target("a", None), target("b", Some("other"))], None),
             route("gpt-*", vec![target("b", None)], None),
             route("org/*", vec![target(LOCAL, None)], Some(Priority::Batch)),
+            route("groq/*", vec![target("groq", Some("*")), target("azure", Some("my-*")), target(LOCAL, None)], None),
         ])
         .unwrap()
     }
@@ -92,6 +104,17 @@ mod tests {
         assert_eq!(table.decide("gpt-mine", |_| true).unwrap().rule, "gpt-*");
         assert_eq!(table.decide("mine", |name| name == "mine").unwrap().rule, LOCAL);
         assert_eq!(table.decide("yours", |name| name == "mine"), None);
+    }
+
+    #[test]
+    fn a_star_in_a_target_is_what_the_rule_took() {
+        let table = table();
+        let decision = table.decide("groq/llama-3.3-70b", |_| false).unwrap();
+        let targets: Vec<_> = decision.targets.iter().map(|target| target.model.as_deref()).collect();
+        assert_eq!(targets, [Some("llama-3.3-70b"), Some("my-llama-3.3-70b"), None]);
+        // A caller that asks for the rule itself.
+        let decision = table.decide("groq/*", |_| false).unwrap();
+        assert!(decision.targets.iter().all(|target| target.model.as_deref() != Some("*")));
     }
 
     #[test]
