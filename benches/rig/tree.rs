@@ -186,7 +186,7 @@ impl Daemon {
             Event::Finished { reason: FinishReason::Stop, stop_sequence: None },
         ];
         let events = stream::iter(events.map(Ok)).boxed();
-        let answer = meter.measure(Answer { headers: HeaderMap::new(), events, retries: 0, keep_alive: false });
+        let answer = meter.measure(Answer { headers: HeaderMap::new(), events, retries: 0 });
         answer.for_each(|_| std::future::ready(())).now_or_never().unwrap_or_default();
         let mut headers = HeaderMap::new();
         propagate::inject(&span, &mut headers);

@@ -217,13 +217,37 @@ pub fn decode_error(dialect: Dialect, status: u16, body: Bytes) -> Error {
     upstream_error::decode(dialect, Some(status), body)
 }
 
+/// The tokens of a prompt, roughly: for where a count is needed and nobody counts. Four bytes are a token, and a picture is as
+/// many as pictures are taken for.
+pub fn estimate_prompt(request: &Request) -> u64 {
+    const BYTES_PER_TOKEN: usize = 4;
+    /// What no picture is smaller than, in base64.
+    const LONG_TEXT: usize = 16 * 1024;
+    const PICTURE_TOKENS: usize = 1600;
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'-' | b'_');
+    let prompt = request.body.iter().filter(|(name, _)| matches!(*name, "messages" | "system" | "tools"));
+    let tokens = prompt.map(|(_, value)| value.get()).map(|text| {
+        if text.len() <= LONG_TEXT {
+            return text.len() / BYTES_PER_TOKEN;
+        }
+        let tokens = text.split('"').map(|text| match text.rsplit_once(',').map_or(text, |(_, data)| data) {
+            data if data.len() > LONG_TEXT && data.bytes().all(is_base64) => PICTURE_TOKENS,
+            _ => text.len() / BYTES_PER_TOKEN,
+        });
+        tokens.sum()
+    });
+    tokens.sum::<usize>() as u64
+}
+
+/// Whether a stream has to be asked for its usage, since its caller doesn't.
+pub fn injects_usage(request: &Request) -> bool {
+    request.api.dialect() == Dialect::OpenAi && request.stream && !request.include_usage
+}
+
 /// A body for a provider of the caller's own dialect: the fields as they came, value by value to the byte, but for the
 /// model's name where the route changes it, and for usage, which an OpenAI stream has to be asked for.
-pub fn prepare(request: &Request, model: &str) -> Bytes {
-    let options = match request.api.dialect() {
-        Dialect::OpenAi => openai::upstream::stream_options(request),
-        Dialect::Anthropic => None,
-    };
+pub fn prepare(request: &Request, model: &str, ask_usage: bool) -> Bytes {
+    let options = (ask_usage && injects_usage(request)).then(|| openai::upstream::stream_options(request));
     let size: usize = request.body.iter().map(|(name, value)| name.len() + value.get().len() + 8).sum();
     let mut out = Vec::with_capacity(size + 64);
     let mut options_sent = options.is_none();

@@ -240,7 +240,8 @@ impl Error {
     #[must_use]
     pub fn with_retry_after(mut self, after: Duration) -> Self {
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
-        self.headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        self.headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        self.retry_after = Some(after);
         self
     }
 

@@ -16,18 +16,15 @@ use super::super::{
     upstream_error,
 };
 
-/// The field to replace beside the model, if any: `stream_options` with usage asked for.
-pub(in super::super) fn stream_options(request: &Request) -> Option<String> {
-    if !request.stream || request.include_usage {
-        return None;
-    }
+/// The caller's `stream_options`, with usage asked for.
+pub(in super::super) fn stream_options(request: &Request) -> String {
     let mut options = request
         .body
         .get("stream_options")
         .and_then(|raw| serde_json::from_str::<serde_json::Map<_, _>>(raw.get()).ok())
         .unwrap_or_default();
     options.insert("include_usage".to_owned(), Value::Bool(true));
-    Some(Value::Object(options).to_string())
+    Value::Object(options).to_string()
 }
 
 /// Reads the frames of a streamed answer.

@@ -197,12 +197,12 @@ fn a_provider_gets_what_the_caller_sent() {
     let anthropic = golden!("anthropic/full.json");
     for (api, text) in [(Api::ChatCompletions, openai), (Api::Messages, anthropic)] {
         let request = crate::decode_head(api, text.as_bytes()).unwrap();
-        let sent = prepare(&request, &request.model);
+        let sent = prepare(&request, &request.model, true);
         // Only the white space between the fields may differ, which the fixture has two blanks and a line feed of.
         let expected = text.trim().replace("\n  \"", "\"").replace("\": ", "\":");
         let squeezed = String::from_utf8(sent.to_vec()).unwrap().replace("\": ", "\":");
         assert_eq!(squeezed, expected.replace("\n}", "}").replace("{\n", "{"));
-        let renamed = prepare(&request, "other");
+        let renamed = prepare(&request, "other", true);
         let renamed = String::from_utf8(renamed.to_vec()).unwrap();
         let model = format!("{:?}", request.model);
         assert_eq!(renamed, String::from_utf8(sent.to_vec()).unwrap().replacen(&model, "\"other\"", 1));
@@ -211,7 +211,8 @@ fn a_provider_gets_what_the_caller_sent() {
 
 #[test]
 fn usage_is_asked_for_in_openai_streams() {
-    let sent = |api, fields: &str| -> Value { serde_json::from_slice(&prepare(&request(api, fields), "m")).unwrap() };
+    let sent =
+        |api, fields: &str| -> Value { serde_json::from_slice(&prepare(&request(api, fields), "m", true)).unwrap() };
     let openai = Api::ChatCompletions;
     assert_eq!(sent(openai, r#""stream":true"#)["stream_options"], json!({"include_usage": true}));
     let kept = sent(openai, r#""stream":true,"stream_options":{"include_usage":false,"include_obfuscation":false}"#);

@@ -143,7 +143,7 @@ impl TargetFailedOver<'_> {
 }
 
 /// States of a circuit breaker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum BreakerState {
     /// Calls pass (0).
