@@ -118,7 +118,7 @@ impl App {
         for provider in &config.providers {
             let breaker = Breaker::new(&provider.name, provider.calls.breaker.clone());
             let named = |source| StartError::Provider { name: provider.name.clone(), source };
-            providers.push((Provider::new(provider).map_err(named)?, breaker));
+            providers.push((Provider::new(provider, &config.prices).map_err(named)?, breaker));
         }
         let engine = Engine::start(&config.local, &tasks);
         engine.models().iter().for_each(|(model, _)| metrics.add_local_model(model));

@@ -124,7 +124,7 @@ impl Daemon {
         let body = json!({
             "model": MODEL, "temperature": 0.7, "max_tokens": 256, "messages": [{ "role": "user", "content": text }],
         });
-        let prices = Arc::new(PriceList::new(Dialect::OpenAi, "https://api.openai.com/v1"));
+        let prices = Arc::new(PriceList::new(Dialect::OpenAi, "https://api.openai.com/v1", "openai", &[]));
         let (body, url) = (body.to_string(), "https://api.openai.com/v1/chat/completions".parse()?);
         Ok(Self { telemetry, audit, body, url, prices, sent: Cell::new(0), _runtime: runtime, _folder: folder })
     }

@@ -69,11 +69,11 @@ pub struct Provider {
 }
 
 impl Provider {
-    /// Prepares a provider; connects to nothing.
+    /// Prepares a provider; connects to nothing. `prices` are the operator's, for whichever provider.
     ///
     /// # Errors
     /// When its URL or key can't be used.
-    pub fn new(config: &config::Provider) -> Result<Self, ProviderError> {
+    pub fn new(config: &config::Provider, prices: &[config::Price]) -> Result<Self, ProviderError> {
         let url = format!("{}{}", config.base_url, provider::path(config.kind));
         let url = Url::parse(&url)
             .ok()
@@ -94,7 +94,7 @@ impl Provider {
         Ok(Self {
             name: config.name.clone(),
             kind: config.kind,
-            prices: Arc::new(PriceList::new(vendor::dialect(config.kind), &config.base_url)),
+            prices: Arc::new(PriceList::new(vendor::dialect(config.kind), &config.base_url, &config.name, prices)),
             url,
             api_key: config.api_key.clone(),
             api_key_path: config.api_key_path.clone(),

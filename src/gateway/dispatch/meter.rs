@@ -310,8 +310,9 @@ impl Meter {
         if let (Some(target), Some(inference)) = (&self.target, &mut record.inference) {
             inference.duration = target.called.elapsed();
             inference.time_to_first_token = self.first_content.map(|first| first - target.called);
-            let model = record.response_model.as_deref().unwrap_or(&inference.model);
-            record.cost_usd = target.prices.as_ref().and_then(|prices| prices.cost_usd(model, &record.usage));
+            let asked = inference.model.as_str();
+            let model = record.response_model.as_deref().unwrap_or(asked);
+            record.cost_usd = target.prices.as_ref().and_then(|prices| prices.cost_usd(model, asked, &record.usage));
             if let Some(captured) = &mut self.captured {
                 captured.tool_calls.retain(|call| !call.name.is_empty());
             }
