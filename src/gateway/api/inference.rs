@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions` and `POST /v1/messages`: the same steps, in the caller's dialect.
 
-use std::{error::Error as _, mem, sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use axum::{
     Extension,
@@ -13,7 +13,6 @@ use axum::{
     response::Response,
 };
 use futures_util::{Stream, StreamExt, stream};
-use http_body_util::{BodyExt, LengthLimitError};
 use mlx_manager_dialect as dialect;
 use mlx_manager_dialect::{BodyBuilder, Identity, StreamEncoder};
 use mlx_manager_llm as llm;
@@ -21,13 +20,10 @@ use mlx_manager_llm::{Answer, Api, Context, Error, ErrorKind, Event, Priority};
 use mlx_manager_signal::event::RequestDecoded;
 use tokio::time::{Instant, timeout_at};
 
-use super::{add_headers, error_response};
+use super::{Inference, add_headers, body::read, error_response};
 use crate::gateway::{
     cloud,
-    dispatch::{
-        Dispatch,
-        meter::{Meter, Metered},
-    },
+    dispatch::meter::{Meter, Metered},
 };
 
 /// By which a caller says who goes first where requests wait.
@@ -38,25 +34,25 @@ const PRIORITY: HeaderName = HeaderName::from_static("x-mlx-manager-priority");
 const MOST_SILENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn chat_completions(
-    State(dispatch): State<Arc<Dispatch>>,
+    State(inference): State<Inference>,
     Extension(context): Extension<Context>,
     request: Request,
 ) -> Response {
-    infer(dispatch, Api::ChatCompletions, context, request).await
+    infer(inference, Api::ChatCompletions, context, request).await
 }
 
 pub(super) async fn messages(
-    State(dispatch): State<Arc<Dispatch>>,
+    State(inference): State<Inference>,
     Extension(context): Extension<Context>,
     request: Request,
 ) -> Response {
-    infer(dispatch, Api::Messages, context, request).await
+    infer(inference, Api::Messages, context, request).await
 }
 
-async fn infer(dispatch: Arc<Dispatch>, api: Api, context: Context, request: Request) -> Response {
+async fn infer(inference: Inference, api: Api, context: Context, request: Request) -> Response {
     // Opened before anything can go wrong: every POST leaves exactly one record.
-    let mut meter = dispatch.meter(api, &context);
-    let begun = begin(&dispatch, &mut meter, api, &context, request).await;
+    let mut meter = inference.dispatch.meter(api, &context);
+    let begun = begin(&inference, &mut meter, api, &context, request).await;
     let (request, mut answer) = match begun {
         Ok(begun) => begun,
         Err(error) => {
@@ -70,17 +66,22 @@ async fn infer(dispatch: Arc<Dispatch>, api: Api, context: Context, request: Req
     let headers = mem::take(&mut answer.headers);
     let silence = answer.keep_alive.then_some(MOST_SILENCE);
     let events = meter.measure(answer);
-    let result = if request.stream {
-        Ok(stream_body(events, StreamEncoder::new(&request, identity), silence))
+    let encoder = StreamEncoder::new(&request, identity.clone());
+    let builder = BodyBuilder::new(&request, identity);
+    let is_stream = request.stream;
+    // The answer has begun, so nobody will send the request again: its buffer must not wait for the answer's end.
+    drop(request);
+    let result = if is_stream {
+        Ok(stream_body(events, encoder, silence))
     } else {
-        whole_body(events, BodyBuilder::new(&request, identity)).await.map(Body::from)
+        whole_body(events, builder).await.map(Body::from)
     };
     match result {
         Ok(body) => {
             let mut response = Response::new(body);
-            let content_type = HeaderValue::from_static(dialect::content_type(request.stream));
+            let content_type = HeaderValue::from_static(dialect::content_type(is_stream));
             response.headers_mut().insert(CONTENT_TYPE, content_type);
-            if request.stream {
+            if is_stream {
                 response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
             }
             add_headers(&mut response, &headers);
@@ -91,28 +92,29 @@ async fn infer(dispatch: Arc<Dispatch>, api: Api, context: Context, request: Req
 }
 
 async fn begin(
-    dispatch: &Dispatch,
+    inference: &Inference,
     meter: &mut Meter,
     api: Api,
     context: &Context,
     request: Request,
 ) -> Result<(Arc<llm::Request>, Answer), Error> {
     let (parts, body) = request.into_parts();
-    let body = read(body).await?;
+    let body = read(&parts.headers, body, inference.max_body).await?;
     meter.received();
-    let request = match dialect::decode_head(api, &body) {
-        Ok(request) => Arc::new(request),
-        Err(error) => {
-            dialect::model_of(&body).into_iter().for_each(|model| meter.named(&model));
-            return Err(error);
-        }
-    };
-    meter.decoded(&request);
-    RequestDecoded { model: meter.model(), stream: request.stream, bytes: body.len() }.emit();
+    let request = Arc::new(decode(meter, api, body)?);
     let priority = priority(&parts.headers)?;
     let headers = cloud::forwarded(&parts.headers);
-    let answer = dispatch.start(meter, Arc::clone(&request), context, headers, priority).await?;
+    let answer = inference.dispatch.start(meter, Arc::clone(&request), context, headers, priority).await?;
     Ok((request, answer))
+}
+
+fn decode(meter: &mut Meter, api: Api, body: Bytes) -> Result<llm::Request, Error> {
+    let request = dialect::decode_head(api, body.clone()).inspect_err(|_| {
+        dialect::model_of(&body).into_iter().for_each(|model| meter.named(&model));
+    })?;
+    meter.decoded(&request);
+    RequestDecoded { model: meter.model(), stream: request.stream, bytes: body.len() }.emit();
+    Ok(request)
 }
 
 /// What the caller says of who goes first where requests wait.
@@ -127,21 +129,6 @@ fn priority(headers: &HeaderMap) -> Result<Option<Priority>, Error> {
         let message = format!("the header {PRIORITY} says {said:?}; allowed: {allowed}");
         Error::new(ErrorKind::InvalidRequest, message)
     })
-}
-
-async fn read(body: Body) -> Result<Bytes, Error> {
-    let error = match body.collect().await {
-        Ok(body) => return Ok(body.to_bytes()),
-        Err(error) => error,
-    };
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if inner.is::<LengthLimitError>() {
-            return Err(Error::new(ErrorKind::BodyTooLarge, "the request body is larger than server.max_body allows"));
-        }
-        cause = inner.source();
-    }
-    Err(Error::new(ErrorKind::InvalidRequest, "the request body broke off").with_source(error))
 }
 
 /// Events as they come, each a few frames. After an error its frame is the last. With `silence` a frame that says nothing
@@ -187,6 +174,7 @@ async fn whole_body(mut events: Metered, mut builder: BodyBuilder) -> Result<Byt
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt;
     use mlx_manager_llm::{FinishReason, Usage};
 
     use super::*;
@@ -194,7 +182,7 @@ mod tests {
     /// What a stream of an answer says whose prompt takes long.
     async fn body(api: Api, silence: Option<Duration>) -> String {
         let body = br#"{"model":"m","max_tokens":9,"stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
-        let request = dialect::decode_head(api, body).unwrap();
+        let request = dialect::decode_head(api, Bytes::from_static(body)).unwrap();
         let identity = Identity { id: "1".into(), model: "m".into(), created: jiff::Timestamp::UNIX_EPOCH };
         let events = [
             Event::Started { id: None, model: None, usage: Usage::default() },

@@ -16,7 +16,7 @@ use reqwest::{Response, header::CONTENT_TYPE};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{Instrument, Span};
 
-use super::{Provider, provider, retry, stream};
+use super::{Provider, body::Outgoing, provider, retry, stream};
 
 /// The largest error body that is read, and how long for.
 const MAX_ERROR_BODY: usize = 64 * 1024;
@@ -81,7 +81,7 @@ impl Provider {
     pub(super) async fn attempt(
         &self,
         call: &Call,
-        body: Bytes,
+        body: &[Bytes],
         resend: u32,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
@@ -92,6 +92,7 @@ impl Provider {
         if self.send_trace_context {
             propagate::inject(&span, &mut headers);
         }
+        let (body, _) = Outgoing::new(body);
         let request = self.client.post(self.url.clone()).headers(headers).body(body).send().instrument(span.clone());
         let response = match timeout_at(first_token, request).await {
             Err(_) => {

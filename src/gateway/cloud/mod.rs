@@ -5,6 +5,7 @@
 //! [`dialect`] to say; nothing here measures or routes.
 
 mod attempt;
+mod body;
 mod provider;
 mod retry;
 mod stream;
@@ -147,10 +148,10 @@ impl Provider {
     /// The last try's failure.
     pub async fn answer(&self, call: Call) -> Result<Answer, Error> {
         let deadline = Instant::now() + self.calls.total_timeout;
-        let body = dialect::prepare(&call.request, &call.model);
+        let body = dialect::prepare(&call.request, &call.model, true);
         let mut retry = Retry::new(&self.calls);
         loop {
-            let attempt = self.attempt(&call, body.clone(), retry.count(), deadline);
+            let attempt = self.attempt(&call, &body, retry.count(), deadline);
             let failure = match timeout_at(deadline, attempt).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(failure)) => failure,

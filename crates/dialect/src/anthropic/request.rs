@@ -1,11 +1,12 @@
 //! The head of a messages request: what routing, telemetry and sampling need to know of any call.
 
+use bytes::Bytes;
 use mlx_manager_llm::{Api, Error, Request, Sampling};
 
 use super::super::field::{Fields, body, check_stop, invalid};
 
 /// Reads the head; see [`decode_head`](crate::decode_head).
-pub(in super::super) fn decode_head(bytes: &[u8]) -> Result<Request, Error> {
+pub(in super::super) fn decode_head(bytes: Bytes) -> Result<Request, Error> {
     let body = body(bytes)?;
     let fields = Fields(&body);
     let model = fields.model()?;

@@ -1,12 +1,13 @@
 //! The head of a chat completion request: what routing, telemetry and sampling need to know of any call.
 
+use bytes::Bytes;
 use mlx_manager_llm::{Api, Error, Request, Sampling};
 use serde::Deserialize;
 
 use super::super::field::{Fields, Node, body, check_stop, invalid};
 
 /// Reads the head; see [`decode_head`](crate::decode_head).
-pub(in super::super) fn decode_head(bytes: &[u8]) -> Result<Request, Error> {
+pub(in super::super) fn decode_head(bytes: Bytes) -> Result<Request, Error> {
     let body = body(bytes)?;
     let fields = Fields(&body);
     let model = fields.model()?;
