@@ -205,7 +205,7 @@ impl Daemon {
 
     /// The request that all are.
     pub fn decoded(&self) -> Result<llm::Request> {
-        match dialect::decode_head(Api::ChatCompletions, self.body.as_bytes()) {
+        match dialect::decode_head(Api::ChatCompletions, self.body.clone().into()) {
             Ok(request) => Ok(request),
             Err(error) => bail!("{}", error.message),
         }

@@ -21,6 +21,8 @@ pub mod sse;
 mod tests;
 mod upstream_error;
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use mlx_manager_llm::{Api, Chat, Dialect, Error, ErrorKind, Event, Fault, Request};
@@ -38,7 +40,7 @@ pub use self::{
 ///
 /// # Errors
 /// [`ErrorKind::InvalidRequest`] with the field at fault.
-pub fn decode_head(api: Api, body: &[u8]) -> Result<Request, Error> {
+pub fn decode_head(api: Api, body: Bytes) -> Result<Request, Error> {
     match api {
         Api::ChatCompletions => openai::request::decode_head(body),
         Api::Messages => anthropic::request::decode_head(body),
@@ -226,7 +228,7 @@ pub fn estimate_prompt(request: &Request) -> u64 {
     const PICTURE_TOKENS: usize = 1600;
     let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'-' | b'_');
     let prompt = request.body.iter().filter(|(name, _)| matches!(*name, "messages" | "system" | "tools"));
-    let tokens = prompt.map(|(_, value)| value.get()).map(|text| {
+    let tokens = prompt.map(|(_, text)| {
         if text.len() <= LONG_TEXT {
             return text.len() / BYTES_PER_TOKEN;
         }
@@ -244,41 +246,42 @@ pub fn injects_usage(request: &Request) -> bool {
     request.api.dialect() == Dialect::OpenAi && request.stream && !request.include_usage
 }
 
-/// A body for a provider of the caller's own dialect: the fields as they came, value by value to the byte, but for the
-/// model's name where the route changes it, and for usage, which an OpenAI stream has to be asked for.
-pub fn prepare(request: &Request, model: &str, ask_usage: bool) -> Bytes {
+/// The pieces of a body for a provider of the caller's own dialect: the buffer as it came, but for the model's name where the
+/// route changes it, and for usage, which an OpenAI stream has to be asked for; not without `ask_usage`.
+///
+/// Nothing is copied: around what is put in the pieces are slices of the caller's buffer, which live as long as they do.
+pub fn prepare(request: &Request, model: &str, ask_usage: bool) -> Vec<Bytes> {
     let options = (ask_usage && injects_usage(request)).then(|| openai::upstream::stream_options(request));
-    let size: usize = request.body.iter().map(|(name, value)| name.len() + value.get().len() + 8).sum();
-    let mut out = Vec::with_capacity(size + 64);
-    let mut options_sent = options.is_none();
-    out.push(b'{');
-    for (name, value) in request.body.iter() {
-        begin_field(&mut out, name);
-        match (name, &options) {
-            ("model", _) if model != request.model => json::write(&mut out, &model),
-            ("stream_options", Some(options)) => {
-                options_sent = true;
-                out.extend_from_slice(options.as_bytes());
-            }
-            _ => out.extend_from_slice(value.get().as_bytes()),
+    let body = &request.body;
+    let mut changes: Vec<(Range<usize>, Bytes)> = Vec::new();
+    if model != request.model {
+        // A field that is given twice is read by the one as the first and by the other as the last.
+        let name = json::bytes(&model);
+        changes.extend(body.places("model").map(|place| (place, name.clone())));
+    }
+    if let Some(options) = options {
+        let known = changes.len();
+        changes.extend(body.places("stream_options").map(|place| (place, Bytes::from(options.clone()))));
+        if changes.len() == known
+            && let Some(end) = body.last_end()
+        {
+            changes.push((end..end, format!(",\"stream_options\":{options}").into()));
         }
     }
-    if let Some(options) = options
-        && !options_sent
-    {
-        begin_field(&mut out, "stream_options");
-        out.extend_from_slice(options.as_bytes());
-    }
-    out.push(b'}');
-    out.into()
+    changes.sort_by_key(|(place, _)| place.start);
+    pieces(body.bytes(), changes)
 }
 
-fn begin_field(out: &mut Vec<u8>, name: &str) {
-    if out.len() > 1 {
-        out.push(b',');
+/// A buffer with other bytes in some places, which are in order.
+fn pieces(buffer: &Bytes, changes: Vec<(Range<usize>, Bytes)>) -> Vec<Bytes> {
+    let mut pieces = Vec::with_capacity(2 * changes.len() + 1);
+    let mut sent = 0;
+    for (place, new) in changes {
+        pieces.extend([buffer.slice(sent..place.start), new]);
+        sent = place.end;
     }
-    json::write(out, &name);
-    out.push(b':');
+    pieces.push(buffer.slice(sent..));
+    pieces
 }
 
 /// A model in a list.

@@ -17,7 +17,7 @@ mod request;
 mod retry_after;
 
 pub use backend::{Answer, Backend, BoxFuture, Call, EventStream};
-pub use body::Body;
+pub use body::{Body, BodyError};
 pub use capture::{Capture, CapturedMessage, Conversation, Part, ToolResult};
 pub use context::Context;
 pub use error::{Error, ErrorKind, Fault, UpstreamAnswer};

@@ -1,7 +1,6 @@
 //! `POST /v1/chat/completions` and `POST /v1/messages`: the same steps, in the caller's dialect.
 
 use std::{
-    error::Error as _,
     mem,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -18,14 +17,14 @@ use axum::{
     response::Response,
 };
 use futures_util::{Stream, StreamExt, stream};
-use http_body_util::{BodyExt, LengthLimitError};
 use mlx_manager_dialect as dialect;
 use mlx_manager_dialect::{BodyBuilder, Identity, StreamEncoder};
+use mlx_manager_llm as llm;
 use mlx_manager_llm::{Answer, Api, Context, Error, ErrorKind, Event, Priority};
 use mlx_manager_signal::event::RequestDecoded;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{add_headers, error_response};
+use super::{Inference, add_headers, body::read, error_response};
 use crate::gateway::{
     cloud,
     dispatch::{
@@ -42,26 +41,26 @@ const PRIORITY: HeaderName = HeaderName::from_static("x-mlx-manager-priority");
 const MOST_SILENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn chat_completions(
-    State(dispatch): State<Arc<Dispatch>>,
+    State(inference): State<Inference>,
     Extension(context): Extension<Context>,
     request: Request,
 ) -> Response {
-    infer(dispatch, Api::ChatCompletions, context, request).await
+    infer(inference, Api::ChatCompletions, context, request).await
 }
 
 pub(super) async fn messages(
-    State(dispatch): State<Arc<Dispatch>>,
+    State(inference): State<Inference>,
     Extension(context): Extension<Context>,
     request: Request,
 ) -> Response {
-    infer(dispatch, Api::Messages, context, request).await
+    infer(inference, Api::Messages, context, request).await
 }
 
-async fn infer(dispatch: Arc<Dispatch>, api: Api, context: Context, request: Request) -> Response {
+async fn infer(inference: Inference, api: Api, context: Context, request: Request) -> Response {
+    let dispatch = Arc::clone(&inference.dispatch);
     // Opened before anything can go wrong: every POST leaves exactly one record.
     let mut meter = dispatch.meter(api, &context);
-    let asked = understand(&mut meter, api, &context, request).await;
-    let ask = match asked {
+    let ask = match understand(&inference, &mut meter, api, &context, request).await {
         Ok(ask) => ask,
         Err(error) => return refuse(meter, &error, api, &context),
     };
@@ -73,9 +72,8 @@ async fn infer(dispatch: Arc<Dispatch>, api: Api, context: Context, request: Req
         let head_sent = meter.head_sent();
         let mut start = Box::pin(start(dispatch, meter, ask));
         return match timeout(commit_after, &mut start).await {
-            Ok((meter, Ok(answer))) => {
-                let Answer { headers, .. } = &answer;
-                let headers = headers.clone();
+            Ok((meter, Ok(mut answer))) => {
+                let headers = mem::take(&mut answer.headers);
                 stream_response(stream_body(meter.measure(answer), encoder, false), &headers)
             }
             Ok((meter, Err(error))) => refuse(meter, &error, api, &context),
@@ -141,22 +139,29 @@ fn stream_response(body: Body, headers: &HeaderMap) -> Response {
     response
 }
 
-async fn understand(meter: &mut Meter, api: Api, context: &Context, request: Request) -> Result<Ask, Error> {
+async fn understand(
+    inference: &Inference,
+    meter: &mut Meter,
+    api: Api,
+    context: &Context,
+    request: Request,
+) -> Result<Ask, Error> {
     let (parts, body) = request.into_parts();
-    let body = read(body).await?;
+    let body = read(&parts.headers, body, inference.max_body).await?;
     meter.received();
-    let request = match dialect::decode_head(api, &body) {
-        Ok(request) => Arc::new(request),
-        Err(error) => {
-            dialect::model_of(&body).into_iter().for_each(|model| meter.named(&model));
-            return Err(error);
-        }
-    };
-    meter.decoded(&request);
-    RequestDecoded { model: meter.model(), stream: request.stream, bytes: body.len() }.emit();
+    let request = Arc::new(decode(meter, api, body)?);
     let priority = priority(&parts.headers)?;
     let headers = cloud::forwarded(&parts.headers);
     Ok(Ask { request, context: context.clone(), headers, priority })
+}
+
+fn decode(meter: &mut Meter, api: Api, body: Bytes) -> Result<llm::Request, Error> {
+    let request = dialect::decode_head(api, body.clone()).inspect_err(|_| {
+        dialect::model_of(&body).into_iter().for_each(|model| meter.named(&model));
+    })?;
+    meter.decoded(&request);
+    RequestDecoded { model: meter.model(), stream: request.stream, bytes: body.len() }.emit();
+    Ok(request)
 }
 
 /// What the caller says of who goes first where requests wait.
@@ -171,21 +176,6 @@ fn priority(headers: &HeaderMap) -> Result<Option<Priority>, Error> {
         let message = format!("the header {PRIORITY} says {said:?}; allowed: {allowed}");
         Error::new(ErrorKind::InvalidRequest, message)
     })
-}
-
-async fn read(body: Body) -> Result<Bytes, Error> {
-    let error = match body.collect().await {
-        Ok(body) => return Ok(body.to_bytes()),
-        Err(error) => error,
-    };
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if inner.is::<LengthLimitError>() {
-            return Err(Error::new(ErrorKind::BodyTooLarge, "the request body is larger than server.max_body allows"));
-        }
-        cause = inner.source();
-    }
-    Err(Error::new(ErrorKind::InvalidRequest, "the request body broke off").with_source(error))
 }
 
 /// Events as they come, each a few frames. After an error its frame is the last. A frame that says nothing comes whenever
@@ -230,6 +220,7 @@ async fn whole_body(mut events: Metered, mut builder: BodyBuilder) -> Result<Byt
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt;
     use mlx_manager_llm::{FinishReason, Usage};
 
     use super::*;
@@ -237,7 +228,7 @@ mod tests {
     /// What a stream of an answer says whose prompt takes long.
     async fn body(api: Api, late: bool) -> String {
         let body = br#"{"model":"m","max_tokens":9,"stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
-        let request = dialect::decode_head(api, body).unwrap();
+        let request = dialect::decode_head(api, Bytes::from_static(body)).unwrap();
         let identity = Identity { id: "1".into(), model: "m".into(), created: jiff::Timestamp::UNIX_EPOCH };
         let events = [
             Event::Started { id: None, model: None, usage: Usage::default() },

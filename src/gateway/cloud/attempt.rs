@@ -17,7 +17,7 @@ use reqwest::Response;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{Instrument, Span};
 
-use super::{Provider, provider, stream, without_key};
+use super::{Provider, body::Outgoing, provider, stream, without_key};
 
 /// The largest error body that is read, and how long for.
 const MAX_ERROR_BODY: usize = 1024 * 1024;
@@ -66,7 +66,7 @@ impl Provider {
         if self.send_trace_context {
             propagate::inject(&span, &mut headers);
         }
-        let body = dialect::prepare(&call.request, &call.model, asks_usage);
+        let (body, _) = Outgoing::new(&dialect::prepare(&call.request, &call.model, asks_usage));
         // A call that is not streamed shows nothing before its end, so only its deadline can judge it.
         let silence = if call.request.stream { self.calls.first_token_timeout } else { Duration::MAX };
         let limits = stream::Limits { first_token: silence, idle: self.calls.idle_timeout, deadline: call.deadline };

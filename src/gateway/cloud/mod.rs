@@ -5,6 +5,7 @@
 //! to try again.
 
 mod attempt;
+mod body;
 mod provider;
 mod stream;
 

@@ -3,12 +3,13 @@
 //! What a value may be is for the target to say. A provider gets it as it came, whatever Anthropic would say of it; the local
 //! engine checks what it goes by ([`sampling`]).
 
+use bytes::Bytes;
 use mlx_manager_llm::{Api, Error, Request, Sampling};
 
 use super::super::field::{Fields, body, check_stop, invalid};
 
 /// Reads the head; see [`decode_head`](crate::decode_head).
-pub(in super::super) fn decode_head(bytes: &[u8]) -> Result<Request, Error> {
+pub(in super::super) fn decode_head(bytes: Bytes) -> Result<Request, Error> {
     let body = body(bytes)?;
     let fields = Fields(&body);
     let model = fields.model()?;

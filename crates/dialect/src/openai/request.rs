@@ -3,6 +3,7 @@
 //! What a value may be is for the target to say. A provider gets it as it came, whatever OpenAI would say of it; the local
 //! engine checks what it goes by ([`sampling`]).
 
+use bytes::Bytes;
 use mlx_manager_llm::{Api, Error, Request, Sampling};
 use serde::Deserialize;
 
@@ -16,7 +17,7 @@ enum Stop {
 }
 
 /// Reads the head; see [`decode_head`](crate::decode_head).
-pub(in super::super) fn decode_head(bytes: &[u8]) -> Result<Request, Error> {
+pub(in super::super) fn decode_head(bytes: Bytes) -> Result<Request, Error> {
     let body = body(bytes)?;
     let fields = Fields(&body);
     let model = fields.model()?;

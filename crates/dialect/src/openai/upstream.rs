@@ -21,7 +21,7 @@ pub(in super::super) fn stream_options(request: &Request) -> String {
     let mut options = request
         .body
         .get("stream_options")
-        .and_then(|raw| serde_json::from_str::<serde_json::Map<_, _>>(raw.get()).ok())
+        .and_then(|raw| serde_json::from_str::<serde_json::Map<_, _>>(raw).ok())
         .unwrap_or_default();
     options.insert("include_usage".to_owned(), Value::Bool(true));
     Value::Object(options).to_string()

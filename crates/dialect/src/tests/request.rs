@@ -6,8 +6,9 @@ use mlx_manager_llm::{
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::decode_head;
 use super::{body, golden, request};
-use crate::{decode_chat, decode_head};
+use crate::decode_chat;
 
 const OPENAI: Api = Api::ChatCompletions;
 const ANTHROPIC: Api = Api::Messages;
