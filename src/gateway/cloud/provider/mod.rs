@@ -73,7 +73,7 @@ pub(super) fn response_headers(headers: &HeaderMap) -> HeaderMap {
     readable(headers.iter().filter_map(|(name, value)| {
         let shown = match name.as_str() {
             "x-request-id" => UPSTREAM_REQUEST_ID,
-            "retry-after" | "retry-after-ms" | "request-id" => name.clone(),
+            "retry-after" | "retry-after-ms" | "request-id" | "x-should-retry" => name.clone(),
             text if text.starts_with("x-ratelimit-") || text.starts_with("anthropic-ratelimit-") => name.clone(),
             _ => return None,
         };
