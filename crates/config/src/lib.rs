@@ -36,7 +36,7 @@ mod tests;
 mod traces;
 mod value;
 
-pub use cloud::{Breaker, Calls, CloudConfig, LOCAL, Provider, ProviderKind, Route, Target};
+pub use cloud::{Auth, Breaker, Calls, CloudConfig, LOCAL, Provider, ProviderKind, Route, Target};
 pub use database::DatabaseConfig;
 pub use environment::Environment;
 pub use example::{EXAMPLE, write_example};

@@ -28,6 +28,8 @@ pub struct Call {
     pub span: tracing::Span,
     /// The caller's headers that a provider may see, never credentials.
     pub headers: HeaderMap,
+    /// The query of the caller's URL as far as a provider may see it, never credentials.
+    pub query: Option<String>,
 }
 
 /// An answer that has begun.

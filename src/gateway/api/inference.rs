@@ -110,8 +110,8 @@ async fn begin(
     meter.decoded(&request);
     RequestDecoded { model: meter.model(), stream: request.stream, bytes: body.len() }.emit();
     let priority = priority(&parts.headers)?;
-    let headers = cloud::forwarded(&parts.headers);
-    let answer = dispatch.start(meter, Arc::clone(&request), context, headers, priority).await?;
+    let passed = cloud::Passed::of(&parts);
+    let answer = dispatch.start(meter, Arc::clone(&request), context, passed, priority).await?;
     Ok((request, answer))
 }
 

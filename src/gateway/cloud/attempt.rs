@@ -88,11 +88,18 @@ impl Provider {
         let span = span::attempt(&call.span, &self.url, resend);
         let mut observed = Observed { provider: self, span: span.clone(), started: Instant::now(), finished: false };
         let first_token = first_token_limit(self, call, deadline);
-        let mut headers = provider::request_headers(self.kind, self.api_key.as_ref(), &call.headers);
+        let mut headers =
+            provider::request_headers(self.kind, self.api_key.as_ref().map(|key| (&self.auth, key)), &call.headers);
         if self.send_trace_context {
             propagate::inject(&span, &mut headers);
         }
-        let request = self.client.post(self.url.clone()).headers(headers).body(body).send().instrument(span.clone());
+        let request = self
+            .client
+            .post(provider::url(&self.url, call.query.as_deref()))
+            .headers(headers)
+            .body(body)
+            .send()
+            .instrument(span.clone());
         let response = match timeout_at(first_token, request).await {
             Err(_) => {
                 observed.finish(None, Some("timeout"));

@@ -11,7 +11,6 @@ mod target;
 
 use std::{collections::HashMap, sync::Arc};
 
-use http::HeaderMap;
 use jiff::Timestamp;
 use mlx_manager_config as config;
 use mlx_manager_config::Config;
@@ -31,7 +30,10 @@ use self::{
     route::{Decision, RouteTable},
     target::{Target, Watched},
 };
-use super::{cloud::Provider, local::Engine};
+use super::{
+    cloud::{Passed, Provider},
+    local::Engine,
+};
 use crate::store::AuditSender;
 
 /// Everything a request can be sent to.
@@ -121,8 +123,8 @@ impl Dispatch {
         models
     }
 
-    /// Finds the targets and calls them in order until one answers. `headers` are those of the caller's that its
-    /// provider should see, and `priority` is what it says itself, before its route and the default do.
+    /// Finds the targets and calls them in order until one answers. `passed` is what its provider should see
+    /// beside the body, and `priority` is what it says itself, before its route and the default do.
     ///
     /// # Errors
     /// The last target's failure, when none answered.
@@ -131,7 +133,7 @@ impl Dispatch {
         meter: &mut Meter,
         request: Arc<Request>,
         context: &Context,
-        headers: HeaderMap,
+        passed: Passed,
         priority: Option<Priority>,
     ) -> Result<Answer, Error> {
         let Decision { rule, targets, priority: of_route } = self.decide(&request, meter.model(), context)?;
@@ -142,7 +144,7 @@ impl Dispatch {
             if let Some((from, error)) = &failed {
                 TargetFailedOver { from: &from.provider, to: &target.provider, reason: error.kind.as_str() }.emit();
             }
-            match self.attempt(meter, &request, context, target, &headers, priority).await {
+            match self.attempt(meter, &request, context, target, &passed, priority).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     TargetFailed { provider: &target.provider, kind: error.kind.as_str(), error: &error }.emit();
@@ -182,7 +184,7 @@ impl Dispatch {
         request: &Arc<Request>,
         context: &Context,
         target: &config::Target,
-        headers: &HeaderMap,
+        passed: &Passed,
         priority: Priority,
     ) -> Result<Answer, Error> {
         let model = target.model.as_deref().unwrap_or(&request.model);
@@ -200,7 +202,8 @@ impl Dispatch {
             priority,
             context: context.clone(),
             span,
-            headers: headers.clone(),
+            headers: passed.headers.clone(),
+            query: passed.query.clone(),
         };
         backend.call(call).await
     }
