@@ -325,12 +325,7 @@ fn tokens(daemon: &Daemon) -> Arms {
     let bare = |count: u32| events(count).for_each(consumed).now_or_never().unwrap_or_default();
     let metered = |count: u32| {
         let (_, _, meter) = daemon.open();
-        let answer = meter.measure(Answer {
-            headers: http::HeaderMap::new(),
-            events: events(count),
-            retries: 0,
-            keep_alive: false,
-        });
+        let answer = meter.measure(Answer { headers: http::HeaderMap::new(), events: events(count), retries: 0 });
         answer.for_each(consumed).now_or_never().unwrap_or_default();
     };
     let arms: Vec<Work<'_>> = vec![("the events alone", Box::new(bare)), ("through the meter", Box::new(metered))];

@@ -124,7 +124,7 @@ impl Daemon {
         let body = json!({
             "model": MODEL, "temperature": 0.7, "max_tokens": 256, "messages": [{ "role": "user", "content": text }],
         });
-        let prices = Arc::new(PriceList::new(Dialect::OpenAi, "https://api.openai.com/v1"));
+        let prices = Arc::new(PriceList::new(Dialect::OpenAi, "https://api.openai.com/v1", "openai", &[]));
         let (body, url) = (body.to_string(), "https://api.openai.com/v1/chat/completions".parse()?);
         Ok(Self { telemetry, audit, body, url, prices, sent: Cell::new(0), _runtime: runtime, _folder: folder })
     }
@@ -186,7 +186,7 @@ impl Daemon {
             Event::Finished { reason: FinishReason::Stop, stop_sequence: None },
         ];
         let events = stream::iter(events.map(Ok)).boxed();
-        let answer = meter.measure(Answer { headers: HeaderMap::new(), events, retries: 0, keep_alive: false });
+        let answer = meter.measure(Answer { headers: HeaderMap::new(), events, retries: 0 });
         answer.for_each(|_| std::future::ready(())).now_or_never().unwrap_or_default();
         let mut headers = HeaderMap::new();
         propagate::inject(&span, &mut headers);
@@ -205,7 +205,7 @@ impl Daemon {
 
     /// The request that all are.
     pub fn decoded(&self) -> Result<llm::Request> {
-        match dialect::decode_head(Api::ChatCompletions, self.body.as_bytes()) {
+        match dialect::decode_head(Api::ChatCompletions, self.body.clone().into()) {
             Ok(request) => Ok(request),
             Err(error) => bail!("{}", error.message),
         }

@@ -52,7 +52,7 @@ fuzz_target!(|input: (bool, bool, bool, u16, &[u8])| {
     };
     let head =
         format!(r#"{{"model": "m", "messages": [{{"role": "user", "content": "hi"}}], "stream": true, {more}}}"#);
-    let request = dialect::decode_head(api, head.as_bytes()).expect("a head that is valid");
+    let request = dialect::decode_head(api, head.into()).expect("a head that is valid");
     write(&request, &stream(&request, capture, bytes));
     let body = Bytes::copy_from_slice(bytes);
     if let Ok(events) = dialect::observe_body(api.dialect(), &body, capture) {

@@ -1,22 +1,26 @@
-//! `[cloud]`, `[[providers]]` and `[[routes]]`
+//! `[cloud]` and `[[providers]]`
 
 use std::time::Duration;
 
 use http::{HeaderName, header};
-use mlx_manager_llm::Priority;
 use strum::VariantNames;
 
 use super::{
     Secret,
     decode::Decoder,
+    prices::{self, Price},
+    routes::{self, LOCAL, Route},
     schema::{Key, Table},
     section::Section,
-    setting::{Choice, Count, Filled, ProviderUrl, Raw, Setting, nearest},
+    setting::{Choice, Count, DurationOrZero, ProviderUrl, Raw, Setting},
 };
 
-/// Routing.
+/// What is said of requests, whoever answers them.
 #[derive(Debug, Clone)]
 pub struct CloudConfig {
+    /// From a request to the head of its streamed answer, which then begins without content and stays alive by pings; a
+    /// failure can still lead to the next target until content came. Zero sends the head at once.
+    pub stream_commit_after: Duration,
     /// The first that matches wins; without a match it is a local model of that name, else 404.
     pub routes: Vec<Route>,
 }
@@ -94,13 +98,13 @@ impl Setting for Auth {
 pub struct Calls {
     /// To connect.
     pub connect_timeout: Duration,
-    /// From the request to the first generated content.
+    /// Silence before the first generated content; a ping or a comment ends it, since it proves life.
     pub first_token_timeout: Duration,
-    /// Between two chunks.
+    /// Silence between two chunks.
     pub idle_timeout: Duration,
-    /// From the request to the end of the answer.
+    /// From the request to the end of the answer, over all its attempts and targets.
     pub total_timeout: Duration,
-    /// Attempts beyond the first, before the first byte reaches the client.
+    /// Attempts beyond the first, before content reaches the client.
     pub retries: u32,
     /// When a failing provider is left alone.
     pub breaker: Breaker,
@@ -113,43 +117,6 @@ pub struct Breaker {
     pub failures: u32,
     /// How long it stays open before one probe is let through.
     pub open: Duration,
-}
-
-/// The provider of a target that is the local engine.
-pub const LOCAL: &str = "local";
-
-/// Which targets serve a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
-    /// Exact name or glob.
-    pub model: String,
-    /// Tried in order.
-    pub targets: Vec<Target>,
-    /// Of its requests, where the local engine has them wait; `None` leaves that to `local.priority`.
-    pub priority: Option<Priority>,
-}
-
-impl Route {
-    /// The model, if the rule names one and is no glob.
-    pub fn named_model(&self) -> Option<&str> {
-        (!self.model.contains(['*', '?', '[', ']', '{', '}', '\\'])).then_some(self.model.as_str())
-    }
-}
-
-/// A provider, and the model's name there if it differs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    /// The `[[providers]]` name, or `local`.
-    pub provider: String,
-    /// The model's name there; `None` keeps the caller's.
-    pub model: Option<String>,
-}
-
-impl Target {
-    /// Whether it is the local engine.
-    pub fn is_local(&self) -> bool {
-        self.provider == LOCAL
-    }
 }
 
 const NAME: Key = Key::bare("name", "unique; a metric label and the audit's `provider`");
@@ -197,33 +164,27 @@ pub(super) const PROVIDERS: Table = Table::array(
 );
 
 const CONNECT_TIMEOUT: Key = Key::new("connect_timeout", "\"10 s\"", "");
-const FIRST_TOKEN_TIMEOUT: Key =
-    Key::new("first_token_timeout", "\"60 s\"", "from the request to the first generated content");
-const IDLE_TIMEOUT: Key = Key::new("idle_timeout", "\"60 s\"", "between two chunks");
-const TOTAL_TIMEOUT: Key = Key::new("total_timeout", "\"15 min\"", "");
-const RETRIES: Key = Key::new("retries", "2", "beyond the first attempt, before the first byte reaches the client");
+const FIRST_TOKEN_TIMEOUT: Key = Key::new(
+    "first_token_timeout",
+    "\"12 min\"",
+    "silence before the first generated content: pings and comments prove life",
+);
+const IDLE_TIMEOUT: Key = Key::new("idle_timeout", "\"12 min\"", "silence between two chunks");
+const TOTAL_TIMEOUT: Key = Key::new("total_timeout", "\"1 h\"", "of a request, over all its attempts and targets");
+const RETRIES: Key = Key::new("retries", "2", "beyond the first attempt, before content reaches the client");
 const BREAKER: Key =
     Key::new("breaker", "{ failures = 5, open = \"30 s\" }", "failures in a row, and how long it then stays open");
 
-pub(super) const TABLE: Table = Table::single(
-    "cloud",
-    "How providers are called. Each [[providers]] entry may have any of these keys for itself.",
-    &[CONNECT_TIMEOUT, FIRST_TOKEN_TIMEOUT, IDLE_TIMEOUT, TOTAL_TIMEOUT, RETRIES, BREAKER],
+const STREAM_COMMIT_AFTER: Key = Key::new(
+    "stream_commit_after",
+    "\"10 s\"",
+    "a streamed answer that has no content by then begins with its head and pings; failover stays possible until content came",
 );
 
-const MODEL: Key = Key::bare("model", "exact, or a glob");
-const TARGETS: Key =
-    Key::bare("targets", "tried in order; \"provider/other-model\" renames; \"local\" is this machine");
-
-const PRIORITY: Key =
-    Key::bare("priority", "interactive | normal | batch: who goes first on this machine, in place of local.priority")
-        .sample("\"batch\"");
-
-pub(super) const ROUTES: Table = Table::array(
-    "routes",
-    "The first that matches wins; without a match: a local model of that name, else 404.",
-    &[MODEL, TARGETS, PRIORITY],
-    &[&[(MODEL, "\"gpt-*\""), (TARGETS, "[\"openai\"]")], &[(MODEL, "\"claude-*\""), (TARGETS, "[\"anthropic\"]")]],
+pub(super) const TABLE: Table = Table::single(
+    "cloud",
+    "How providers are called. Each [[providers]] entry may have any of these keys but the last for itself.",
+    &[CONNECT_TIMEOUT, FIRST_TOKEN_TIMEOUT, IDLE_TIMEOUT, TOTAL_TIMEOUT, RETRIES, BREAKER, STREAM_COMMIT_AFTER],
 );
 
 const FAILURES: Key = Key::new("failures", "5", "");
@@ -263,29 +224,24 @@ impl Choice for ProviderKind {
         &[(Self::OpenAi.as_str(), Self::OpenAi), (Self::Anthropic.as_str(), Self::Anthropic)];
 }
 
-pub(super) fn decode(decoder: &mut Decoder<'_>) -> (Option<Vec<Provider>>, Option<CloudConfig>) {
+/// `[[providers]]` and what refers to them.
+type Decoded = (Option<Vec<Provider>>, Option<CloudConfig>, Option<Vec<Price>>);
+
+pub(super) fn decode(decoder: &mut Decoder<'_>) -> Decoded {
     let section = decoder.table(&TABLE);
     decoder.check_keys(&section, &[]);
     let calls = decode_calls(decoder, &section, None);
+    let stream_commit_after = decoder.get::<DurationOrZero>(&section, &STREAM_COMMIT_AFTER);
     let mut names = Vec::new();
     let mut providers = Vec::new();
     for section in decoder.entries(&PROVIDERS) {
         providers.push(decode_provider(decoder, &section, calls.as_ref(), &mut names));
     }
-    let mut routes: Vec<Option<Route>> = Vec::new();
-    for section in decoder.entries(&ROUTES) {
-        // A default route to a provider that the user's own list leaves out is nothing the user asked for.
-        if !section.is_from_user() && !default_route_stands(&section, &names) {
-            continue;
-        }
-        let route = decode_route(decoder, &section, &names);
-        if let Some(route) = &route {
-            warn_if_shadowed(decoder, &section, route, &routes);
-        }
-        routes.push(route);
-    }
-    let routes: Option<Vec<Route>> = routes.into_iter().collect();
-    (calls.and(providers.into_iter().collect()), routes.map(|routes| CloudConfig { routes }))
+    let routes = routes::decode(decoder, &names);
+    let cloud = stream_commit_after.zip(routes);
+    let cloud = cloud.map(|(DurationOrZero(stream_commit_after), routes)| CloudConfig { stream_commit_after, routes });
+    let prices = prices::decode(decoder, &names);
+    (calls.and(providers.into_iter().collect()), cloud, prices)
 }
 
 /// Timeouts, retries and breaker; what is absent comes from `base`, or from the keys' defaults.
@@ -404,69 +360,5 @@ fn is_own_network(url: &str) -> bool {
             let suffixes = [".localhost", ".local", ".internal", ".lan", ".home.arpa"];
             !host.contains('.') || suffixes.iter().any(|suffix| host.ends_with(suffix))
         }
-    }
-}
-
-fn decode_route<'a>(decoder: &mut Decoder<'a>, section: &Section<'a>, providers: &[String]) -> Option<Route> {
-    decoder.check_keys(section, &[]);
-    let model = decoder.required::<Filled>(section, &MODEL).map(|model| model.0);
-    if let Some(Err(error)) = model.as_deref().map(globset::Glob::new) {
-        let key = section.path_of(&MODEL);
-        let place = decoder.place_of(&key);
-        decoder.report(&key, place, "isn't a glob", &format!("{}; \\ escapes", error.kind()));
-        return None;
-    }
-    if !decoder.given(section, &TARGETS) {
-        decoder.required::<Filled>(section, &TARGETS);
-        return None;
-    }
-    let targets = decoder.list::<Filled>(section, &TARGETS)?;
-    if targets.is_empty() {
-        let key = section.path_of(&TARGETS);
-        let place = decoder.place_of(&key);
-        decoder.report(&key, place, "is empty", "allowed: names of [[providers]], or \"local\"");
-    }
-    let mut checked = Vec::new();
-    for (text, found) in targets {
-        let (provider, model) = match text.0.split_once('/') {
-            Some((provider, model)) => (provider, Some(model)),
-            None => (text.0.as_str(), None),
-        };
-        let known = || providers.iter().map(String::as_str).chain([LOCAL]);
-        if !known().any(|name| name == provider) {
-            let hint = nearest(provider, known()).map_or_else(
-                || format!("known providers: {}", known().collect::<Vec<_>>().join(", ")),
-                |near| format!("did you mean `{near}`?"),
-            );
-            let message = format!("names a provider \"{provider}\" that isn't configured");
-            decoder.report_relation(&found.path, found.place, &message, &hint);
-        } else if model == Some("") {
-            let hint = "write \"provider\", or \"provider/other-model\"";
-            decoder.report_relation(&found.path, found.place, "has no model after the slash", hint);
-        }
-        checked.push(Target { provider: provider.to_owned(), model: model.map(str::to_owned) });
-    }
-    let priority = decoder.get(section, &PRIORITY);
-    if priority.is_some() && !checked.iter().any(Target::is_local) {
-        let key = section.path_of(&PRIORITY);
-        decoder.warn(&key, "has no effect: no target is \"local\"", "providers are not told; leave it out");
-    }
-    Some(Route { model: model?, targets: checked, priority })
-}
-
-/// Whether the providers of a default route are all there.
-fn default_route_stands(section: &Section<'_>, providers: &[String]) -> bool {
-    section.strings(&TARGETS).all(|target| providers.iter().any(|provider| provider == target))
-}
-
-fn warn_if_shadowed(decoder: &mut Decoder<'_>, section: &Section<'_>, route: &Route, earlier: &[Option<Route>]) {
-    let covers = |other: &&Route| {
-        let glob = globset::Glob::new(&other.model).map(|glob| glob.compile_matcher());
-        other.model == route.model || other.model == "*" || glob.is_ok_and(|glob| glob.is_match(&route.model))
-    };
-    if let Some(other) = earlier.iter().flatten().find(covers) {
-        let key = section.path_of(&MODEL);
-        let message = format!("never matches: an earlier route takes \"{}\"", other.model);
-        decoder.warn(&key, &message, "the first match wins; put the narrower route first");
     }
 }

@@ -67,9 +67,10 @@ fn write_array(text: &mut String, table: &Table, entries: &[Entry]) {
             write_line(text, &format!("# {} = {sample}", key.name), key.doc);
         }
     }
-    for entry in table.suggestions {
+    for (index, entry) in table.suggestions.iter().enumerate() {
         text.push('\n');
-        write_line(text, &format!("# [[{}]]", table.header), "");
+        let doc = if entries.is_empty() && index == 0 { table.doc } else { "" };
+        write_line(text, &format!("# [[{}]]", table.header), doc);
         for (key, value) in *entry {
             write_line(text, &format!("# {} = {value}", key.name), explain(key, &mut explained));
         }

@@ -21,8 +21,10 @@ mod metrics;
 mod otlp;
 mod overlay;
 mod overrides;
+mod prices;
 mod problem;
 mod redaction;
+mod routes;
 mod schema;
 mod section;
 mod server;
@@ -36,7 +38,7 @@ mod tests;
 mod traces;
 mod value;
 
-pub use cloud::{Auth, Breaker, Calls, CloudConfig, LOCAL, Provider, ProviderKind, Route, Target};
+pub use cloud::{Auth, Breaker, Calls, CloudConfig, Provider, ProviderKind};
 pub use database::DatabaseConfig;
 pub use environment::Environment;
 pub use example::{EXAMPLE, write_example};
@@ -50,7 +52,9 @@ pub use log::{
 pub use log_file::{is_stream, lock_of};
 pub use metrics::PrometheusConfig;
 pub use otlp::{OtlpConfig, OtlpKind, Protocol, Send, Signal, Spool};
+pub use prices::Price;
 pub use problem::{Place, Problem, Problems};
+pub use routes::{LOCAL, RetryBudget, Route, Target};
 pub use server::ServerConfig;
 pub use show::Shown;
 pub use telemetry::TelemetryConfig;
@@ -78,6 +82,8 @@ pub struct Config {
     pub providers: Vec<Provider>,
     /// `[cloud]` and `[[routes]]`
     pub cloud: CloudConfig,
+    /// `[[prices]]`, of which the first that matches wins.
+    pub prices: Vec<Price>,
     /// `[database]`
     pub database: DatabaseConfig,
 }

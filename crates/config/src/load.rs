@@ -275,7 +275,7 @@ fn decode(decoder: &mut Decoder<'_>, file: Option<&Path>) -> Option<Config> {
     let traces = traces::decode(decoder);
     let otlp = otlp::decode(decoder);
     let local = local::decode(decoder);
-    let (providers, cloud) = cloud::decode(decoder);
+    let (providers, cloud, prices) = cloud::decode(decoder);
     let database = database::decode(decoder);
     check::listeners(decoder, server.as_ref(), prometheus.as_ref());
     check::log_files(decoder, log.as_ref(), database.as_ref(), file);
@@ -290,6 +290,7 @@ fn decode(decoder: &mut Decoder<'_>, file: Option<&Path>) -> Option<Config> {
         local: local?,
         providers: providers?,
         cloud: cloud?,
+        prices: prices?,
         database: database?,
     };
     if decoder.problems.is_empty() {

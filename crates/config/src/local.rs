@@ -9,7 +9,7 @@ use super::{
     problem::Place,
     schema::{Key, Table},
     section::{Refusal, Section},
-    setting::{Choice, Count, DurationOrZero, Filled, Raw, Setting, SizeOrZero, parse_size},
+    setting::{Choice, Count, DurationOrZero, Filled, Raw, Setting, SizeOrZero, parse_percent, parse_size},
 };
 
 /// Local models.
@@ -186,10 +186,8 @@ impl Setting for MemoryLimit {
 
     fn read(raw: &Raw<'_>) -> Result<Self, Option<String>> {
         let text = raw.text().ok_or(None)?.trim();
-        if let Some(percent) = text.strip_suffix('%') {
-            let percent: f64 = percent.trim().parse().map_err(|_| None)?;
-            let sensible = percent > 0.0 && percent <= 100.0;
-            return if sensible { Ok(Self::Share(percent / 100.0)) } else { Err(None) };
+        if let Some(share) = parse_percent(text) {
+            return share.filter(|share| *share > 0.0).map(Self::Share).ok_or(None);
         }
         match parse_size(text) {
             Some(0) | None => Err(None),

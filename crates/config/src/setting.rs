@@ -300,6 +300,46 @@ impl Setting for Ratio {
     }
 }
 
+/// A share in [0, 1], written in percent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Share(pub(super) f64);
+
+impl Setting for Share {
+    fn allowed() -> String {
+        "a share from \"0%\" to \"100%\"".to_owned()
+    }
+
+    fn read(raw: &Raw<'_>) -> Result<Self, Option<String>> {
+        match raw {
+            Raw::Text { text, .. } => parse_percent(text).flatten().map(Self).ok_or(None),
+            Raw::Integer(_) | Raw::Float(_) => Err(Some("write it in quotes and percent: \"20%\"".to_owned())),
+            _ => Err(None),
+        }
+    }
+}
+
+/// The share in [0, 1] that a text like `"75%"` says: `None` for what isn't written in percent, `Some(None)` for percent
+/// that say no share.
+pub(super) fn parse_percent(text: &str) -> Option<Option<f64>> {
+    let percent = text.trim().strip_suffix('%')?.trim().parse::<f64>();
+    Some(percent.ok().filter(|percent| (0.0..=100.0).contains(percent)).map(|percent| percent / 100.0))
+}
+
+/// An amount of money, in US dollars.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Dollars(pub(super) f64);
+
+impl Setting for Dollars {
+    fn allowed() -> String {
+        "US dollars, such as 0.25 or 3; 0 is free".to_owned()
+    }
+
+    fn read(raw: &Raw<'_>) -> Result<Self, Option<String>> {
+        let number = raw.number()?;
+        if number.is_finite() && number >= 0.0 { Ok(Self(number)) } else { Err(None) }
+    }
+}
+
 /// A whole number in a closed range.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Count<const LEAST: u32, const MOST: u32>(pub(super) u32);

@@ -1,6 +1,6 @@
 //! Every table of the file.
 
-use super::{cloud, database, local, log, metrics, otlp, schema::Table, server, telemetry, traces};
+use super::{cloud, database, local, log, metrics, otlp, prices, routes, schema::Table, server, telemetry, traces};
 
 /// Every table, in the order of the example.
 pub(super) const TABLES: &[Table] = &[
@@ -16,6 +16,7 @@ pub(super) const TABLES: &[Table] = &[
     local::MODELS,
     cloud::PROVIDERS,
     cloud::TABLE,
-    cloud::ROUTES,
+    routes::TABLE,
+    prices::TABLE,
     database::TABLE,
 ];

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod cloud;
 mod guidance;
 mod places;
 
@@ -332,7 +333,7 @@ fn providers_and_routes() {
     let calls = &loaded(&own).config.providers[0].calls;
     assert_eq!((calls.idle_timeout, calls.retries), (Duration::from_secs(5), 7));
     assert_eq!(calls.breaker, Breaker { failures: 5, open: Duration::from_secs(1) });
-    assert_eq!(calls.total_timeout, Duration::from_secs(900));
+    assert_eq!(calls.total_timeout, Duration::from_secs(3600));
 }
 
 #[test]

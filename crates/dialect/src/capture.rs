@@ -14,13 +14,13 @@ const MEDIA: &str = "[media]";
 
 fn body(request: &Request) -> Map<String, Value> {
     let read = |text: &str| serde_json::from_str(text).unwrap_or_default();
-    let mut fields: Map<_, _> = request.body.iter().map(|(name, raw)| (name.to_owned(), read(raw.get()))).collect();
+    let mut fields: Map<_, _> = request.body.iter().map(|(name, raw)| (name.to_owned(), read(raw))).collect();
     leave_media_out_of(&mut fields);
     fields
 }
 
 fn conversation(request: &Request) -> Conversation {
-    let field = |name: &str| request.body.get(name).and_then(|raw| serde_json::from_str::<Value>(raw.get()).ok());
+    let field = |name: &str| request.body.get(name).and_then(|raw| serde_json::from_str::<Value>(raw).ok());
     let messages = match field("messages") {
         Some(Value::Array(messages)) => messages.iter().map(message).collect(),
         _ => Vec::new(),

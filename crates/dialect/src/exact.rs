@@ -29,7 +29,7 @@ struct RawBlock {
 
 /// A field that was read before, so what is odd about it was refused then.
 fn read<T: DeserializeOwned>(request: &Request, name: &str) -> Vec<T> {
-    request.body.get(name).and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()
+    request.body.get(name).and_then(|raw| serde_json::from_str(raw).ok()).unwrap_or_default()
 }
 
 /// The schemas of the tools, in either dialect.

@@ -4,9 +4,10 @@
 
 use std::fmt::Display;
 
+use bytes::Bytes;
 use mlx_manager_llm::{Body, Chat, Error, ErrorKind, Role};
 use serde::de::DeserializeOwned;
-use serde_json::{Value, value::RawValue};
+use serde_json::Value;
 
 /// Names longer than this are cut in messages, whatever a caller sends as a field name.
 const MAX_NAME_CHARS: usize = 80;
@@ -24,24 +25,12 @@ pub(super) fn unsupported(path: &str) -> Error {
     invalid(path, "is not supported by local models; remove it or route the model to a provider")
 }
 
-/// Splits a body into its fields.
+/// Finds the fields of a body.
 ///
 /// # Errors
 /// When it is no JSON, no object, or has absurdly many fields.
-pub(super) fn body(bytes: &[u8]) -> Result<Body, Error> {
-    serde_json::from_slice(bytes).map_err(|error| {
-        let message = if error.is_data() {
-            // The reader's own words could quote the body here.
-            if bytes.trim_ascii_start().starts_with(b"{") {
-                "the body has too many fields".to_owned()
-            } else {
-                "the body must be a JSON object".to_owned()
-            }
-        } else {
-            format!("the body is not valid JSON: {error}")
-        };
-        Error::new(ErrorKind::InvalidRequest, message)
-    })
+pub(super) fn body(bytes: Bytes) -> Result<Body, Error> {
+    Body::parse(bytes).map_err(|error| Error::new(ErrorKind::InvalidRequest, error.to_string()))
 }
 
 /// The top-level fields of a body; a null field counts as absent.
@@ -49,18 +38,18 @@ pub(super) fn body(bytes: &[u8]) -> Result<Body, Error> {
 pub(super) struct Fields<'a>(pub &'a Body);
 
 impl<'a> Fields<'a> {
-    pub(super) fn raw(self, name: &str) -> Option<&'a RawValue> {
-        self.0.get(name).filter(|value| value.get() != "null")
+    pub(super) fn raw(self, name: &str) -> Option<&'a str> {
+        self.0.get(name).filter(|value| *value != "null")
     }
 
     pub(super) fn read<T: DeserializeOwned>(self, name: &str, expected: impl Display) -> Result<Option<T>, Error> {
         let Some(raw) = self.raw(name) else { return Ok(None) };
-        serde_json::from_str(raw.get()).map(Some).map_err(|_| invalid(name, format_args!("must be {expected}")))
+        serde_json::from_str(raw).map(Some).map_err(|_| invalid(name, format_args!("must be {expected}")))
     }
 
     /// A field that this dialect doesn't define: what it means is up to the target, so an odd value is no error here.
     pub(super) fn lenient<T: DeserializeOwned>(self, name: &str) -> Option<T> {
-        self.raw(name).and_then(|raw| serde_json::from_str(raw.get()).ok())
+        self.raw(name).and_then(|raw| serde_json::from_str(raw).ok())
     }
 
     pub(super) fn model(self) -> Result<String, Error> {
@@ -77,7 +66,7 @@ impl<'a> Fields<'a> {
     /// Checks that there is a conversation, without reading it: for a provider it stays as it is.
     pub(super) fn check_messages(self) -> Result<(), Error> {
         let raw = self.raw("messages").ok_or_else(|| invalid("messages", "is required"))?;
-        let Some(rest) = raw.get().trim_start().strip_prefix('[') else {
+        let Some(rest) = raw.strip_prefix('[') else {
             return Err(invalid("messages", "must be an array"));
         };
         if rest.trim_start().starts_with(']') {

@@ -26,7 +26,8 @@ impl Folded {
     pub(super) fn push(&mut self, event: Event) {
         match event {
             Event::Started { id, model, usage } => {
-                (self.id, self.model) = (id, model);
+                self.id = self.id.take().or(id);
+                self.model = self.model.take().or(model);
                 self.usage.update(usage);
             }
             Event::LateHeader(..) | Event::Queued(_) | Event::ReportedUsage(_) => {}

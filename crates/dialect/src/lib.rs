@@ -12,20 +12,27 @@ mod exact;
 mod field;
 mod fold;
 mod json;
+mod observer;
 mod openai;
+mod raw;
 mod refusal;
 pub mod sse;
 #[cfg(test)]
 mod tests;
 mod upstream_error;
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use jiff::Timestamp;
-use mlx_manager_llm::{Api, Chat, Dialect, Error, ErrorKind, Event, Request};
+use mlx_manager_llm::{Api, Chat, Dialect, Error, ErrorKind, Event, Fault, Request};
 
 use self::fold::Folded;
 
-pub use self::capture::CAPTURE;
+pub use self::{
+    capture::CAPTURE,
+    observer::{Observer, observe_body},
+};
 
 /// Reads what routing, telemetry and sampling need to know of a body, and keeps the rest as it came.
 ///
@@ -33,7 +40,7 @@ pub use self::capture::CAPTURE;
 ///
 /// # Errors
 /// [`ErrorKind::InvalidRequest`] with the field at fault.
-pub fn decode_head(api: Api, body: &[u8]) -> Result<Request, Error> {
+pub fn decode_head(api: Api, body: Bytes) -> Result<Request, Error> {
     match api {
         Api::ChatCompletions => openai::request::decode_head(body),
         Api::Messages => anthropic::request::decode_head(body),
@@ -55,12 +62,14 @@ pub fn model_of(body: &[u8]) -> Option<String> {
 /// Understands a body to its last field, for the local engine.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidRequest`] with the field at fault; a field that would have to be ignored is one.
+/// [`ErrorKind::InvalidRequest`] with the field at fault; a field that would have to be ignored is one. Other targets may take
+/// it all the same.
 pub fn decode_chat(request: &Request) -> Result<Chat, Error> {
-    match request.api.dialect() {
+    let chat = match request.api.dialect() {
         Dialect::OpenAi => openai::chat::decode_chat(request),
         Dialect::Anthropic => anthropic::chat::decode_chat(request),
-    }
+    };
+    chat.map_err(|error| error.with_fault(Fault::Target))
 }
 
 /// The `content-type` of an answer.
@@ -204,111 +213,75 @@ pub fn encode_error(dialect: Dialect, error: &Error, request_id: &str) -> (u16, 
     (error.status(), body)
 }
 
-/// What a provider's error answer means. Its body is kept for the caller unless it speaks of our own key; the message,
-/// which reaches logs and audit rows, quotes none of it but the error's name.
+/// What a provider's error answer means. Its body and words are kept for the caller unless it speaks of our own key; the
+/// message, which reaches logs and audit rows, quotes none of it but the error's name.
 pub fn decode_error(dialect: Dialect, status: u16, body: Bytes) -> Error {
-    upstream_error::decode(dialect, status, body)
+    upstream_error::decode(dialect, Some(status), body)
 }
 
-/// A body for a provider of the caller's own dialect: the fields as they came, value by value to the byte, but for the
-/// model's name where the route changes it, and for usage, which an OpenAI stream has to be asked for.
-pub fn prepare(request: &Request, model: &str) -> Bytes {
-    let options = match request.api.dialect() {
-        Dialect::OpenAi => openai::upstream::stream_options(request),
-        Dialect::Anthropic => None,
-    };
-    let size: usize = request.body.iter().map(|(name, value)| name.len() + value.get().len() + 8).sum();
-    let mut out = Vec::with_capacity(size + 64);
-    let mut options_sent = options.is_none();
-    out.push(b'{');
-    for (name, value) in request.body.iter() {
-        begin_field(&mut out, name);
-        match (name, &options) {
-            ("model", _) if model != request.model => json::write(&mut out, &model),
-            ("stream_options", Some(options)) => {
-                options_sent = true;
-                out.extend_from_slice(options.as_bytes());
-            }
-            _ => out.extend_from_slice(value.get().as_bytes()),
+/// The tokens of a prompt, roughly: for where a count is needed and nobody counts. Four bytes are a token, and a picture is as
+/// many as pictures are taken for.
+pub fn estimate_prompt(request: &Request) -> u64 {
+    const BYTES_PER_TOKEN: usize = 4;
+    /// What no picture is smaller than, in base64.
+    const LONG_TEXT: usize = 16 * 1024;
+    const PICTURE_TOKENS: usize = 1600;
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'-' | b'_');
+    let prompt = request.body.iter().filter(|(name, _)| matches!(*name, "messages" | "system" | "tools"));
+    let tokens = prompt.map(|(_, text)| {
+        if text.len() <= LONG_TEXT {
+            return text.len() / BYTES_PER_TOKEN;
         }
-    }
-    if let Some(options) = options
-        && !options_sent
-    {
-        begin_field(&mut out, "stream_options");
-        out.extend_from_slice(options.as_bytes());
-    }
-    out.push(b'}');
-    out.into()
+        let tokens = text.split('"').map(|text| match text.rsplit_once(',').map_or(text, |(_, data)| data) {
+            data if data.len() > LONG_TEXT && data.bytes().all(is_base64) => PICTURE_TOKENS,
+            _ => text.len() / BYTES_PER_TOKEN,
+        });
+        tokens.sum()
+    });
+    tokens.sum::<usize>() as u64
 }
 
-fn begin_field(out: &mut Vec<u8>, name: &str) {
-    if out.len() > 1 {
-        out.push(b',');
-    }
-    json::write(out, &name);
-    out.push(b':');
+/// Whether a stream has to be asked for its usage, since its caller doesn't.
+pub fn injects_usage(request: &Request) -> bool {
+    request.api.dialect() == Dialect::OpenAi && request.stream && !request.include_usage
 }
 
-/// Reads the frames of a provider's streamed answer: what to forward, and what it means.
-#[derive(Debug)]
-pub struct Observer {
-    wire: WireObserver,
-}
-
-#[derive(Debug)]
-enum WireObserver {
-    OpenAi(openai::upstream::Observer),
-    Anthropic(anthropic::upstream::Observer),
-}
-
-impl Observer {
-    /// An observer for the answer to `request` from a provider of the same dialect. With `capture` the generated content
-    /// is given as neutral events too, which costs a copy of it.
-    pub fn new(request: &Request, capture: bool) -> Self {
-        let wire = match request.api.dialect() {
-            Dialect::OpenAi => WireObserver::OpenAi(openai::upstream::Observer::new(request.include_usage, capture)),
-            Dialect::Anthropic => WireObserver::Anthropic(anthropic::upstream::Observer::new(capture)),
-        };
-        Self { wire }
-    }
-
-    /// The events of one frame: [`Event::Started`] first where it is one, then the raw frame unless it is not for the
-    /// caller, then what it says.
-    ///
-    /// # Errors
-    /// What an error frame says, or [`ErrorKind::Upstream`] for a frame that can't be read. The answer ends with it.
-    pub fn observe(&mut self, frame: &sse::Frame) -> Result<Vec<Event>, Error> {
-        match &mut self.wire {
-            WireObserver::OpenAi(observer) => observer.observe(frame),
-            WireObserver::Anthropic(observer) => observer.observe(frame),
-        }
-    }
-
-    /// Whether the terminator was seen (`[DONE]`, `message_stop`). A stream that ends without it is broken.
-    pub fn complete(&self) -> bool {
-        match &self.wire {
-            WireObserver::OpenAi(observer) => observer.complete(),
-            WireObserver::Anthropic(observer) => observer.complete(),
-        }
-    }
-}
-
-/// The events of a provider's whole body that wasn't streamed, in the order of [`Observer::observe`].
+/// The pieces of a body for a provider of the caller's own dialect: the buffer as it came, but for the model's name where the
+/// route changes it, and for usage, which an OpenAI stream has to be asked for; not without `ask_usage`.
 ///
-/// # Errors
-/// [`ErrorKind::Upstream`] when it can't be read, or what it says when it is an error after all.
-pub fn observe_body(dialect: Dialect, body: &Bytes, capture: bool) -> Result<Vec<Event>, Error> {
-    match dialect {
-        Dialect::OpenAi => openai::upstream::observe_body(body, capture),
-        Dialect::Anthropic => anthropic::upstream::observe_body(body, capture),
+/// Nothing is copied: around what is put in the pieces are slices of the caller's buffer, which live as long as they do.
+pub fn prepare(request: &Request, model: &str, ask_usage: bool) -> Vec<Bytes> {
+    let options = (ask_usage && injects_usage(request)).then(|| openai::upstream::stream_options(request));
+    let body = &request.body;
+    let mut changes: Vec<(Range<usize>, Bytes)> = Vec::new();
+    if model != request.model {
+        // A field that is given twice is read by the one as the first and by the other as the last.
+        let name = json::bytes(&model);
+        changes.extend(body.places("model").map(|place| (place, name.clone())));
     }
+    if let Some(options) = options {
+        let known = changes.len();
+        changes.extend(body.places("stream_options").map(|place| (place, Bytes::from(options.clone()))));
+        if changes.len() == known
+            && let Some(end) = body.last_end()
+        {
+            changes.push((end..end, format!(",\"stream_options\":{options}").into()));
+        }
+    }
+    changes.sort_by_key(|(place, _)| place.start);
+    pieces(body.bytes(), changes)
 }
 
-/// A provider's bytes that make no sense. The reader's complaint may quote them, so only its place is kept.
-fn rubbish(error: serde_json::Error) -> Error {
-    let place = format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column());
-    Error::new(ErrorKind::Upstream, "the provider sent something that can't be read").with_source(place)
+/// A buffer with other bytes in some places, which are in order.
+fn pieces(buffer: &Bytes, changes: Vec<(Range<usize>, Bytes)>) -> Vec<Bytes> {
+    let mut pieces = Vec::with_capacity(2 * changes.len() + 1);
+    let mut sent = 0;
+    for (place, new) in changes {
+        pieces.extend([buffer.slice(sent..place.start), new]);
+        sent = place.end;
+    }
+    pieces.push(buffer.slice(sent..));
+    pieces
 }
 
 /// A model in a list.

@@ -1,8 +1,8 @@
 //! Server-sent events: an incremental parser that keeps the bytes of every frame, and the encoder.
 //!
-//! Knows nothing of what the frames say. The format is the one of the WHATWG HTML standard, section "Server-sent events":
-//! a last frame without its blank line is none. Whether an answer is whole its frames have to say
-//! ([`Observer::complete`](super::Observer::complete)), for a stream may be cut off between two of them.
+//! Knows nothing of what the frames say. The format is the one of the WHATWG HTML standard, section "Server-sent events",
+//! but for two things: a stream that ended well may leave out the last blank line, as clients let it, and a field `error`,
+//! by which some servers say what went wrong, is read.
 
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
@@ -18,6 +18,8 @@ pub struct Frame {
     pub(super) event: Bytes,
     /// The `data` lines joined by line feeds; `None` when the block has none (a comment, a stray blank line).
     pub(super) data: Option<Bytes>,
+    /// The `error` field.
+    pub(super) error: Option<Bytes>,
 }
 
 /// Why a stream is no sequence of frames.
@@ -92,6 +94,16 @@ impl Parser {
         self.check_length(self.cursor).map(|()| None)
     }
 
+    /// What is left when the stream has ended: a last frame without its blank line.
+    pub fn finish(&mut self) -> Option<Frame> {
+        (!self.buffer.is_empty()).then(|| self.take(self.buffer.len()))
+    }
+
+    /// How many bytes wait for the end of their frame.
+    pub fn pending(&self) -> usize {
+        self.buffer.len()
+    }
+
     fn check_length(&self, length: usize) -> Result<(), SseError> {
         if length > self.limit { Err(SseError::FrameTooLong { limit: self.limit }) } else { Ok(()) }
     }
@@ -108,6 +120,7 @@ fn read_fields(raw: Bytes, first: bool) -> Frame {
     let text = if first { raw.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&raw) } else { &raw };
     let mut event = Bytes::new();
     let mut data: Option<Bytes> = None;
+    let mut error = None;
     // The empty line within a CRLF pair is no field and falls through.
     for line in text.split(|byte| matches!(byte, b'\r' | b'\n')) {
         let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
@@ -116,6 +129,7 @@ fn read_fields(raw: Bytes, first: bool) -> Frame {
         let value = value.strip_prefix(b" ").unwrap_or(value);
         match name {
             b"event" => event = raw.slice_ref(value),
+            b"error" => error = Some(raw.slice_ref(value)),
             b"data" => {
                 data = Some(match data {
                     None => raw.slice_ref(value),
@@ -126,7 +140,7 @@ fn read_fields(raw: Bytes, first: bool) -> Frame {
             _ => {}
         }
     }
-    Frame { raw, event, data }
+    Frame { raw, event, data, error }
 }
 
 /// Appends a frame whose data is `data` as one line of JSON.
@@ -221,9 +235,22 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_frame_is_none() {
-        for text in ["data: x", "data: x\n", "event: a\n", "da", ":c\ndata: x\n"] {
+    fn an_unfinished_frame_is_none_before_the_end() {
+        for (text, data) in [
+            ("data: x", Some("x")),
+            ("data: x\r", Some("x")),
+            ("data: x\r\n", Some("x")),
+            ("event: a\n", None),
+            ("da", None),
+            (":c\ndata: x\n", Some("x")),
+        ] {
             assert_eq!(read(text), [], "{text:?}");
+            let mut parser = Parser::new(100);
+            parser.push(text.as_bytes());
+            assert_eq!((parser.next_frame(), parser.pending()), (Ok(None), text.len()));
+            let last = parser.finish().unwrap();
+            assert_eq!((&last.raw[..], last.data.as_deref()), (text.as_bytes(), data.map(str::as_bytes)), "{text:?}");
+            assert_eq!(parser.finish(), None);
         }
         for text in ["data: a\n\ndata: b", "data: a\n\n: bye"] {
             assert_eq!(read(text), [frame("", "a")], "{text:?}");

@@ -1,77 +1,133 @@
-//! What a provider's error answer means, whichever dialect it is written in.
+//! What went wrong at a provider: one classifier for a status, a body, a frame of a stream, in whichever dialect.
 //!
-//! A provider's own words may quote the prompt or a part of a key. They stay in the body that is passed on to the caller;
-//! the neutral message, which reaches logs and audit rows, is ours and carries only the status and the error's name.
+//! A provider's own words may quote the prompt or a part of a key. They are for the caller alone; the neutral message, which
+//! reaches logs and audit rows, is ours and carries only the status and the error's name.
 
 use bytes::Bytes;
-use mlx_manager_llm::{Dialect, Error, ErrorKind, UpstreamBody};
+use mlx_manager_llm::{Dialect, Error, ErrorKind, Fault, UpstreamAnswer};
 
-use super::{anthropic, openai, refusal::Refusal};
+use super::{raw::Raw, refusal::Refusal};
 
 const MAX_NAME_BYTES: usize = 64;
+/// A body longer than this is told again in its words, which are cut.
+const MAX_BODY_BYTES: usize = 64 * 1024;
 
-fn read(dialect: Dialect, body: &[u8]) -> Option<Refusal> {
-    match dialect {
-        Dialect::OpenAi => openai::refusal::read(body),
-        Dialect::Anthropic => anthropic::refusal::read(body),
-    }
-}
+/// The words by which servers say that a prompt is too long. None of them has a name for it that others share.
+const CONTEXT_WORDS: [&str; 8] = [
+    "maximum context length",
+    "exceeds the context window",
+    "prompt is too long",
+    "exceeds the available context size",
+    "greater than the context length",
+    "input length and `max_tokens` exceed",
+    "exceeds the maximum number of tokens",
+    "context length exceeded",
+];
+const CONTEXT_NAMES: [&str; 4] = [
+    "context_length_exceeded",
+    "exceed_context_size_error",
+    "context_window_exceeded",
+    "model_max_prompt_tokens_exceeded",
+];
 
-/// The neutral error for an error answer; see [`decode_error`](super::decode_error).
-pub(super) fn decode(dialect: Dialect, status: u16, body: Bytes) -> Error {
-    let refusal = read(dialect, &body);
-    let kind = kind(status, refusal.as_ref());
-    let name = refusal.as_ref().and_then(|refusal| refusal.name.as_deref()).filter(|name| is_name(name));
+/// The same for an account that has run dry.
+const QUOTA_WORDS: [&str; 6] = [
+    "insufficient balance",
+    "insufficient credit",
+    "insufficient funds",
+    "insufficient quota",
+    "credit balance is too low",
+    "out of credits",
+];
+const QUOTA_NAMES: [&str; 8] = [
+    "insufficient_quota",
+    "insufficient_balance",
+    "insufficient_credits",
+    "billing_error",
+    "billing_hard_limit_reached",
+    "billing_not_active",
+    "payment_required",
+    "exceeded_current_quota_error",
+];
+
+/// The neutral error for an error answer. `status` is that of the answer, if it had one that says anything: an error in a
+/// 200 or in a running stream names its own.
+pub(super) fn decode(dialect: Dialect, status: Option<u16>, body: Bytes) -> Error {
+    let refusal = Refusal::read(&body);
+    let said = refusal.as_ref();
+    let names = said.map(|said| said.names.as_slice()).unwrap_or_default();
+    let status = status
+        .or_else(|| said.and_then(|said| said.status))
+        .or_else(|| names.iter().find_map(|name| status_of(name)))
+        .unwrap_or(500);
+    let words = said.and_then(|said| said.words.as_deref()).unwrap_or_default().to_lowercase();
+    let (kind, fault) = classify(status, names, &words);
     if kind == ErrorKind::Unauthorized {
         // The key is ours, not the caller's, and such answers may quote parts of it: not passed on.
         // Nor may the words be such that telemetry scrubs them.
         return Error::new(kind, format!("the provider refused the key configured for it (status {status})"));
     }
+    let name = names.iter().find(|name| is_name(name));
     let named = name.map(|name| format!(", {name}")).unwrap_or_default();
     let mut error = Error::new(kind, format!("the provider answered with an error (status {status}{named})"));
-    if refusal.is_some() {
-        error.upstream = Some(Box::new(UpstreamBody { dialect, status, body }));
+    if let Some(fault) = fault {
+        error = error.with_fault(fault);
+    }
+    // A server error without a word is told as that of a gateway. What the caller did wrong has its status anyway.
+    if said.is_some() || status < 500 {
+        let words = refusal.and_then(|refusal| refusal.words);
+        let body = is_in_shape(dialect, &body).then_some(body);
+        error.upstream = Some(Box::new(UpstreamAnswer { dialect, status, body, words }));
     }
     error
 }
 
-/// The neutral error for an error that came as a frame of a running stream, or `None` if the frame is none.
-pub(super) fn decode_frame(dialect: Dialect, data: &Bytes) -> Option<Error> {
-    let refusal = read(dialect, data)?;
-    let status = refusal.status.filter(|status| (400..600).contains(status));
-    let status = status.unwrap_or_else(|| status_of(refusal.name.as_deref().unwrap_or_default()));
-    Some(decode(dialect, status, data.clone()))
-}
-
-/// The status that goes with a name, for where a stream leaves no room for one.
-fn status_of(name: &str) -> u16 {
-    match name {
-        "invalid_request_error" | "context_length_exceeded" => 400,
-        "authentication_error" | "invalid_api_key" => 401,
-        "permission_error" => 403,
-        "not_found_error" | "model_not_found" => 404,
-        "request_too_large" => 413,
-        "rate_limit_error" | "rate_limit_exceeded" | "insufficient_quota" => 429,
-        "timeout_error" => 504,
-        "overloaded_error" => 529,
-        _ => 500,
-    }
-}
-
-fn kind(status: u16, refusal: Option<&Refusal>) -> ErrorKind {
-    let name = refusal.and_then(|refusal| refusal.name.as_deref()).unwrap_or_default();
-    let message = refusal.and_then(|refusal| refusal.message.as_deref()).unwrap_or_default();
-    match status {
-        400 if name == "context_length_exceeded" || message.starts_with("prompt is too long") => {
-            ErrorKind::ContextLength
+/// The status that goes with a name, for where there is none else.
+fn status_of(name: &str) -> Option<u16> {
+    Some(match name {
+        _ if CONTEXT_NAMES.contains(&name) => 400,
+        "invalid_request_error" | "invalid_prompt" | "INVALID_ARGUMENT" | "FAILED_PRECONDITION" | "BadRequestError" => {
+            400
         }
-        401 | 403 => ErrorKind::Unauthorized,
-        404 => ErrorKind::ModelNotFound,
-        429 => ErrorKind::RateLimited,
-        408 | 409 => ErrorKind::Upstream,
-        400..=499 => ErrorKind::UpstreamRefused,
-        _ => ErrorKind::Upstream,
+        "authentication_error" | "invalid_api_key" | "UNAUTHENTICATED" => 401,
+        "insufficient_quota" | "rate_limit_error" | "rate_limit_exceeded" | "RESOURCE_EXHAUSTED" => 429,
+        _ if QUOTA_NAMES.contains(&name) => 402,
+        "permission_error" | "PERMISSION_DENIED" => 403,
+        "not_found_error" | "model_not_found" | "NOT_FOUND" => 404,
+        "request_too_large" => 413,
+        "timeout_error" | "DEADLINE_EXCEEDED" => 504,
+        "UNAVAILABLE" => 503,
+        "overloaded_error" => 529,
+        _ => return None,
+    })
+}
+
+/// What kind of failure it is, and whose doing where the kind alone doesn't say. `words` are in lower case.
+fn classify(status: u16, names: &[String], words: &str) -> (ErrorKind, Option<Fault>) {
+    let named = |known: &[&str]| names.iter().any(|name| known.contains(&&**name));
+    let worded = |known: &[&str]| known.iter().any(|known| words.contains(known));
+    match status {
+        401 => (ErrorKind::Unauthorized, None),
+        400..=499 if status == 402 || named(&QUOTA_NAMES) || worded(&QUOTA_WORDS) => {
+            (ErrorKind::InsufficientQuota, None)
+        }
+        400 | 413 | 422 if named(&CONTEXT_NAMES) || worded(&CONTEXT_WORDS) => (ErrorKind::ContextLength, None),
+        403 | 451 => (ErrorKind::Forbidden, None),
+        404 | 410 => (ErrorKind::ModelNotFound, None),
+        429 => (ErrorKind::RateLimited, None),
+        408 | 409 | 425 => (ErrorKind::Upstream, None),
+        // Another may well take a larger body, have the endpoint, see images or know the parameter.
+        405 | 413 => (ErrorKind::UpstreamRefused, Some(Fault::Target)),
+        400..=499 if lacks_support(words) => (ErrorKind::UpstreamRefused, Some(Fault::Target)),
+        400..=499 => (ErrorKind::UpstreamRefused, None),
+        501 => (ErrorKind::Upstream, Some(Fault::Target)),
+        _ => (ErrorKind::Upstream, None),
     }
+}
+
+fn lacks_support(words: &str) -> bool {
+    words.contains("unsupported")
+        || words.contains("support") && ["not ", "n't ", "no "].iter().any(|negation| words.contains(negation))
 }
 
 /// Whether a provider's text is a name, and not a sentence that could hold anything.
@@ -80,13 +136,27 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= MAX_NAME_BYTES && name.bytes().all(word)
 }
 
-/// The provider's body, when the caller speaks its dialect.
-pub(super) fn own_body(error: &Error, dialect: Dialect) -> Option<Bytes> {
-    error.upstream.as_ref().filter(|upstream| upstream.dialect == dialect).map(|upstream| upstream.body.clone())
+/// Whether clients of a dialect find what went wrong in a body.
+fn is_in_shape(dialect: Dialect, body: &Bytes) -> bool {
+    let Some(body) = (body.len() <= MAX_BODY_BYTES).then(|| std::str::from_utf8(body).ok()).flatten() else {
+        return false;
+    };
+    let Some(body) = Raw::parse(body) else { return false };
+    let Some(error) = body.get("error") else { return false };
+    let has_text = |value: Raw<'_>, name: &str| value.get(name).is_some_and(|text| text.text().is_some());
+    match dialect {
+        Dialect::OpenAi => has_text(error, "message"),
+        Dialect::Anthropic => has_text(body, "type") && has_text(error, "type") && has_text(error, "message"),
+    }
 }
 
-/// The provider's words out of a body of another dialect.
-pub(super) fn foreign_message(error: &Error) -> Option<String> {
-    let upstream = error.upstream.as_ref()?;
-    read(upstream.dialect, &upstream.body)?.message
+/// The provider's body, when the caller speaks its dialect and can read it.
+pub(super) fn own_body(error: &Error, dialect: Dialect) -> Option<Bytes> {
+    let upstream = error.upstream.as_ref().filter(|upstream| upstream.dialect == dialect)?;
+    upstream.body.clone()
+}
+
+/// The provider's words, for a body of the caller's dialect.
+pub(super) fn words(error: &Error) -> Option<String> {
+    error.upstream.as_ref()?.words.clone()
 }

@@ -4,6 +4,7 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 use futures_util::Stream;
 use http::HeaderMap;
+use tokio::time::Instant;
 
 use super::{Context, Error, Event, Priority, Request};
 
@@ -30,6 +31,10 @@ pub struct Call {
     pub headers: HeaderMap,
     /// The query of the caller's URL as far as a provider may see it, never credentials.
     pub query: Option<String>,
+    /// Which try of this target it is, from 0.
+    pub resend: u32,
+    /// When the answer has to be complete.
+    pub deadline: Instant,
 }
 
 /// An answer that has begun.
@@ -40,8 +45,6 @@ pub struct Answer {
     pub events: EventStream,
     /// Physical calls made beyond the first.
     pub retries: u32,
-    /// Whether a stream of it is kept alive while nothing comes. A provider's does so itself, if it does.
-    pub keep_alive: bool,
 }
 
 impl std::fmt::Debug for Answer {

@@ -149,8 +149,8 @@ pub struct Error {
     pub message: String,
     /// The request field at fault, as a path (`messages[2].content`).
     pub param: Option<String>,
-    /// The provider's own error answer, passed on when it speaks the caller's dialect.
-    pub upstream: Option<Box<UpstreamBody>>,
+    /// The provider's own error answer, for the caller alone.
+    pub upstream: Option<Box<UpstreamAnswer>>,
     /// Headers the client should see (`retry-after`, rate limits). Boxed, since errors are returned everywhere and mostly
     /// have none.
     pub headers: Box<HeaderMap>,
@@ -167,15 +167,30 @@ pub struct Error {
     pub retry_after: Option<Duration>,
 }
 
-/// An error answer as a provider sent it.
+/// An error answer of a provider's.
 #[derive(Debug, Clone)]
-pub struct UpstreamBody {
-    /// The dialect it is written in.
+pub struct UpstreamAnswer {
+    /// The dialect that the provider speaks.
     pub dialect: Dialect,
-    /// Its HTTP status.
+    /// Its HTTP status, or the one that it names.
     pub status: u16,
-    /// Its JSON body.
-    pub body: Bytes,
+    /// Its JSON body, if clients of the dialect can read it as an error.
+    pub body: Option<Bytes>,
+    /// Its words, if it has any.
+    pub words: Option<String>,
+}
+
+impl UpstreamAnswer {
+    /// Blots out a secret that it may echo.
+    pub fn blot_out(&mut self, secret: &str) {
+        let blot = |text: &str| text.contains(secret).then(|| text.replace(secret, "***"));
+        if let Some(words) = self.words.as_deref().and_then(blot) {
+            self.words = Some(words);
+        }
+        if let Some(body) = self.body.as_deref().and_then(|body| blot(&String::from_utf8_lossy(body))) {
+            self.body = Some(body.into());
+        }
+    }
 }
 
 impl Error {
@@ -225,7 +240,8 @@ impl Error {
     #[must_use]
     pub fn with_retry_after(mut self, after: Duration) -> Self {
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
-        self.headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        self.headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        self.retry_after = Some(after);
         self
     }
 

@@ -5,11 +5,12 @@ use strum::IntoStaticStr;
 
 use super::ToolCall;
 
-/// One step of an answer. A stream of events is well-formed when at most one `Started` comes first, and nothing follows
-/// `Finished` but `Usage`, `ReportedUsage` and `Raw`.
+/// One step of an answer. In a stream of events that is well-formed nothing follows `Finished` but `Usage`, `ReportedUsage`
+/// and `Raw`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The answer begins. Carries the input tokens where they are known, so that a stream cut short still has a count.
+    /// The answer begins. Carries the input tokens where they are known, so that a stream cut short still has a count. What a
+    /// provider tells of itself later comes in another one.
     Started {
         /// The provider's id of the answer, if it gave one.
         id: Option<String>,

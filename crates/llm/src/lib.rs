@@ -17,10 +17,10 @@ mod request;
 mod retry_after;
 
 pub use backend::{Answer, Backend, BoxFuture, Call, EventStream};
-pub use body::Body;
+pub use body::{Body, BodyError};
 pub use capture::{Capture, CapturedMessage, Conversation, Part, ToolResult};
 pub use context::Context;
-pub use error::{Error, ErrorKind, Fault, UpstreamBody};
+pub use error::{Error, ErrorKind, Fault, UpstreamAnswer};
 pub use event::{Event, FinishReason, ServiceTier, ToolCallDelta, Usage};
 pub use model_state::{ModelState, ModelStates};
 pub use priority::Priority;

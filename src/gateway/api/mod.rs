@@ -1,6 +1,7 @@
 //! The server's routes: thin. Decode, dispatch, encode; whatever is measured is measured by the meter.
 
 mod admin;
+mod body;
 mod inference;
 mod models;
 
@@ -12,6 +13,7 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
+use mlx_manager_config::ServerConfig;
 use mlx_manager_dialect as dialect;
 use mlx_manager_llm::{Api, Dialect, Error};
 use tokio_util::sync::CancellationToken;
@@ -20,8 +22,16 @@ use self::admin::Admin;
 use super::dispatch::Dispatch;
 use crate::route::{Kind, Route};
 
+/// What inference requests share.
+#[derive(Clone)]
+struct Inference {
+    dispatch: Arc<Dispatch>,
+    /// The largest body, in bytes.
+    max_body: usize,
+}
+
 /// The routes of the gateway. Streams that have no end of their own end when `stop` is cancelled.
-pub fn routes(dispatch: &Arc<Dispatch>, stop: &CancellationToken) -> Vec<Route> {
+pub fn routes(dispatch: &Arc<Dispatch>, config: &ServerConfig, stop: &CancellationToken) -> Vec<Route> {
     let admin = Admin { dispatch: Arc::clone(dispatch), stop: stop.clone() };
     let admin = [
         ("/admin/models", get(admin::list)),
@@ -29,15 +39,20 @@ pub fn routes(dispatch: &Arc<Dispatch>, stop: &CancellationToken) -> Vec<Route> 
         ("/admin/models/{*id}", get(admin::get).post(admin::post)),
     ]
     .map(|(path, methods)| Route { path, methods: methods.with_state(admin.clone()), kind: Kind::Question });
+    let inference =
+        Inference { dispatch: Arc::clone(dispatch), max_body: usize::try_from(config.max_body).unwrap_or(usize::MAX) };
     let inference = [
-        (Api::ChatCompletions.path(), post(inference::chat_completions), Kind::Inference),
-        (Api::Messages.path(), post(inference::messages), Kind::Inference),
-        ("/v1/models", get(models::list), Kind::Question),
-        // A model's name may hold slashes (`org/name`).
-        ("/v1/models/{*id}", get(models::one), Kind::Question),
+        (Api::ChatCompletions.path(), post(inference::chat_completions)),
+        (Api::Messages.path(), post(inference::messages)),
     ]
-    .map(|(path, methods, kind)| Route { path, methods: methods.with_state(Arc::clone(dispatch)), kind });
-    inference.into_iter().chain(admin).collect()
+    .map(|(path, methods)| Route { path, methods: methods.with_state(inference.clone()), kind: Kind::Inference });
+    let models = [
+        ("/v1/models", get(models::list)),
+        // A model's name may hold slashes (`org/name`).
+        ("/v1/models/{*id}", get(models::one)),
+    ]
+    .map(|(path, methods)| Route { path, methods: methods.with_state(Arc::clone(dispatch)), kind: Kind::Question });
+    inference.into_iter().chain(models).chain(admin).collect()
 }
 
 /// The dialect that a caller reads. An endpoint's path says it, and so does a path below one; where both APIs meet

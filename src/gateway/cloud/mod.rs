@@ -1,30 +1,32 @@
 //! Cloud providers: a [`Provider`] answers calls over HTTPS in the caller's own dialect.
 //!
-//! [`attempt`] is one physical call, [`retry`] decides whether another follows, [`stream`] turns the answer's bytes into
-//! events, and each file in [`provider`] knows one API's paths and headers. What the bytes mean is for
-//! [`dialect`] to say; nothing here measures or routes.
+//! [`attempt`] is one physical call, [`stream`] turns the answer's bytes into events, and each file in [`provider`] knows one
+//! API's paths and headers. What the bytes mean is for [`dialect`] to say; nothing here measures, routes or decides whether
+//! to try again.
 
 mod attempt;
+mod body;
 mod provider;
-mod retry;
 mod stream;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use bytes::Bytes;
 use mlx_manager_config as config;
 use mlx_manager_config::{Auth, Calls, ProviderKind, Secret};
 use mlx_manager_dialect as dialect;
 use mlx_manager_llm::{Answer, Call, Dialect, Error, ErrorKind};
 use mlx_manager_signal::{
-    event::{AttemptFailed, AttemptRetried},
+    event::{AttemptFailed, UsageRefused},
     price::PriceList,
     provider as vendor,
 };
 use reqwest::{Client, Url, redirect};
-use tokio::time::{Instant, sleep, timeout_at};
-
-use self::{attempt::Failure, retry::Retry};
 
 pub use provider::Passed;
 
@@ -64,14 +66,16 @@ pub struct Provider {
     send_trace_context: bool,
     calls: Calls,
     client: Client,
+    /// Whether it was found to refuse that a stream is asked for its usage.
+    refuses_usage: AtomicBool,
 }
 
 impl Provider {
-    /// Prepares a provider; connects to nothing.
+    /// Prepares a provider; connects to nothing. `prices` are the operator's, for whichever provider.
     ///
     /// # Errors
     /// When its URL or key can't be used.
-    pub fn new(config: &config::Provider) -> Result<Self, ProviderError> {
+    pub fn new(config: &config::Provider, prices: &[config::Price]) -> Result<Self, ProviderError> {
         let mut url = Url::parse(&config.base_url)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
@@ -94,7 +98,7 @@ impl Provider {
         Ok(Self {
             name: config.name.clone(),
             kind: config.kind,
-            prices: Arc::new(PriceList::new(vendor::dialect(config.kind), &config.base_url)),
+            prices: Arc::new(PriceList::new(vendor::dialect(config.kind), &config.base_url, &config.name, prices)),
             url,
             api_key: config.api_key.clone(),
             auth: config.auth.clone(),
@@ -102,6 +106,7 @@ impl Provider {
             send_trace_context: config.send_trace_context,
             calls: config.calls.clone(),
             client,
+            refuses_usage: AtomicBool::new(false),
         })
     }
 
@@ -144,40 +149,48 @@ impl Provider {
         })
     }
 
-    /// Answers a call, in as many tries as the configuration grants. Resolves once the answer has begun or can't begin any
-    /// more.
-    ///
-    /// # Errors
-    /// The last try's failure.
-    pub async fn answer(&self, call: Call) -> Result<Answer, Error> {
-        let deadline = Instant::now() + self.calls.total_timeout;
-        let body = dialect::prepare(&call.request, &call.model);
-        let mut retry = Retry::new(&self.calls);
-        loop {
-            let attempt = self.attempt(&call, body.clone(), retry.count(), deadline);
-            let failure = match timeout_at(deadline, attempt).await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(failure)) => failure,
-                Err(_) => Failure::total_timeout(self),
-            };
-            let Failure { mut error, reason, retry_after } = failure;
-            error.retries = retry.count();
-            let Some(reason) = reason else { return Err(error) };
-            let Some(delay) = retry.next(retry_after, deadline) else { return Err(error) };
-            AttemptFailed { provider: &self.name, error: &error }.emit();
-            AttemptRetried { provider: &self.name, reason, attempt: retry.count(), delay }.emit();
-            sleep(delay).await;
-        }
+    /// How it is to be called.
+    pub fn calls(&self) -> &Calls {
+        &self.calls
     }
 
-    /// Blots out this provider's key, should an error answer echo it.
-    fn without_key(&self, body: Bytes) -> Bytes {
-        match &self.api_key {
-            Some(key) if !key.is_empty() => {
-                let text = String::from_utf8_lossy(&body);
-                if text.contains(key.expose()) { text.replace(key.expose(), "***").into() } else { body }
-            }
-            _ => body,
+    /// Answers a call. Resolves once the answer has begun or can't begin any more.
+    ///
+    /// # Errors
+    /// Why it can't.
+    pub async fn answer(&self, call: Call) -> Result<Answer, Error> {
+        let asks_usage = !self.refuses_usage.load(Ordering::Relaxed) && dialect::injects_usage(&call.request);
+        let error = match self.attempt(&call, asks_usage).await {
+            Err(error) if asks_usage && refuses_usage(&error) => error,
+            answered => return answered,
+        };
+        // It was us who put it there, so what the provider has against it is not the caller's to hear.
+        UsageRefused { provider: &self.name }.emit();
+        self.refuses_usage.store(true, Ordering::Relaxed);
+        AttemptFailed { provider: &self.name, error: &error }.emit();
+        let again = Call { resend: call.resend + 1, ..call };
+        let mut answered = self.attempt(&again, false).await;
+        match &mut answered {
+            Ok(answer) => answer.retries += 1,
+            Err(error) => error.retries += 1,
         }
+        answered
     }
+}
+
+/// Blots out a provider's key, should an error of its echo it.
+fn without_key(key: Option<&Secret>, mut error: Error) -> Error {
+    let key = key.map(Secret::expose).filter(|key| !key.is_empty());
+    if let (Some(key), Some(upstream)) = (key, &mut error.upstream) {
+        upstream.blot_out(key);
+    }
+    error
+}
+
+/// Whether a provider has something against being asked for the usage of a stream.
+fn refuses_usage(error: &Error) -> bool {
+    let Some(upstream) = error.upstream.as_ref().filter(|upstream| upstream.status < 500) else { return false };
+    let body = upstream.body.as_deref().map(String::from_utf8_lossy);
+    let said = [upstream.words.as_deref(), body.as_deref()];
+    said.into_iter().flatten().any(|said| said.contains("stream_options") || said.contains("include_usage"))
 }

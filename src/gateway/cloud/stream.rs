@@ -1,94 +1,178 @@
-//! From an answer's bytes to events, under three time limits.
+//! From an answer's bytes to events, under time limits.
 
 use std::{collections::VecDeque, pin::Pin, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, stream};
+use mlx_manager_config::Secret;
 use mlx_manager_dialect as dialect;
 use mlx_manager_dialect::{Observer, sse};
 use mlx_manager_llm::{Error, ErrorKind, Event, EventStream, Request};
-use mlx_manager_signal::span;
+use mlx_manager_signal::{event::FrameUnreadable, span};
 use reqwest::Response;
 use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{Provider, without_key};
 
 /// The largest frame of a stream, in bytes; a frame holds a few tokens, or one tool call.
 const MAX_FRAME: usize = 16 * 1024 * 1024;
 /// The largest answer that is not streamed, in bytes.
 const MAX_BODY: usize = 64 * 1024 * 1024;
+/// How much of a stream is held back before its first content, in bytes.
+const MAX_HELD: usize = 1024 * 1024;
 /// How long a finished stream may take to close, so that its connection can be used again.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// When a stream has taken too long.
+/// When an answer has taken too long.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// For the first generated content.
-    pub(super) first_token: Instant,
-    /// Between two chunks.
+    /// Of silence before the first generated content. Whatever comes, be it a comment, proves life.
+    pub(super) first_token: Duration,
+    /// Of silence between two chunks.
     pub(super) idle: Duration,
     /// For everything.
     pub(super) deadline: Instant,
 }
 
-/// Reads a stream up to its first generated content and returns all its events, those already read included.
+impl Limits {
+    /// When a silence that begins now has lasted too long.
+    pub(super) fn until(&self, silence: Duration) -> Instant {
+        Instant::now().checked_add(silence).map_or(self.deadline, |end| end.min(self.deadline))
+    }
+
+    /// The error of an answer that took too long, after its first content or before.
+    pub(super) fn exceeded(&self, provider: &str, content: bool) -> Error {
+        let (kind, message) = if Instant::now() >= self.deadline {
+            (ErrorKind::TimeoutTotal, "did not finish in time (cloud.total_timeout)")
+        } else if content {
+            (ErrorKind::TimeoutIdle, "paused for too long (cloud.idle_timeout)")
+        } else {
+            (ErrorKind::TimeoutFirstToken, "sent nothing in time (cloud.first_token_timeout)")
+        };
+        Error::new(kind, format!("the provider {provider:?} {message}"))
+    }
+}
+
+/// Reads an answer up to its first generated content, and one that isn't a stream to its end, so that whatever fails before
+/// can still be tried elsewhere. Returns all its events, those already read included.
+///
+/// What kind of answer it is says its first byte, and not its `content-type`, which some providers leave out or get wrong:
+/// JSON is a whole answer or an error even where a stream was asked for.
 pub(super) async fn begin(
-    provider: &str,
+    provider: &Provider,
     request: &Request,
     response: Response,
     limits: Limits,
+    usage_injected: bool,
 ) -> Result<EventStream, Error> {
+    let (name, key) = (provider.name.clone(), provider.api_key.clone());
+    let mut source = Source { provider: name, key, body: Box::pin(response.bytes_stream()), limits };
+    let mut head = BytesMut::new();
+    if request.stream && is_stream(&mut source, &mut head).await? {
+        return stream(source, request, head, usage_injected).await;
+    }
+    loop {
+        let silence = if head.is_empty() { limits.first_token } else { limits.idle };
+        let Some(chunk) = source.next(silence, !head.is_empty()).await? else { break };
+        head.extend_from_slice(&chunk);
+        if head.len() > MAX_BODY {
+            let message = format!("the provider {:?} answered more than {MAX_BODY} bytes", provider.name);
+            return Err(bought(Error::new(ErrorKind::Upstream, message)));
+        }
+    }
+    let is_empty = head.trim_ascii().is_empty();
+    let events = dialect::observe_body(request, &head.freeze(), usage_injected, span::captures_content());
+    let is_error = |error: &Error| is_empty || error.upstream.is_some();
+    let events = events.map_err(|error| if is_error(&error) { error } else { bought(error) })?;
+    Ok(stream::iter(events.into_iter().map(Ok)).boxed())
+}
+
+/// An answer that is of no use was generated all the same, and would be paid for again.
+fn bought(mut error: Error) -> Error {
+    error.should_retry = Some(false);
+    error
+}
+
+/// Whether what comes is an event stream, by its first byte that says anything.
+async fn is_stream(source: &mut Source, head: &mut BytesMut) -> Result<bool, Error> {
+    loop {
+        let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
+        // The beginning of a byte order mark says nothing either.
+        if let Some(first) = text.first().filter(|first| **first != 0xef) {
+            return Ok(!matches!(first, b'{' | b'[' | b'<' | b'"'));
+        }
+        if head.len() > MAX_HELD {
+            return Ok(true);
+        }
+        match source.next(source.limits.first_token, false).await? {
+            Some(chunk) => head.extend_from_slice(&chunk),
+            None => return Ok(false),
+        }
+    }
+}
+
+async fn stream(source: Source, request: &Request, head: BytesMut, usage_injected: bool) -> Result<EventStream, Error> {
+    let mut parser = sse::Parser::new(MAX_FRAME);
+    parser.push(&head);
     let mut reader = Reader {
-        provider: provider.to_owned(),
-        body: Box::pin(response.bytes_stream()),
-        parser: sse::Parser::new(MAX_FRAME),
-        observer: Observer::new(request, span::captures_content()),
+        source,
+        parser,
+        observer: Observer::new(request, usage_injected, span::captures_content()),
         read: VecDeque::new(),
+        failed: None,
+        held: 0,
         content: false,
-        limits,
         ended: false,
     };
-    while !reader.content && !reader.ended {
+    while !reader.content && !reader.ended && reader.held < MAX_HELD {
         reader.read_more().await?;
+    }
+    if !reader.content
+        && let Some(error) = reader.failed.take()
+    {
+        return Err(error);
     }
     Ok(stream::unfold(reader, |mut reader| async move { reader.next().await.map(|event| (event, reader)) }).boxed())
 }
 
-/// Reads an answer that is not streamed.
-pub(super) async fn whole(
-    provider: &str,
-    request: &Request,
-    response: Response,
+/// An answer's bytes.
+struct Source {
+    provider: String,
+    /// What must not come back in an error.
+    key: Option<Secret>,
+    body: Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>,
     limits: Limits,
-) -> Result<EventStream, Error> {
-    let mut chunks = response.bytes_stream();
-    let mut body = BytesMut::new();
-    loop {
-        let limit = limits.deadline.min(Instant::now() + limits.idle);
-        match timeout_at(limit, chunks.next()).await {
-            Err(_) => return Err(timed_out(provider, limit, &limits, true)),
-            Ok(Some(Err(error))) => return Err(broken(provider, error)),
-            Ok(None) => break,
-            Ok(Some(Ok(chunk))) => body.extend_from_slice(&chunk),
-        }
-        if body.len() > MAX_BODY {
-            let message = format!("the provider {provider:?} answered more than {MAX_BODY} bytes");
-            return Err(Error::new(ErrorKind::Upstream, message));
+}
+
+impl Source {
+    /// More of them, within `silence`; `None` when they ended as they should.
+    async fn next(&mut self, silence: Duration, content: bool) -> Result<Option<Bytes>, Error> {
+        match timeout_at(self.limits.until(silence), self.body.next()).await {
+            Err(_) => Err(self.limits.exceeded(&self.provider, content)),
+            Ok(None) => Ok(None),
+            Ok(Some(Ok(chunk))) => Ok(Some(chunk)),
+            Ok(Some(Err(error))) => {
+                let message =
+                    format!("the connection to the provider {:?} broke in the middle of its answer", self.provider);
+                Err(Error::new(ErrorKind::Upstream, message).with_source(error.without_url()))
+            }
         }
     }
-    let events = dialect::observe_body(request.api.dialect(), &body.freeze(), span::captures_content())?;
-    Ok(stream::iter(events.into_iter().map(Ok)).boxed())
 }
 
 /// A stream being read.
 struct Reader {
-    provider: String,
-    body: Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>,
+    source: Source,
     parser: sse::Parser,
     observer: Observer,
     /// Read but not handed on.
     read: VecDeque<Event>,
+    /// What ended it, once all that was read is handed on.
+    failed: Option<Error>,
+    /// Bytes that came so far, until the first content.
+    held: usize,
     /// Whether generated content has come.
     content: bool,
-    limits: Limits,
     ended: bool,
 }
 
@@ -97,61 +181,60 @@ impl Reader {
         while self.read.is_empty() && !self.ended {
             if let Err(error) = self.read_more().await {
                 self.ended = true;
-                return Some(Err(error));
+                self.failed = Some(error);
             }
         }
-        self.read.pop_front().map(Ok)
+        self.read.pop_front().map(Ok).or_else(|| self.failed.take().map(Err))
     }
 
     /// Takes the next frame, from what has arrived or from the connection.
     async fn read_more(&mut self) -> Result<(), Error> {
         if let Some(frame) = self.parser.next_frame().map_err(|error| self.rubbish(error))? {
-            let events = self.observer.observe(&frame)?;
-            self.content |=
-                events.iter().any(|event| matches!(event, Event::Raw { content: 1.., .. } | Event::Finished { .. }));
-            self.read.extend(events);
+            self.observe(&frame);
             return Ok(());
         }
         if self.observer.complete() {
-            // A connection whose body was read to its end goes back to the pool.
-            drop(timeout(LINGER, self.body.next()).await);
+            // A connection whose body was read to its end goes back to the pool. What else comes is nothing any more.
+            let rest = async { while self.source.body.next().await.is_some_and(|chunk| chunk.is_ok()) {} };
+            drop(timeout(LINGER, rest).await);
             self.ended = true;
             return Ok(());
         }
-        let limit = if self.content { Instant::now() + self.limits.idle } else { self.limits.first_token };
-        let limit = limit.min(self.limits.deadline);
-        match timeout_at(limit, self.body.next()).await {
-            Err(_) => Err(timed_out(&self.provider, limit, &self.limits, self.content)),
-            Ok(Some(Ok(chunk))) => {
-                self.parser.push(&chunk);
-                Ok(())
-            }
-            Ok(Some(Err(error))) => Err(broken(&self.provider, error)),
-            Ok(None) => {
-                let message = format!("the provider {:?} cut its answer off", self.provider);
-                Err(Error::new(ErrorKind::Upstream, message))
-            }
+        let Limits { first_token, idle, .. } = self.source.limits;
+        let silence = if self.content { idle } else { first_token };
+        if let Some(chunk) = self.source.next(silence, self.content).await? {
+            self.held += chunk.len();
+            self.parser.push(&chunk);
+            return Ok(());
         }
+        // A body that ended well may owe the blank line after its last frame.
+        if let Some(frame) = self.parser.finish() {
+            self.observe(&frame);
+        }
+        if !self.ended {
+            self.ended = true;
+            self.failed = self.observer.finish().err();
+        }
+        Ok(())
+    }
+
+    fn observe(&mut self, frame: &sse::Frame) {
+        let unreadable = self.observer.unreadable();
+        let mut events = Vec::with_capacity(2);
+        if let Err(error) = self.observer.observe(frame, &mut events) {
+            self.ended = true;
+            self.failed = Some(without_key(self.source.key.as_ref(), error));
+        }
+        if self.observer.unreadable() > unreadable {
+            FrameUnreadable { provider: &self.source.provider, is_first: unreadable == 0 }.emit();
+        }
+        self.content |=
+            events.iter().any(|event| matches!(event, Event::Raw { content: 1.., .. } | Event::Finished { .. }));
+        self.read.extend(events);
     }
 
     fn rubbish(&self, error: sse::SseError) -> Error {
-        let message = format!("the provider {:?} sent what is no event stream", self.provider);
-        Error::new(ErrorKind::Upstream, message).with_source(error)
+        let message = format!("the provider {:?} sent what is no event stream", self.source.provider);
+        bought(Error::new(ErrorKind::Upstream, message).with_source(error))
     }
-}
-
-fn timed_out(provider: &str, limit: Instant, limits: &Limits, content: bool) -> Error {
-    let (kind, message) = if limit >= limits.deadline {
-        (ErrorKind::TimeoutTotal, "did not finish in time (cloud.total_timeout)")
-    } else if content {
-        (ErrorKind::TimeoutIdle, "paused for too long (cloud.idle_timeout)")
-    } else {
-        (ErrorKind::TimeoutFirstToken, "generated nothing in time (cloud.first_token_timeout)")
-    };
-    Error::new(kind, format!("the provider {provider:?} {message}"))
-}
-
-fn broken(provider: &str, error: reqwest::Error) -> Error {
-    let message = format!("the connection to the provider {provider:?} broke in the middle of its answer");
-    Error::new(ErrorKind::Upstream, message).with_source(error.without_url())
 }

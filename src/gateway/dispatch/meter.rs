@@ -6,12 +6,16 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context as TaskContext, Poll, ready},
 };
 
 use futures_util::Stream;
 use jiff::Timestamp;
+use mlx_manager_dialect as dialect;
 use mlx_manager_llm::{
     Answer, Api, Context, Error, Event, EventStream, Inference, Outcome, Record, Request, ToolCall, UsageSource,
 };
@@ -28,6 +32,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use crate::store::AuditSender;
+
+/// Bytes of a token, as text is on average.
+const BYTES_PER_TOKEN: u64 = 4;
 
 /// Measures one request from its arrival to its end.
 pub struct Meter {
@@ -48,6 +55,12 @@ pub struct Meter {
     phase_began: Option<Instant>,
     first_content: Option<Instant>,
     last_content: Option<Instant>,
+    /// What the provider's frames hold, in bytes as they are written.
+    content_bytes: usize,
+    /// The tokens of the prompt, roughly; for where nobody counts.
+    prompt_estimate: u64,
+    /// Whether the head of a streamed answer went out, whatever comes after it.
+    head_sent: Arc<AtomicBool>,
     /// Gathered only when the user switched content capture on.
     captured: Option<Captured>,
     ended: bool,
@@ -92,6 +105,9 @@ impl Meter {
             phase_began: None,
             first_content: None,
             last_content: None,
+            content_bytes: 0,
+            prompt_estimate: 0,
+            head_sent: Arc::default(),
             captured: span::captures_content().then(Captured::default),
             ended: false,
         }
@@ -108,6 +124,12 @@ impl Meter {
         self.phase_began = began;
         self.named(&request.model);
         self.record.stream = request.stream;
+        self.prompt_estimate = dialect::estimate_prompt(request);
+    }
+
+    /// Set when the head of a streamed answer goes out before anything is known of the answer.
+    pub(crate) fn head_sent(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.head_sent)
     }
 
     /// The body was not understood, but this much of it was.
@@ -145,6 +167,11 @@ impl Meter {
         });
     }
 
+    /// A target is about to be asked once more.
+    pub(crate) fn retried(&mut self) {
+        self.record.retries += 1;
+    }
+
     /// The target failed, and another is about to be called.
     pub(crate) fn failed_over(&mut self, error: &Error) {
         self.record.retries += error.retries;
@@ -159,9 +186,14 @@ impl Meter {
 
     /// Ends a request that failed before anything was sent.
     pub(crate) fn refuse(mut self, error: &Error) {
-        self.record.status = error.status();
+        self.record.status = self.status_of(error);
         self.record.retries += error.retries;
         self.fail(error);
+    }
+
+    /// The status that the caller gets, or got.
+    fn status_of(&self, error: &Error) -> u16 {
+        if self.head_sent.load(Ordering::Relaxed) { 200 } else { error.status() }
     }
 
     /// Measures an answer to its end.
@@ -181,9 +213,11 @@ impl Meter {
     fn observe(&mut self, event: &Event) {
         match event {
             Event::Started { id, model, usage } => {
-                self.response_id.clone_from(id);
+                // What was said first holds.
+                self.response_id = self.response_id.take().or_else(|| id.clone());
                 // A provider may repeat the name that it was asked for.
-                self.record.response_model = model.as_deref().map(|model| ModelLabel::new(model).to_string());
+                let label = || model.as_deref().map(|model| ModelLabel::new(model).to_string());
+                self.record.response_model = self.record.response_model.take().or_else(label);
                 self.record.usage.update(*usage);
             }
             Event::LateHeader(..) => {}
@@ -221,6 +255,7 @@ impl Meter {
             Event::Raw { content, .. } => {
                 self.raw = true;
                 if *content > 0 {
+                    self.content_bytes += content;
                     self.content();
                 }
             }
@@ -259,15 +294,25 @@ impl Meter {
         record.time_to_first_token = self.first_content.map(|first| first - arrived);
         record.generation = self.first_content.zip(self.last_content).map(|(first, last)| last - first);
         record.usage_source = usage_source(record);
-        if record.usage_source == Some(UsageSource::Estimated) {
-            // A provider that counts only at the end never came to it. Its chunks are tokens, near enough.
-            record.usage.output = Some(record.chunks);
+        if record.usage_source != Some(UsageSource::Provider)
+            && record.chunks > 0
+            && self.target.as_ref().is_some_and(|target| target.prices.is_some())
+        {
+            // A provider that counts only at the end never came to it, and bills what it generated. A chunk is a token or
+            // more, of which each has four bytes or so.
+            let output = record.chunks.max(self.content_bytes as u64 / BYTES_PER_TOKEN);
+            if record.usage.output.is_none_or(|counted| counted < output) {
+                record.usage.output = Some(output);
+                record.usage.input.get_or_insert(self.prompt_estimate);
+                record.usage_source = Some(UsageSource::Estimated);
+            }
         }
         if let (Some(target), Some(inference)) = (&self.target, &mut record.inference) {
             inference.duration = target.called.elapsed();
             inference.time_to_first_token = self.first_content.map(|first| first - target.called);
-            let model = record.response_model.as_deref().unwrap_or(&inference.model);
-            record.cost_usd = target.prices.as_ref().and_then(|prices| prices.cost_usd(model, &record.usage));
+            let asked = inference.model.as_str();
+            let model = record.response_model.as_deref().unwrap_or(asked);
+            record.cost_usd = target.prices.as_ref().and_then(|prices| prices.cost_usd(model, asked, &record.usage));
             if let Some(captured) = &mut self.captured {
                 captured.tool_calls.retain(|call| !call.name.is_empty());
             }
@@ -290,18 +335,13 @@ impl Meter {
     }
 }
 
+/// Where counts come from that were reported.
 fn usage_source(record: &Record) -> Option<UsageSource> {
     let usage = &record.usage;
-    if usage.output.is_some() && record.finish_reason.is_some() {
-        Some(UsageSource::Provider)
-    } else if usage.output.is_some() {
-        Some(UsageSource::Partial)
-    } else if record.chunks > 0 && record.stream {
-        Some(UsageSource::Estimated)
-    } else if usage.input.is_some() {
-        Some(UsageSource::Partial)
-    } else {
-        None
+    match (usage.output, record.finish_reason) {
+        (Some(_), Some(_)) => Some(UsageSource::Provider),
+        (Some(_), None) => Some(UsageSource::Partial),
+        (None, _) => usage.input.map(|_| UsageSource::Partial),
     }
 }
 
@@ -312,12 +352,14 @@ impl Drop for Meter {
         }
         if std::thread::panicking() {
             let error = Error::new(mlx_manager_llm::ErrorKind::Internal, "the daemon failed at this request");
-            self.record.status = error.status();
+            self.record.status = self.status_of(&error);
             self.fail(&error);
         } else {
             if !self.record.stream {
                 // The answer was still being gathered, so its status was never sent.
                 self.record.status = 0;
+            } else if self.head_sent.load(Ordering::Relaxed) {
+                self.record.status = 200;
             }
             let outcome = if self.cut_off.is_cancelled() { Outcome::Shutdown } else { Outcome::ClientAbort };
             self.end(outcome, None);

@@ -1,15 +1,19 @@
-//! From a decoded request to an answer that has begun: pick targets, try them in order, measure.
+//! From a decoded request to an answer that has begun: pick targets, ask them in turn, measure.
 //!
-//! Each target is tried in the same steps: found, measured from then on, opened ([`target`]) and called. What may keep a
-//! request from its target stands before the call, so that a refusal costs nothing. Nothing here knows a wire format or
-//! what a target does with a call.
+//! Each target is asked in the same steps: found, measured from then on, opened ([`target`]) and called. What may keep a
+//! request from its target stands before the call, so that a refusal costs nothing. Where a request goes on after a failure
+//! is said by one table ([`verdict`]), in which order and when by its [`course`]. Nothing here knows a wire format or what a
+//! target does with a call.
 
 pub(crate) mod breaker;
+mod budget;
+mod course;
 pub mod meter;
 mod route;
 mod target;
+mod verdict;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use mlx_manager_config as config;
@@ -17,18 +21,26 @@ use mlx_manager_config::Config;
 use mlx_manager_dialect as dialect;
 use mlx_manager_llm::{Answer, Api, Call, Context, Error, ErrorKind, Priority, Request};
 use mlx_manager_signal::{
-    event::{RouteDecided, TargetCalled, TargetFailed, TargetFailedOver, TargetsTried},
+    event::{
+        AttemptFailed, AttemptRetried, RetryBudgetSpent, RouteDecided, TargetCalled, TargetFailed, TargetFailedOver,
+        TargetsTried,
+    },
     provider::{self, MLX},
     redact::ModelLabel,
     span::{self, InferenceStart},
 };
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use self::{
     breaker::Breaker,
+    budget::Budget,
+    course::{Course, Step, told},
     meter::Meter,
     route::{Decision, RouteTable},
     target::{Target, Watched},
+    verdict::verdict,
 };
 use super::{
     cloud::{Passed, Provider},
@@ -47,6 +59,25 @@ pub(crate) struct Dispatch {
 
     /// Of requests for which nobody says another.
     priority: Priority,
+    stream_commit_after: Duration,
+}
+
+/// What a caller asks for, and how.
+pub(crate) struct Ask {
+    pub request: Arc<Request>,
+    pub context: Context,
+    /// What its provider should see beside the body.
+    pub passed: Passed,
+    /// What the caller says of who goes first, before its route and the default do.
+    pub priority: Option<Priority>,
+}
+
+/// A target that is being asked.
+struct Visit {
+    /// The model's name there.
+    model: String,
+    span: Span,
+    tries: u32,
 }
 
 /// A model in a listing.
@@ -68,7 +99,7 @@ impl Dispatch {
     pub(crate) fn new(
         config: &Config,
         engine: Engine,
-        providers: Vec<(Provider, Breaker)>,
+        providers: Vec<(Provider, Arc<Breaker>)>,
         audit: AuditSender,
         cut_off: CancellationToken,
     ) -> Result<Self, globset::Error> {
@@ -83,12 +114,18 @@ impl Dispatch {
             audit,
             cut_off,
             priority: config.local.priority,
+            stream_commit_after: config.cloud.stream_commit_after,
         })
     }
 
     /// Opens the record of a request.
     pub(crate) fn meter(&self, api: Api, context: &Context) -> Meter {
         Meter::open(api, context, self.audit.clone(), self.cut_off.clone())
+    }
+
+    /// How long the head of a streamed answer waits for its content.
+    pub(crate) fn stream_commit_after(&self) -> Duration {
+        self.stream_commit_after
     }
 
     /// The local engine.
@@ -123,41 +160,83 @@ impl Dispatch {
         models
     }
 
-    /// Finds the targets and calls them in order until one answers. `passed` is what its provider should see
-    /// beside the body, and `priority` is what it says itself, before its route and the default do.
+    /// Finds the targets and asks them in turn until one answers.
     ///
     /// # Errors
-    /// The last target's failure, when none answered.
-    pub(crate) async fn start(
-        &self,
-        meter: &mut Meter,
-        request: Arc<Request>,
-        context: &Context,
-        passed: Passed,
-        priority: Option<Priority>,
-    ) -> Result<Answer, Error> {
-        let Decision { rule, targets, priority: of_route } = self.decide(&request, meter.model(), context)?;
-        let priority = priority.or(of_route).unwrap_or(self.priority);
+    /// The most telling failure, when none answered.
+    pub(crate) async fn start(&self, meter: &mut Meter, ask: Ask) -> Result<Answer, Error> {
+        let began = Instant::now();
+        let Decision { rule, targets: named, priority, budget } =
+            self.decide(&ask.request, meter.model(), &ask.context)?;
+        let priority = ask.priority.or(priority).unwrap_or(self.priority);
+        budget.into_iter().for_each(Budget::deposit);
         TargetsTried { rule }.emit();
-        let mut failed: Option<(&config::Target, Error)> = None;
-        for target in &targets {
-            if let Some((from, error)) = &failed {
-                TargetFailedOver { from: &from.provider, to: &target.provider, reason: error.kind.as_str() }.emit();
-            }
-            match self.attempt(meter, &request, context, target, &passed, priority).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    TargetFailed { provider: &target.provider, kind: error.kind.as_str(), error: &error }.emit();
-                    let is_last = std::ptr::eq(target, targets.last().unwrap_or(target));
-                    if is_last || !another_may_answer(&error) {
-                        return Err(error);
+        let targets = named.iter().map(|target| self.target(target)).collect::<Result<Vec<_>, _>>()?;
+        let mut course = Course::new(targets.iter().map(|target| target.patience(began)));
+        let mut failures: Vec<Error> = Vec::new();
+        // The target that was asked last, and the span of that.
+        let mut visit: Option<(usize, Visit)> = None;
+        loop {
+            let index = match course.step() {
+                Step::Ask(index) => index,
+                Step::AskAgain { index, at, delay, reason } => {
+                    if budget.is_some_and(|budget| !budget.withdraw()) {
+                        RetryBudgetSpent { rule }.emit();
+                        break;
                     }
-                    meter.failed_over(&error);
-                    failed = Some((target, error));
+                    let provider = &named[index].provider;
+                    failures.last().into_iter().for_each(|error| AttemptFailed { provider, error }.emit());
+                    AttemptRetried { provider, reason, attempt: course.retries(), delay }.emit();
+                    meter.retried();
+                    sleep_until(at).await;
+                    index
                 }
+                Step::End => break,
+            };
+            if let (Some((from, _)), Some(error)) = (visit.take_if(|(asked, _)| *asked != index), failures.last()) {
+                let (from, to) = (&named[from].provider, &named[index].provider);
+                meter.failed_over(error);
+                TargetFailedOver { from, to, reason: error.kind.as_str() }.emit();
             }
+            let (_, asked) =
+                visit.get_or_insert_with(|| (index, self.visit(meter, &ask, &named[index], &targets[index])));
+            asked.tries += 1;
+            let call = Call {
+                request: Arc::clone(&ask.request),
+                model: asked.model.clone(),
+                priority,
+                context: ask.context.clone(),
+                span: asked.span.clone(),
+                headers: ask.passed.headers.clone(),
+                query: ask.passed.query.clone(),
+                resend: asked.tries - 1,
+                deadline: targets[index].patience(began).1,
+            };
+            let answered = match targets[index].open(&ask.request, &call.model) {
+                Ok(backend) => backend.call(call).await,
+                Err(error) => Err(error),
+            };
+            let error = match answered {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            TargetFailed { provider: &named[index].provider, kind: error.kind.as_str(), error: &error }.emit();
+            course.failed(index, &error, verdict(&error));
+            failures.push(error);
         }
-        Err(failed.map_or_else(|| Error::new(ErrorKind::Internal, "the route has no targets"), |(_, error)| error))
+        Err(told(failures).unwrap_or_else(|| Error::new(ErrorKind::TimeoutTotal, "no target could be asked in time")))
+    }
+
+    /// Begins to ask a target.
+    fn visit(&self, meter: &mut Meter, ask: &Ask, named: &config::Target, target: &Target<'_>) -> Visit {
+        let model = named.model.as_deref().unwrap_or(&ask.request.model);
+        let label = named.model.as_deref().map_or_else(|| meter.model().clone(), ModelLabel::new);
+        TargetCalled { provider: &named.provider, model: &label }.emit();
+        let destination = target.destination();
+        let started = InferenceStart { request: &ask.request, model: &label, destination, capture: dialect::CAPTURE };
+        let span = span::inference(&ask.context.span, &started);
+        meter.target(destination, &label, target.prices(), &span);
+        Visit { model: model.to_owned(), span, tries: 0 }
     }
 
     fn decide(&self, request: &Request, model: &ModelLabel, context: &Context) -> Result<Decision<'_>, Error> {
@@ -175,37 +254,6 @@ impl Dispatch {
             );
             Error::new(ErrorKind::ModelNotFound, message).with_param("model")
         })
-    }
-
-    /// Calls one target.
-    async fn attempt(
-        &self,
-        meter: &mut Meter,
-        request: &Arc<Request>,
-        context: &Context,
-        target: &config::Target,
-        passed: &Passed,
-        priority: Priority,
-    ) -> Result<Answer, Error> {
-        let model = target.model.as_deref().unwrap_or(&request.model);
-        let label = target.model.as_deref().map_or_else(|| meter.model().clone(), ModelLabel::new);
-        TargetCalled { provider: &target.provider, model: &label }.emit();
-        let target = self.target(target)?;
-        let destination = target.destination();
-        let started = InferenceStart { request, model: &label, destination, capture: dialect::CAPTURE };
-        let span = span::inference(&context.span, &started);
-        meter.target(destination, &label, target.prices(), &span);
-        let backend = target.open(request, &label)?;
-        let call = Call {
-            request: Arc::clone(request),
-            model: model.to_owned(),
-            priority,
-            context: context.clone(),
-            span,
-            headers: passed.headers.clone(),
-            query: passed.query.clone(),
-        };
-        backend.call(call).await
     }
 
     /// The target that a route names.
@@ -229,30 +277,5 @@ fn target_name(target: &config::Target) -> String {
     match &target.model {
         Some(model) => format!("{}/{model}", target.provider),
         None => target.provider.clone(),
-    }
-}
-
-/// Whether another target could do better. What the caller did wrong is wrong everywhere, except that a model unknown
-/// to one target, or a request that it can't carry out, may suit the next.
-fn another_may_answer(error: &Error) -> bool {
-    match error.kind {
-        ErrorKind::RateLimited
-        | ErrorKind::Overloaded
-        | ErrorKind::Unavailable
-        | ErrorKind::Upstream
-        | ErrorKind::Engine
-        | ErrorKind::Unauthorized
-        | ErrorKind::Forbidden
-        | ErrorKind::InsufficientQuota
-        | ErrorKind::ModelNotFound
-        | ErrorKind::TimeoutFirstToken
-        | ErrorKind::TimeoutIdle => true,
-        ErrorKind::InvalidRequest
-        | ErrorKind::ContextLength
-        | ErrorKind::BodyTooLarge
-        | ErrorKind::UnsupportedMediaType
-        | ErrorKind::UpstreamRefused
-        | ErrorKind::TimeoutTotal
-        | ErrorKind::Internal => false,
     }
 }

@@ -4,9 +4,11 @@ use globset::{Glob, GlobMatcher};
 use mlx_manager_config::{LOCAL, Route, Target};
 use mlx_manager_llm::Priority;
 
+use super::budget::Budget;
+
 /// The rules of `[[routes]]`, ready to match.
 #[derive(Debug)]
-pub struct RouteTable {
+pub(super) struct RouteTable {
     rules: Vec<Rule>,
 }
 
@@ -14,17 +16,20 @@ pub struct RouteTable {
 struct Rule {
     route: Route,
     matcher: GlobMatcher,
+    budget: Budget,
 }
 
 /// Where a request goes.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Decision<'a> {
+#[derive(Debug)]
+pub(super) struct Decision<'a> {
     /// The pattern that matched, or `local` for a local model that no rule names.
     pub rule: &'a str,
-    /// The targets, in order.
+    /// The targets, in order, each with the model that it is asked for if a star in its name said so.
     pub targets: Vec<Target>,
     /// What the rule says of its requests.
     pub priority: Option<Priority>,
+    /// How many of its requests may be tried again.
+    pub budget: Option<&'a Budget>,
 }
 
 impl RouteTable {
@@ -32,27 +37,35 @@ impl RouteTable {
     ///
     /// # Errors
     /// When a pattern is no glob.
-    pub fn new(routes: &[Route]) -> Result<Self, globset::Error> {
+    pub(super) fn new(routes: &[Route]) -> Result<Self, globset::Error> {
         let rules = routes
             .iter()
-            .map(|route| Ok(Rule { matcher: Glob::new(&route.model)?.compile_matcher(), route: route.clone() }))
+            .map(|route| {
+                let matcher = Glob::new(&route.model)?.compile_matcher();
+                Ok(Rule { matcher, budget: Budget::new(route.retry_budget), route: route.clone() })
+            })
             .collect::<Result<_, globset::Error>>()?;
         Ok(Self { rules })
     }
 
     /// The first rule that matches wins; without one, a local model of that name.
-    pub fn decide(&self, model: &str, is_local: impl FnOnce(&str) -> bool) -> Option<Decision<'_>> {
+    pub(super) fn decide(&self, model: &str, is_local: impl FnOnce(&str) -> bool) -> Option<Decision<'_>> {
         // A pattern that is the name itself matches even when the name holds glob characters.
         if let Some(rule) = self.rules.iter().find(|rule| rule.route.model == model || rule.matcher.is_match(model)) {
-            let Route { model, targets, priority } = &rule.route;
-            return Some(Decision { rule: model, targets: targets.clone(), priority: *priority });
+            let route = &rule.route;
+            let targets = route.targets.iter().map(|target| Target {
+                provider: target.provider.clone(),
+                model: target.model.is_some().then(|| route.model_at(target, model).into_owned()),
+            });
+            let (targets, budget) = (targets.collect(), Some(&rule.budget));
+            return Some(Decision { rule: &route.model, targets, priority: route.priority, budget });
         }
         let target = || Target { provider: LOCAL.to_owned(), model: None };
-        is_local(model).then(|| Decision { rule: LOCAL, targets: vec![target()], priority: None })
+        is_local(model).then(|| Decision { rule: LOCAL, targets: vec![target()], priority: None, budget: None })
     }
 
     /// The rules that are plain names, which can be listed as models, each with its first target's provider.
-    pub fn named_models(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub(super) fn named_models(&self) -> impl Iterator<Item = (&str, &str)> {
         self.rules
             .iter()
             .filter_map(|rule| Some((rule.route.named_model()?, rule.route.targets.first()?.provider.as_str())))
@@ -61,6 +74,8 @@ impl RouteTable {
 
 #[cfg(test)]
 mod tests {
+    use mlx_manager_config::RetryBudget;
+
     use super::*;
 
     fn table() -> RouteTable {
@@ -68,11 +83,17 @@ mod tests {
             provider: provider.to_owned(),
             model: model.map(ToOwned::to_owned),
         };
-        let route = |model: &str, targets, priority| Route { model: model.to_owned(), targets, priority };
+        let route = |model: &str, targets, priority| Route {
+            model: model.to_owned(),
+            targets,
+            priority,
+            retry_budget: RetryBudget::default(),
+        };
         RouteTable::new(&[
             route("gpt-4o", vec![target("a", None), target("b", Some("other"))], None),
             route("gpt-*", vec![target("b", None)], None),
             route("org/*", vec![target(LOCAL, None)], Some(Priority::Batch)),
+            route("groq/*", vec![target("groq", Some("*")), target("azure", Some("my-*")), target(LOCAL, None)], None),
         ])
         .unwrap()
     }
@@ -91,7 +112,18 @@ mod tests {
         let table = table();
         assert_eq!(table.decide("gpt-mine", |_| true).unwrap().rule, "gpt-*");
         assert_eq!(table.decide("mine", |name| name == "mine").unwrap().rule, LOCAL);
-        assert_eq!(table.decide("yours", |name| name == "mine"), None);
+        assert!(table.decide("yours", |name| name == "mine").is_none());
+    }
+
+    #[test]
+    fn a_star_in_a_target_is_what_the_rule_took() {
+        let table = table();
+        let decision = table.decide("groq/llama-3.3-70b", |_| false).unwrap();
+        let targets: Vec<_> = decision.targets.iter().map(|target| target.model.as_deref()).collect();
+        assert_eq!(targets, [Some("llama-3.3-70b"), Some("my-llama-3.3-70b"), None]);
+        // A caller that asks for the rule itself.
+        let decision = table.decide("groq/*", |_| false).unwrap();
+        assert!(decision.targets.iter().all(|target| target.model.as_deref() != Some("*")));
     }
 
     #[test]

@@ -1,22 +1,34 @@
 //! A target of a request, and what it takes to open one for a call.
 
-use std::sync::Arc;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
-use http::{HeaderValue, header::RETRY_AFTER};
-use mlx_manager_llm::{Answer, Backend, BoxFuture, Call, Error, ErrorKind, Request};
+use futures_util::Stream;
+use mlx_manager_llm::{Answer, Backend, BoxFuture, Call, Error, ErrorKind, Event, EventStream, Fault, Request};
 use mlx_manager_signal::{price::PriceList, redact::ModelLabel, span::Destination};
+use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::breaker::{Breaker, Permit};
+use super::{
+    breaker::{Breaker, Closed, Permit},
+    verdict::verdict,
+};
 use crate::gateway::{
     cloud::Provider,
     local::{Engine, Local},
 };
 
+/// As good as no limit, and a time that clocks can hold.
+const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
+
 /// A provider and what watches it.
 pub(super) struct Watched {
     pub(super) provider: Provider,
-    pub(super) breaker: Breaker,
+    pub(super) breaker: Arc<Breaker>,
 }
 
 /// Something that a request can be sent to.
@@ -49,12 +61,22 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Opens it for one call.
+    /// How often a request may be tried again as far as it goes, and until when a request that began then has to be answered.
+    pub(super) fn patience(&self, began: Instant) -> (u32, Instant) {
+        match self {
+            // It knows itself what it can take on.
+            Self::Local(_) => (0, began + NEVER),
+            Self::Cloud(Watched { provider, .. }) => {
+                (provider.calls().retries, began + provider.calls().total_timeout.min(NEVER))
+            }
+        }
+    }
+
+    /// Opens it for one call of a model.
     ///
     /// # Errors
-    /// The target's own refusal: this build has no engine, or the provider speaks another dialect, is off, or failed too
-    /// often.
-    pub(super) fn open(&self, request: &Request, model: &ModelLabel) -> Result<Box<dyn Backend + 'a>, Error> {
+    /// The target's own refusal: this build has no engine, or the provider speaks another dialect, is off, or is left alone.
+    pub(super) fn open(&self, request: &Request, model: &str) -> Result<Box<dyn Backend + 'a>, Error> {
         Ok(match self {
             Self::Local(engine) => Box::new(Local::open(engine)?),
             Self::Cloud(watched) => Box::new(watched.open(request, model)?),
@@ -63,40 +85,44 @@ impl<'a> Target<'a> {
 }
 
 impl Watched {
-    fn open(&self, request: &Request, model: &ModelLabel) -> Result<Permitted<'_>, Error> {
+    fn open(&self, request: &Request, model: &str) -> Result<Permitted<'_>, Error> {
         let Self { provider, breaker } = self;
+        let name = provider.name();
         if provider.dialect() != request.api.dialect() {
             let message = format!(
-                "the model {:?} is served by {:?}, which does not speak the API of {}; call it through the other API, or route the model elsewhere",
-                model.as_str(),
-                provider.name(),
+                "the model {:?} is served by {name:?}, which does not speak the API of {}; call it through the other API, or route the model elsewhere",
+                ModelLabel::new(model).as_str(),
                 request.api.path()
             );
-            return Err(Error::new(ErrorKind::InvalidRequest, message).with_param("model"));
+            let error = Error::new(ErrorKind::InvalidRequest, message).with_param("model");
+            return Err(error.with_fault(Fault::Target));
         }
         if let Some(error) = provider.is_off() {
             return Err(error);
         }
-        match breaker.permit() {
-            Ok(permit) => Ok(Permitted { provider, permit }),
-            Err(wait) => {
-                let seconds = wait.as_secs().max(1);
-                let message = format!(
-                    "the provider {:?} failed too often and is left alone for another {seconds} s (cloud.breaker)",
-                    provider.name()
-                );
-                let mut error = Error::new(ErrorKind::Unavailable, message);
-                error.headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-                Err(error)
-            }
-        }
+        let seconds = |wait: Duration| wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        let (kind, wait, why) = match breaker.permit(model) {
+            Ok(permit) => return Ok(Permitted { provider, permit }),
+            Err(Closed::Failing(wait)) => (ErrorKind::Unavailable, wait, "failed too often (cloud.breaker)"),
+            Err(Closed::Paused(wait)) => (ErrorKind::RateLimited, wait, "limited the rate of our calls"),
+        };
+        let model = ModelLabel::new(model);
+        let message = format!(
+            "the provider {name:?} {why} with the model {:?} and is left alone for another {} s",
+            model.as_str(),
+            seconds(wait)
+        );
+        let mut error = Error::new(kind, message).with_retry_after(wait);
+        // A model that is left alone isn't waited for, or all who come meanwhile would call at the same time.
+        error.should_retry = Some(false);
+        Err(error)
     }
 }
 
 /// A provider with leave to call it once, of which the breaker hears how it went.
 struct Permitted<'a> {
     provider: &'a Provider,
-    permit: Permit<'a>,
+    permit: Permit,
 }
 
 impl Backend for Permitted<'_> {
@@ -107,24 +133,49 @@ impl Backend for Permitted<'_> {
         let Self { provider, permit } = *self;
         let span = call.span.clone();
         Box::pin(async move {
-            let result = provider.answer(call).instrument(span).await;
-            match &result {
-                Err(error) if blames_provider(error) => permit.fail(),
-                _ => permit.succeed(),
+            match provider.answer(call).instrument(span).await {
+                Ok(answer) => {
+                    permit.began();
+                    let events = Box::pin(Judged { events: answer.events, permit: Some(permit) });
+                    Ok(Answer { events, ..answer })
+                }
+                Err(error) => {
+                    judge(permit, &error);
+                    Err(error)
+                }
             }
-            result
         })
     }
 }
 
-/// Whether a failure counts against the provider's breaker.
-fn blames_provider(error: &Error) -> bool {
-    matches!(
-        error.kind,
-        ErrorKind::Upstream
-            | ErrorKind::RateLimited
-            | ErrorKind::TimeoutFirstToken
-            | ErrorKind::TimeoutIdle
-            | ErrorKind::TimeoutTotal
-    )
+/// Tells the breaker how a call failed.
+fn judge(permit: Permit, error: &Error) {
+    match (error.kind, error.retry_after) {
+        _ if verdict(error).blames => permit.fail(),
+        (ErrorKind::RateLimited, Some(wait)) => permit.pause(wait),
+        // It says no more of the model's health than that it is busy.
+        (ErrorKind::RateLimited, None) => drop(permit),
+        _ => permit.succeed(),
+    }
+}
+
+/// The events of an answer, of which the breaker hears how it ends: a target that breaks off after its first token is no
+/// better than one that never begins.
+struct Judged {
+    events: EventStream,
+    permit: Option<Permit>,
+}
+
+impl Stream for Judged {
+    type Item = Result<Event, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = ready!(self.events.as_mut().poll_next(task));
+        match &next {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => self.permit.take().into_iter().for_each(|permit| judge(permit, error)),
+            None => self.permit.take().into_iter().for_each(Permit::succeed),
+        }
+        Poll::Ready(next)
+    }
 }

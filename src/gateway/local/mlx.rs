@@ -44,7 +44,7 @@ impl Backend for Local {
             if let Some(value) = lookup.and_then(|lookup| HeaderValue::try_from(lookup.to_string()).ok()) {
                 headers.insert(HeaderName::from_static(CACHE_HEADER), value);
             }
-            Ok(Answer { headers, events, retries: 0, keep_alive: true })
+            Ok(Answer { headers, events, retries: 0 })
         };
         Box::pin(answer.instrument(span))
     }

@@ -11,21 +11,25 @@
 use mlx_manager_llm::{Chat, Content, Ending, Error, Message, Reasoning, Request, Role, Tool, ToolCall, ToolChoice};
 use serde_json::json;
 
-use super::super::{
-    exact,
-    field::{Fields, Node, bound_stops, check_continued, unsupported},
+use super::{
+    super::{
+        exact,
+        field::{Fields, Node, bound_stops, check_continued, unsupported},
+    },
+    request::sampling,
 };
 
 /// Reads the whole body; see [`decode_chat`](crate::decode_chat).
 pub(in super::super) fn decode_chat(request: &Request) -> Result<Chat, Error> {
     let fields = Fields(&request.body);
-    let mut chat = Chat { sampling: request.sampling.clone(), ..Chat::default() };
+    fields.check_messages()?;
+    let mut chat = Chat { sampling: sampling(fields)?, ..Chat::default() };
     let mut system = Vec::new();
     for (name, _) in request.body.iter() {
         let Some(value) = fields.tree(name)? else { continue };
         let field = Node::new(name, &value);
         match name {
-            // The head has read these.
+            // `sampling` has read these.
             "model" | "stream" | "temperature" | "top_p" | "top_k" | "max_tokens" | "stop_sequences" => {}
             "metadata" | "cache_control" => {}
             "service_tier" => {

@@ -11,7 +11,7 @@ pub(in super::super) fn encode(error: &Error, request_id: &str) -> Bytes {
     if let Some(own) = upstream_error::own_body(error, Dialect::Anthropic) {
         return own;
     }
-    let message = upstream_error::foreign_message(error).unwrap_or_else(|| match &error.param {
+    let message = upstream_error::words(error).unwrap_or_else(|| match &error.param {
         // Anthropic's errors have no place for the field but their text.
         Some(param) if !error.message.contains(param.as_str()) => format!("{param}: {}", error.message),
         _ => error.message.clone(),

@@ -20,18 +20,19 @@ use mlx_manager_llm::{
 };
 use serde_json::{Value, json};
 
-use super::super::{
-    exact,
-    field::{Fields, Node, bound_stops, check_continued, invalid, unsupported},
+use super::{
+    super::{
+        exact,
+        field::{Fields, Node, bound_stops, check_continued, invalid, unsupported},
+    },
+    request::sampling,
 };
 
 /// Reads the whole body; see [`decode_chat`](crate::decode_chat).
 pub(in super::super) fn decode_chat(request: &Request) -> Result<Chat, Error> {
     let fields = Fields(&request.body);
-    let mut chat = Chat { sampling: request.sampling.clone(), ..Chat::default() };
-    chat.sampling.top_k = fields.count("top_k", 0)?;
-    chat.sampling.min_p = fields.number("min_p", 0.0, 1.0)?;
-    chat.sampling.repetition_penalty = repetition_penalty(fields)?;
+    fields.check_messages()?;
+    let mut chat = Chat { sampling: sampling(fields)?, ..Chat::default() };
     for (name, _) in request.body.iter() {
         if let Some(value) = fields.tree(name)? {
             read_field(&mut chat, name, &Node::new(name, &value), request.stream)?;
@@ -61,16 +62,9 @@ fn ending(fields: Fields<'_>, chat: &Chat) -> Result<Ending, Error> {
     }
 }
 
-fn repetition_penalty(fields: Fields<'_>) -> Result<Option<f64>, Error> {
-    match fields.number("repetition_penalty", 0.0, 100.0)? {
-        Some(0.0) => Err(invalid("repetition_penalty", "must be greater than 0, but is 0")),
-        value => Ok(value),
-    }
-}
-
 fn read_field(chat: &mut Chat, name: &str, field: &Node<'_>, stream: bool) -> Result<(), Error> {
     match name {
-        // The head has read these, or `decode_chat` does.
+        // `sampling` has read these, or `decode_chat` does.
         "model"
         | "stream"
         | "temperature"

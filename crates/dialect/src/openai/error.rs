@@ -12,7 +12,7 @@ pub(in super::super) fn encode(error: &Error) -> Bytes {
         return own;
     }
     let (kind, code) = names(error.kind);
-    let message = upstream_error::foreign_message(error).unwrap_or_else(|| error.message.clone());
+    let message = upstream_error::words(error).unwrap_or_else(|| error.message.clone());
     let body = json!({"error": {"message": message, "type": kind, "param": error.param, "code": code}});
     super::super::json::bytes(&body)
 }

@@ -1,202 +1,231 @@
 //! The provider's side: the body to send, and what its answer says.
 //!
-//! Usage in a stream has to be asked for (`stream_options.include_usage`), so it always is. A caller who didn't ask
-//! gets neither the chunk that holds only usage nor the null `usage` of the others: the former is dropped whole, the
-//! latter cut out of the frame, whose other bytes stay as they came. Usage that a provider puts on a chunk with choices
-//! is forwarded: such providers send it unasked.
-
-use std::borrow::Cow;
+//! Usage in a stream has to be asked for (`stream_options.include_usage`), so it is. A caller who didn't ask gets neither the
+//! chunk that holds only usage nor the null `usage` of the others: the former is dropped whole, the latter cut out of the
+//! frame, whose other bytes stay as they came. Usage that a provider puts on a chunk with choices is forwarded: such providers
+//! send it unasked.
 
 use bytes::Bytes;
-use mlx_manager_llm::{Dialect, Error, Event, FinishReason, Request, ToolCallDelta, Usage};
-use serde::{Deserialize, Deserializer};
-use serde_json::{Value, value::RawValue};
+use mlx_manager_llm::{Dialect, Error, ErrorKind, Event, FinishReason, Request, ServiceTier, ToolCallDelta, Usage};
+use serde_json::Value;
 
-use super::super::{rubbish, sse::Frame, upstream_error};
+use super::super::{
+    observer::{Seen, raw},
+    raw::Raw,
+    sse::Frame,
+    upstream_error,
+};
 
-/// The field to replace beside the model, if any: `stream_options` with usage asked for.
-pub(in super::super) fn stream_options(request: &Request) -> Option<String> {
-    if !request.stream || request.include_usage {
-        return None;
-    }
+/// The caller's `stream_options`, with usage asked for.
+pub(in super::super) fn stream_options(request: &Request) -> String {
     let mut options = request
         .body
         .get("stream_options")
-        .and_then(|raw| serde_json::from_str::<serde_json::Map<_, _>>(raw.get()).ok())
+        .and_then(|raw| serde_json::from_str::<serde_json::Map<_, _>>(raw).ok())
         .unwrap_or_default();
     options.insert("include_usage".to_owned(), Value::Bool(true));
-    Some(Value::Object(options).to_string())
+    Value::Object(options).to_string()
 }
 
 /// Reads the frames of a streamed answer.
 #[derive(Debug)]
 pub(in super::super) struct Observer {
-    include_usage: bool,
-    capture: bool,
-    started: bool,
-    finished: bool,
-    complete: bool,
+    usage_injected: bool,
 }
 
-#[derive(Deserialize)]
+/// The members of a chunk, or of a whole body, that mean something.
+#[derive(Default)]
 struct Chunk<'a> {
-    #[serde(borrow)]
-    id: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    model: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    choices: Option<Vec<Choice<'a>>>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    usage: Option<&'a RawValue>,
-    #[serde(borrow)]
-    error: Option<&'a RawValue>,
+    id: Option<Raw<'a>>,
+    model: Option<Raw<'a>>,
+    choices: Vec<Choice<'a>>,
+    /// Null or not: a null that we caused has to go.
+    usage: Option<Raw<'a>>,
+    tier: Option<Raw<'a>>,
+    /// Groq's own place for the usage.
+    x_groq: Option<Raw<'a>>,
 }
 
-/// Tells null from absent, which an `Option` of its own doesn't.
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
-    <&RawValue>::deserialize(deserializer).map(Some)
-}
-
-#[derive(Deserialize)]
+#[derive(Default)]
 struct Choice<'a> {
     index: Option<u64>,
-    /// `delta` in a stream, `message` in a body.
-    #[serde(borrow, alias = "message")]
-    delta: Option<Delta<'a>>,
-    #[serde(borrow)]
-    finish_reason: Option<Cow<'a, str>>,
+    /// `delta` in a stream, `message` in a body; some providers send both, one of them empty.
+    delta: Option<Raw<'a>>,
+    message: Option<Raw<'a>>,
+    /// Of the older completions.
+    text: Option<Raw<'a>>,
+    finish_reason: Option<Raw<'a>>,
+    /// Moonshot's own place for the usage.
+    usage: Option<Raw<'a>>,
+    error: Option<Raw<'a>>,
 }
 
-/// Content stays raw JSON text: whether there is any is all that matters unless it is captured, and some providers write
-/// it as a list of parts.
-#[derive(Default, Deserialize)]
-struct Delta<'a> {
-    #[serde(borrow)]
-    content: Option<&'a RawValue>,
-    #[serde(borrow)]
-    reasoning_content: Option<&'a RawValue>,
-    #[serde(borrow)]
-    reasoning: Option<&'a RawValue>,
-    #[serde(borrow)]
-    refusal: Option<&'a RawValue>,
-    #[serde(borrow)]
-    audio: Option<&'a RawValue>,
-    #[serde(borrow)]
-    function_call: Option<&'a RawValue>,
-    #[serde(borrow)]
-    tool_calls: Option<&'a RawValue>,
-}
-
-impl Delta<'_> {
-    fn has_content(&self) -> bool {
-        let parts = [
-            self.content,
-            self.reasoning_content,
-            self.reasoning,
-            self.refusal,
-            self.audio,
-            self.function_call,
-            self.tool_calls,
-        ];
-        parts.into_iter().flatten().any(|part| !matches!(part.get(), "null" | "\"\"" | "[]" | "{}"))
-    }
-}
-
-impl Observer {
-    pub(in super::super) fn new(include_usage: bool, capture: bool) -> Self {
-        Self { include_usage, capture, started: false, finished: false, complete: false }
+impl<'a> Chunk<'a> {
+    fn read(object: Raw<'a>) -> Self {
+        let mut chunk = Self::default();
+        for (key, value) in object.members() {
+            match &*key {
+                "id" => chunk.id = Some(value),
+                "model" => chunk.model = Some(value),
+                "choices" => chunk.choices = value.items().map(Choice::read).collect(),
+                "usage" => chunk.usage = Some(value),
+                "service_tier" => chunk.tier = Some(value),
+                "x_groq" => chunk.x_groq = Some(value),
+                _ => {}
+            }
+        }
+        chunk
     }
 
-    /// Whether `[DONE]` was seen.
-    pub(in super::super) fn complete(&self) -> bool {
-        self.complete
-    }
-
-    pub(in super::super) fn observe(&mut self, frame: &Frame) -> Result<Vec<Event>, Error> {
-        let Some(data) = &frame.data else { return Ok(vec![raw(&frame.raw, false)]) };
-        if data.trim_ascii() == b"[DONE]" {
-            self.complete = true;
-            return Ok(vec![raw(&frame.raw, false)]);
-        }
-        let chunk: Chunk<'_> = serde_json::from_slice(data).map_err(rubbish)?;
-        if chunk.error.is_some()
-            && let Some(error) = upstream_error::decode_frame(Dialect::OpenAi, data)
-        {
-            return Err(error);
-        }
-        let mut events = Vec::with_capacity(2);
-        let usage = chunk.usage.filter(|usage| usage.get() != "null");
-        let choices = chunk.choices.as_deref().unwrap_or_default();
-        if self.include_usage || usage.is_none() || !choices.is_empty() {
-            self.start(&chunk, &mut events);
-            let content = choices.iter().filter_map(|choice| choice.delta.as_ref()).any(Delta::has_content);
-            let bytes = match chunk.usage {
-                Some(null) if usage.is_none() && !self.include_usage => without_usage(frame, data, null),
-                _ => frame.raw.clone(),
-            };
-            events.push(raw(&bytes, content));
-        }
-        self.read(choices, usage, &mut events);
-        Ok(events)
-    }
-
-    fn start(&mut self, chunk: &Chunk<'_>, events: &mut Vec<Event>) {
-        if !std::mem::replace(&mut self.started, true) {
-            let text = |text: &Option<Cow<'_, str>>| text.as_deref().filter(|text| !text.is_empty()).map(str::to_owned);
-            events.push(Event::Started { id: text(&chunk.id), model: text(&chunk.model), usage: Usage::default() });
-        }
+    /// Wherever providers put it.
+    fn usage(&self) -> Option<Raw<'a>> {
+        let places = [self.usage, self.x_groq.and_then(|groq| groq.get("usage"))];
+        let of_choices = self.choices.iter().map(|choice| choice.usage);
+        places.into_iter().chain(of_choices).flatten().find(|usage| usage.is_object() && !usage.is_blank())
     }
 
     /// The first choice speaks for the answer; with `n` > 1 the others are forwarded and counted in the usage.
-    fn read(&mut self, choices: &[Choice<'_>], usage: Option<&RawValue>, events: &mut Vec<Event>) {
-        let first = choices.iter().find(|choice| choice.index.unwrap_or(0) == 0);
-        if let Some(delta) = first.and_then(|choice| choice.delta.as_ref())
-            && self.capture
-            && !self.finished
-        {
-            capture(delta, events);
-        }
-        if let Some(usage) = usage {
-            events.push(Event::Usage(read_usage(usage)));
-            events.push(Event::ReportedUsage(usage.get().into()));
-        }
-        if let Some(reason) = first.and_then(|choice| choice.finish_reason.as_deref())
-            && !std::mem::replace(&mut self.finished, true)
-        {
-            events.push(Event::Finished { reason: finish_reason(reason), stop_sequence: None });
-        }
+    fn first(&self) -> Option<&Choice<'a>> {
+        self.choices.iter().find(|choice| choice.index.unwrap_or(0) == 0)
+    }
+
+    fn weight(&self) -> usize {
+        self.choices.iter().map(Choice::weight).sum()
     }
 }
 
-/// Reads a whole body.
-pub(in super::super) fn observe_body(body: &Bytes, capture: bool) -> Result<Vec<Event>, Error> {
-    let chunk: Chunk<'_> = serde_json::from_slice(body).map_err(rubbish)?;
-    if chunk.error.is_some()
-        && let Some(error) = upstream_error::decode_frame(Dialect::OpenAi, body)
-    {
-        return Err(error);
+impl<'a> Choice<'a> {
+    fn read(object: Raw<'a>) -> Self {
+        let mut choice = Self::default();
+        for (key, value) in object.members() {
+            match &*key {
+                "index" => choice.index = value.count(),
+                "delta" => choice.delta = Some(value),
+                "message" => choice.message = Some(value),
+                "text" => choice.text = Some(value),
+                "finish_reason" => choice.finish_reason = Some(value),
+                "usage" => choice.usage = Some(value),
+                "error" => choice.error = Some(value).filter(|error| !error.is_blank()),
+                _ => {}
+            }
+        }
+        choice
     }
-    let mut observer = Observer::new(true, capture);
-    let mut events = Vec::with_capacity(4);
-    observer.start(&chunk, &mut events);
-    events.push(raw(body, true));
-    let usage = chunk.usage.filter(|usage| usage.get() != "null");
-    observer.read(chunk.choices.as_deref().unwrap_or_default(), usage, &mut events);
-    Ok(events)
+
+    /// What was said; where both are there, the one with something in it.
+    fn said(&self) -> Option<Raw<'a>> {
+        let said = [self.delta, self.message].into_iter().flatten();
+        said.clone().find(|said| weight(*said) > 0).or_else(|| said.clone().next())
+    }
+
+    fn weight(&self) -> usize {
+        self.said().map_or(0, weight) + self.text.map_or(0, length)
+    }
 }
 
-fn raw(frame: &Bytes, content: impl Into<usize>) -> Event {
-    Event::Raw { frame: frame.clone(), content: content.into() }
+/// How much content a delta or message holds, in bytes as they are written.
+fn weight(said: Raw<'_>) -> usize {
+    let of = |(key, value): (std::borrow::Cow<'_, str>, Raw<'_>)| match &*key {
+        "tool_calls" => value.items().map(|call| call.get("function").map_or(1, function)).sum(),
+        "function_call" => function(value),
+        "content" | "reasoning_content" | "reasoning" | "reasoning_details" | "refusal" | "audio" | "images" => {
+            length(value)
+        }
+        _ => 0,
+    };
+    said.members().map(of).sum()
+}
+
+fn function(call: Raw<'_>) -> usize {
+    // A piece of a call is content though nothing may be in it yet.
+    1 + call.members().map(|(_, value)| length(value)).sum::<usize>()
+}
+
+fn length(value: Raw<'_>) -> usize {
+    if value.is_blank() { 0 } else { value.text().map_or(value.json().len(), |_| value.json().len() - 2) }
+}
+
+impl Observer {
+    pub(in super::super) fn new(usage_injected: bool) -> Self {
+        Self { usage_injected }
+    }
+
+    /// Reads one chunk, which is `object` in the `data` of the frame.
+    pub(in super::super) fn observe(
+        &mut self,
+        frame: &Frame,
+        data: &Bytes,
+        object: Raw<'_>,
+        seen: &mut Seen,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Error> {
+        let chunk = Chunk::read(object);
+        let nothing_else = chunk.choices.is_empty() && chunk.usage.is_some_and(|usage| !usage.is_null());
+        if !(self.usage_injected && nothing_else) {
+            seen.started(chunk.id, chunk.model, Usage::default(), events);
+            let bytes = match chunk.usage {
+                Some(null) if null.is_null() && self.usage_injected => without_usage(frame, data, null),
+                _ => frame.raw.clone(),
+            };
+            events.push(raw(&bytes, chunk.weight()));
+        }
+        read(&chunk, seen, events).map_or(Ok(()), Err)
+    }
+}
+
+/// What a chunk says; an error where it says that the model failed.
+fn read(chunk: &Chunk<'_>, seen: &mut Seen, events: &mut Vec<Event>) -> Option<Error> {
+    let first = chunk.first();
+    if let Some(said) = first.and_then(Choice::said) {
+        seen.calls |=
+            ["tool_calls", "function_call"].iter().any(|name| said.get(name).is_some_and(|calls| !calls.is_blank()));
+        if seen.captures() {
+            capture(said, events);
+        }
+    }
+    if let Some(text) = first.and_then(|choice| choice.text?.word()).filter(|_| seen.captures()) {
+        events.push(Event::Text(text.into_owned()));
+    }
+    let usage = chunk.usage();
+    let tier = chunk.tier.and_then(Raw::text).and_then(|tier| service_tier(&tier));
+    if usage.is_some() || tier.is_some() {
+        events.push(Event::Usage(Usage { tier, ..usage.map(read_usage).unwrap_or_default() }));
+    }
+    events.extend(usage.map(|usage| Event::ReportedUsage(usage.json().into())));
+    if let Some(error) = chunk.choices.iter().find_map(|choice| choice.error) {
+        // As it would stand had the provider told it of the whole answer.
+        let body = format!("{{\"error\":{}}}", error.json());
+        return Some(upstream_error::decode(Dialect::OpenAi, None, body.into()));
+    }
+    let reason = first.and_then(|choice| choice.finish_reason?.word())?;
+    if reason == "error" {
+        let message = "the provider ended its answer with the finish_reason \"error\"";
+        return Some(Error::new(ErrorKind::Upstream, message));
+    }
+    seen.finished(finish_reason(&reason), None, events);
+    None
+}
+
+/// Reads a whole body: how much content it holds, and the error that it may be.
+pub(in super::super) fn observe_body(
+    body: Raw<'_>,
+    seen: &mut Seen,
+    events: &mut Vec<Event>,
+) -> (usize, Option<Error>) {
+    let chunk = Chunk::read(body);
+    seen.started(chunk.id, chunk.model, Usage::default(), events);
+    let failed = read(&chunk, seen, events);
+    (chunk.weight(), failed)
 }
 
 /// The frame without its null `usage` field and one comma beside it. A field that is written in a way this doesn't
 /// know stays: a null too many harms nobody.
-fn without_usage(frame: &Frame, data: &Bytes, null: &RawValue) -> Bytes {
+fn without_usage(frame: &Frame, data: &Bytes, null: Raw<'_>) -> Bytes {
     let raw = &frame.raw;
     let offset = |part: *const u8| (part as usize).checked_sub(raw.as_ptr() as usize).filter(|at| *at < raw.len());
     // Data of several lines was joined elsewhere, and its places are no places of the frame.
-    let (Some(_), Some(value)) = (offset(data.as_ptr()), offset(null.get().as_ptr())) else { return raw.clone() };
-    let end = value + null.get().len();
+    let (Some(_), Some(value)) = (offset(data.as_ptr()), offset(null.json().as_ptr())) else { return raw.clone() };
+    let end = value + null.json().len();
     let before = raw[..value].trim_ascii_end().strip_suffix(b":").map(<[u8]>::trim_ascii_end);
     let Some(before) = before.and_then(|before| before.strip_suffix(b"\"usage\"")).map(<[u8]>::trim_ascii_end) else {
         return raw.clone();
@@ -208,56 +237,99 @@ fn without_usage(frame: &Frame, data: &Bytes, null: &RawValue) -> Bytes {
     [before, after.strip_prefix(b",").unwrap_or(after)].concat().into()
 }
 
-fn read_usage(usage: &RawValue) -> Usage {
+fn read_usage(usage: Raw<'_>) -> Usage {
     // A count that is no number is unknown: accounting must not break an answer that is otherwise whole.
-    let usage: Value = serde_json::from_str(usage.get()).unwrap_or_default();
-    let count = |path: &str| usage.pointer(path).and_then(Value::as_u64);
+    let count = |path: &[&str]| {
+        let value = path.iter().try_fold(usage, |value, name| value.get(name))?;
+        value.count()
+    };
+    let any = |paths: &[&[&str]]| paths.iter().find_map(|path| count(path));
+    let input = any(&[&["prompt_tokens"], &["input_tokens"]]);
+    let reasoning = any(&[
+        &["completion_tokens_details", "reasoning_tokens"],
+        &["output_tokens_details", "reasoning_tokens"],
+        &["reasoning_tokens"],
+    ]);
+    let output = any(&[&["completion_tokens"], &["output_tokens"]]);
     Usage {
-        input: count("/prompt_tokens"),
-        output: count("/completion_tokens"),
-        cache_read: count("/prompt_tokens_details/cached_tokens"),
-        cache_write: count("/prompt_tokens_details/cache_write_tokens"),
-        reasoning: count("/completion_tokens_details/reasoning_tokens"),
+        input,
+        output: output.map(|output| with_reasoning(input, output, reasoning, count(&["total_tokens"]))),
+        cache_read: any(&[
+            &["prompt_tokens_details", "cached_tokens"],
+            &["input_tokens_details", "cached_tokens"],
+            &["prompt_cache_hit_tokens"],
+            &["cached_tokens"],
+        ]),
+        cache_write: any(&[&["prompt_tokens_details", "cache_write_tokens"], &["cache_write_tokens"]]),
+        reasoning,
+        web_searches: any(&[&["num_search_queries"], &["server_tool_use", "web_search_requests"]]),
         ..Usage::default()
     }
 }
 
+/// xAI and Google count reasoning beside the completion; only the total tells.
+fn with_reasoning(input: Option<u64>, output: u64, reasoning: Option<u64>, total: Option<u64>) -> u64 {
+    let whole = reasoning.filter(|reasoning| *reasoning > 0).and_then(|reasoning| output.checked_add(reasoning));
+    let beside =
+        input.zip(whole).zip(total).filter(|((input, whole), total)| input.checked_add(*whole) == Some(*total));
+    beside.map_or(output, |((_, whole), _)| whole)
+}
+
+fn service_tier(tier: &str) -> Option<ServiceTier> {
+    Some(match tier {
+        // What was asked for, and no tier yet.
+        "" | "auto" => return None,
+        "default" | "standard" | "on_demand" => ServiceTier::Standard,
+        "flex" => ServiceTier::Flex,
+        "priority" => ServiceTier::Priority,
+        "fast" => ServiceTier::Fast,
+        "batch" => ServiceTier::Batch,
+        _ => ServiceTier::Other,
+    })
+}
+
 fn finish_reason(reason: &str) -> FinishReason {
     match reason {
-        "stop" => FinishReason::Stop,
-        "length" => FinishReason::Length,
-        "tool_calls" | "function_call" => FinishReason::ToolCalls,
+        "stop" | "eos" | "end_turn" | "stop_sequence" => FinishReason::Stop,
+        "length" | "max_tokens" => FinishReason::Length,
+        "tool_calls" | "function_call" | "tool_use" => FinishReason::ToolCalls,
         "content_filter" => FinishReason::ContentFilter,
         _ => FinishReason::Other,
     }
 }
 
-fn capture(delta: &Delta<'_>, events: &mut Vec<Event>) {
-    #[derive(Deserialize)]
-    struct Call {
-        index: Option<usize>,
-        id: Option<String>,
-        function: Option<Function>,
-    }
-    #[derive(Deserialize)]
-    struct Function {
-        name: Option<String>,
-        arguments: Option<String>,
-    }
-    let text = |raw: Option<&RawValue>| {
-        let text: Option<String> = raw.and_then(|raw| serde_json::from_str(raw.get()).ok());
-        text.filter(|text| !text.is_empty())
-    };
-    events.extend(text(delta.reasoning_content).or_else(|| text(delta.reasoning)).map(Event::Reasoning));
-    events.extend(text(delta.content).or_else(|| text(delta.refusal)).map(Event::Text));
-    let calls: Vec<Call> = delta.tool_calls.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
-    for (position, call) in calls.into_iter().enumerate() {
-        let (name, arguments) = call.function.map_or((None, None), |function| (function.name, function.arguments));
+fn capture(said: Raw<'_>, events: &mut Vec<Event>) {
+    let member = |name: &str| said.get(name).and_then(|value| text_of(value, "text"));
+    let content = said.get("content");
+    // Mistral writes thoughts as parts of the content.
+    let thoughts = || content.filter(|content| content.is_list()).and_then(|content| text_of(content, "thinking"));
+    let reasoning = member("reasoning_content").or_else(|| member("reasoning")).or_else(thoughts);
+    events.extend(reasoning.map(Event::Reasoning));
+    events.extend(member("content").or_else(|| member("refusal")).map(Event::Text));
+    for (position, call) in said.get("tool_calls").into_iter().flat_map(Raw::items).enumerate() {
+        let function = call.get("function");
+        let word = |value: Option<Raw<'_>>| value.and_then(Raw::text).map(|text| text.into_owned());
+        let arguments = function.and_then(|function| function.get("arguments"));
         events.push(Event::ToolCall(ToolCallDelta {
-            index: call.index.unwrap_or(position),
-            id: call.id,
-            name,
-            arguments: arguments.unwrap_or_default(),
+            index: call.get("index").and_then(Raw::count).map_or(position, |index| index as usize),
+            id: word(call.get("id")),
+            name: word(function.and_then(|function| function.get("name"))),
+            // Some write them as an object, which is what their text would say.
+            arguments: word(arguments).or_else(|| Some(arguments?.json().to_owned())).unwrap_or_default(),
         }));
     }
+}
+
+/// A text, or those of the parts that have one by this name, joined. A thought is a list of parts of its own.
+fn text_of(value: Raw<'_>, name: &str) -> Option<String> {
+    let text = match value.text() {
+        Some(text) => text.into_owned(),
+        None => {
+            let named = value.items().filter_map(|part| part.get(name));
+            let inner =
+                named.flat_map(|part| std::iter::once(part).chain(part.items().filter_map(|part| part.get("text"))));
+            inner.filter_map(Raw::text).collect()
+        }
+    };
+    Some(text).filter(|text| !text.is_empty())
 }

@@ -1,6 +1,6 @@
 //! Neutral events to either wire.
 
-use mlx_manager_llm::{Api, Dialect, Error, ErrorKind, Event, FinishReason, ToolCallDelta, UpstreamBody, Usage};
+use mlx_manager_llm::{Api, Dialect, Error, ErrorKind, Event, FinishReason, ToolCallDelta, UpstreamAnswer, Usage};
 use serde_json::{Value, json};
 
 use super::{golden, identity, request};
@@ -162,7 +162,12 @@ fn errors_speak_the_callers_dialect() {
 fn a_providers_error_is_passed_on_or_put_into_the_callers_dialect() {
     let body = r#"{"error":{"message":"too many","type":"requests","code":"rate_limit_exceeded","extra":1}}"#;
     let mut error = Error::new(ErrorKind::RateLimited, "the provider answered with an error");
-    let upstream = UpstreamBody { dialect: Dialect::OpenAi, status: 429, body: body.into() };
+    let upstream = UpstreamAnswer {
+        dialect: Dialect::OpenAi,
+        status: 429,
+        body: Some(body.into()),
+        words: Some("too many".to_owned()),
+    };
     error.upstream = Some(Box::new(upstream));
     assert_eq!(encode_error(Dialect::OpenAi, &error, "r1"), (429, body.into()));
     let (status, other) = encode_error(Dialect::Anthropic, &error, "r1");
@@ -191,22 +196,42 @@ fn a_provider_gets_what_the_caller_sent() {
     let openai = golden!("openai/full.json");
     let anthropic = golden!("anthropic/full.json");
     for (api, text) in [(Api::ChatCompletions, openai), (Api::Messages, anthropic)] {
-        let request = crate::decode_head(api, text.as_bytes()).unwrap();
-        let sent = prepare(&request, &request.model);
-        // Only the white space between the fields may differ, which the fixture has two blanks and a line feed of.
-        let expected = text.trim().replace("\n  \"", "\"").replace("\": ", "\":");
-        let squeezed = String::from_utf8(sent.to_vec()).unwrap().replace("\": ", "\":");
-        assert_eq!(squeezed, expected.replace("\n}", "}").replace("{\n", "{"));
-        let renamed = prepare(&request, "other");
-        let renamed = String::from_utf8(renamed.to_vec()).unwrap();
+        let request = super::decode_head(api, text).unwrap();
+        let sent = prepare(&request, &request.model, true);
+        assert_eq!(sent.concat(), text.as_bytes());
+        assert_eq!(sent[0].as_ptr(), request.body.bytes().as_ptr(), "nothing is copied");
+        let renamed = String::from_utf8(prepare(&request, "other", true).concat()).unwrap();
         let model = format!("{:?}", request.model);
-        assert_eq!(renamed, String::from_utf8(sent.to_vec()).unwrap().replacen(&model, "\"other\"", 1));
+        assert_eq!(renamed, text.replacen(&model, "\"other\"", 1));
     }
 }
 
 #[test]
+fn what_is_changed_for_a_provider_is_no_more_than_that() {
+    let sent = |text: &str, model: &str, ask_usage| {
+        let request = super::decode_head(Api::ChatCompletions, text).unwrap();
+        String::from_utf8(prepare(&request, model, ask_usage).concat()).unwrap()
+    };
+    let odd = r#"
+{ "model":"a", "messages" : [{"z":1e2,"\ud800":"\udfff"}],"x":1,"x":2, "mod\u0065l" :"m","stream":true , "\ud83d":0 }
+"#;
+    let before = odd.split_once(" }").unwrap().0;
+    assert_eq!(sent(odd, "m", false), odd);
+    assert_eq!(sent(odd, "m", true), format!("{before},\"stream_options\":{{\"include_usage\":true}} }}\n"));
+    assert_eq!(sent(odd, "b\"", false), odd.replace("\"a\"", r#""b\"""#).replace("\"m\"", r#""b\"""#));
+    let twice = r#"{"stream_options":1,"model":"m","stream":true,"messages":[1],"stream_options":{"x":1}}"#;
+    let asked = r#"{"x":1,"include_usage":true}"#;
+    let expected =
+        format!(r#"{{"stream_options":{asked},"model":"n","stream":true,"messages":[1],"stream_options":{asked}}}"#);
+    assert_eq!(sent(twice, "n", true), expected);
+}
+
+#[test]
 fn usage_is_asked_for_in_openai_streams() {
-    let sent = |api, fields: &str| -> Value { serde_json::from_slice(&prepare(&request(api, fields), "m")).unwrap() };
+    let sent = |api, fields: &str| -> Value {
+        let request = request(api, fields);
+        serde_json::from_slice(&prepare(&request, &request.model, true).concat()).unwrap()
+    };
     let openai = Api::ChatCompletions;
     assert_eq!(sent(openai, r#""stream":true"#)["stream_options"], json!({"include_usage": true}));
     let kept = sent(openai, r#""stream":true,"stream_options":{"include_usage":false,"include_obfuscation":false}"#);

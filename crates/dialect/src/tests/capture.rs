@@ -3,7 +3,8 @@
 use mlx_manager_llm::{Api, CapturedMessage, Conversation, Part, ToolResult};
 use serde_json::{Value, json};
 
-use crate::{CAPTURE, decode_head};
+use super::decode_head;
+use crate::CAPTURE;
 
 fn conversation(api: Api, body: &Value) -> Conversation {
     (CAPTURE.conversation)(&decode_head(api, body.to_string().as_bytes()).unwrap())

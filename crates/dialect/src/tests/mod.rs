@@ -5,7 +5,8 @@ mod capture;
 mod request;
 mod upstream;
 
-use mlx_manager_llm::{Api, Request};
+use bytes::Bytes;
+use mlx_manager_llm::{Api, Error, Request};
 
 use super::{Identity, sse};
 
@@ -21,9 +22,13 @@ fn identity() -> Identity {
     Identity { id: "r1".to_owned(), model: "demo".to_owned(), created }
 }
 
+fn decode_head(api: Api, body: impl AsRef<[u8]>) -> Result<Request, Error> {
+    super::decode_head(api, Bytes::copy_from_slice(body.as_ref()))
+}
+
 /// A small valid request with further fields.
 fn request(api: Api, fields: &str) -> Request {
-    super::decode_head(api, body(api, fields).as_bytes()).unwrap()
+    decode_head(api, body(api, fields)).unwrap()
 }
 
 fn body(api: Api, fields: &str) -> String {

@@ -6,8 +6,9 @@ use mlx_manager_llm::{
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::decode_head;
 use super::{body, golden, request};
-use crate::{decode_chat, decode_head};
+use crate::decode_chat;
 
 const OPENAI: Api = Api::ChatCompletions;
 const ANTHROPIC: Api = Api::Messages;
@@ -77,17 +78,13 @@ fn a_body_that_is_no_request_is_refused_without_quoting_it() {
         assert_refused(decode_head(api, br#"{"messages":[{}]}"#), "model", "no model");
         assert_refused(decode_head(api, br#"{"model":7}"#), "model", "a number");
         assert_refused(decode_head(api, br#"{"model":""}"#), "model", "empty");
-        assert_refused(decode_head(api, br#"{"model":"m"}"#), "messages", "none");
-        assert_refused(decode_head(api, br#"{"model":"m","messages":[ ]}"#), "messages", "empty");
-        assert_refused(decode_head(api, br#"{"model":"m","messages":"hi"}"#), "messages", "a string");
+        assert_refused(decode_head(api, br#"{"model":"m","stream":"yes"}"#), "stream", "no flag");
     }
-    assert_refused(decode_head(ANTHROPIC, br#"{"model":"m","messages":[{}]}"#), "max_tokens", "required");
 }
 
 #[test]
-fn values_out_of_range_are_refused_on_any_way() {
+fn values_out_of_range_are_refused_by_a_local_model_alone() {
     for (api, field, param) in [
-        (OPENAI, r#""stream":"yes""#, "stream"),
         (OPENAI, r#""stream_options":1"#, "stream_options"),
         (OPENAI, r#""stream_options":{"include_usage":1}"#, "stream_options.include_usage"),
         (OPENAI, r#""temperature":2.1"#, "temperature"),
@@ -111,8 +108,17 @@ fn values_out_of_range_are_refused_on_any_way() {
         (ANTHROPIC, r#""stop_sequences":"x""#, "stop_sequences"),
         (ANTHROPIC, r#""stop_sequences":[""]"#, "stop_sequences[0]"),
     ] {
-        assert_refused(decode_head(api, body(api, field).as_bytes()), param, field);
+        // What a provider takes it says itself.
+        assert_refused(decode_chat(&decode_head(api, body(api, field).as_bytes()).unwrap()), param, field);
     }
+    for api in [OPENAI, ANTHROPIC] {
+        let local = |text: &str| decode_chat(&decode_head(api, text.as_bytes()).unwrap());
+        assert_refused(local(r#"{"model":"m"}"#), "messages", "none");
+        assert_refused(local(r#"{"model":"m","messages":[ ]}"#), "messages", "empty");
+        assert_refused(local(r#"{"model":"m","messages":"hi"}"#), "messages", "a string");
+    }
+    let unbounded = decode_head(ANTHROPIC, br#"{"model":"m","messages":[{}]}"#).unwrap();
+    assert_refused(decode_chat(&unbounded), "max_tokens", "required");
 }
 
 #[test]

@@ -11,7 +11,9 @@ use crate::{
         name::{Counter, Gauge, Histogram, Label},
         observe, set,
     },
-    provider, target,
+    provider,
+    redact::ModelLabel,
+    target,
 };
 
 /// One physical call to a provider ended: its answer began, or it failed before.
@@ -141,7 +143,7 @@ impl TargetFailedOver<'_> {
 }
 
 /// States of a circuit breaker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum BreakerState {
     /// Calls pass (0).
@@ -168,28 +170,108 @@ impl BreakerState {
     }
 }
 
-/// A circuit breaker changed.
+/// The circuit breaker of a model at a provider changed.
 #[derive(Debug)]
 pub struct BreakerChanged<'a> {
     /// The `[[providers]]` name.
     pub provider: &'a str,
+    /// The model's name there.
+    pub model: &'a ModelLabel,
     /// Its new state.
     pub state: BreakerState,
+    /// The worst state among the provider's models.
+    pub worst: BreakerState,
 }
 
 impl BreakerChanged<'_> {
     /// States the fact.
     pub fn emit(self) {
-        let (provider, state) = (self.provider, self.state.as_str());
+        let (provider, model, state) = (self.provider, self.model.as_str(), self.state.as_str());
         match self.state {
             BreakerState::Open => {
-                tracing::warn!(target: target::SERVER_DISPATCH, provider, state, "circuit breaker");
+                tracing::warn!(target: target::SERVER_DISPATCH, provider, model, state, "circuit breaker");
             }
             BreakerState::Closed | BreakerState::HalfOpen => {
-                tracing::info!(target: target::SERVER_DISPATCH, provider, state, "circuit breaker");
+                tracing::info!(target: target::SERVER_DISPATCH, provider, model, state, "circuit breaker");
             }
         }
-        set(Gauge::BreakerState, Labels::none().with_text(Label::Provider, provider), self.state.as_number());
+        set(Gauge::BreakerState, Labels::none().with_text(Label::Provider, provider), self.worst.as_number());
+    }
+}
+
+/// A provider asked to be left alone with a model for a while.
+#[derive(Debug)]
+pub struct ModelPaused<'a> {
+    /// The `[[providers]]` name.
+    pub provider: &'a str,
+    /// The model's name there.
+    pub model: &'a ModelLabel,
+    /// For how long.
+    pub wait: Duration,
+}
+
+impl ModelPaused<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::warn!(
+            target: target::SERVER_DISPATCH,
+            provider = self.provider, model = self.model.as_str(), wait_ms = milliseconds(self.wait),
+            "left alone, as it asked"
+        );
+    }
+}
+
+/// A failed call of a route is not tried again, because too many were.
+#[derive(Debug)]
+pub struct RetryBudgetSpent<'a> {
+    /// The rule.
+    pub rule: &'a str,
+}
+
+impl RetryBudgetSpent<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::warn!(
+            target: target::SERVER_DISPATCH, rule = self.rule, "not retrying: the route's retry_budget is spent"
+        );
+    }
+}
+
+/// A provider refused that its stream was asked for usage; it isn't asked again.
+#[derive(Debug)]
+pub struct UsageRefused<'a> {
+    /// The `[[providers]]` name.
+    pub provider: &'a str,
+}
+
+impl UsageRefused<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::warn!(
+            target: target::SERVER_CLOUD, provider = self.provider,
+            "the provider takes no stream_options: usage of its streams is what it says unasked, else an estimate"
+        );
+    }
+}
+
+/// A frame of a provider's stream was forwarded without being understood.
+#[derive(Debug)]
+pub struct FrameUnreadable<'a> {
+    /// The `[[providers]]` name.
+    pub provider: &'a str,
+    /// Whether it is the first of its stream, of which one line is enough.
+    pub is_first: bool,
+}
+
+impl FrameUnreadable<'_> {
+    /// States the fact.
+    pub fn emit(self) {
+        if self.is_first {
+            tracing::warn!(
+                target: target::SERVER_CLOUD, provider = self.provider, "forwarding a frame that can't be read"
+            );
+        }
+        add(Counter::ObserverUnreadable, Labels::none().with_text(Label::Provider, self.provider), 1);
     }
 }
 

@@ -20,8 +20,8 @@ pub use audit::{
     AuditQueueDepth, AuditRowsDeleted, AuditRowsDropped, AuditRowsWritten, AuditWriteError, StatementFinished,
 };
 pub use cloud::{
-    AttemptFailed, AttemptFinished, AttemptRetried, BreakerChanged, BreakerState, ErrorBodyTimedOut, HttpCall,
-    RateLimitSeen, TargetFailedOver,
+    AttemptFailed, AttemptFinished, AttemptRetried, BreakerChanged, BreakerState, ErrorBodyTimedOut, FrameUnreadable,
+    HttpCall, ModelPaused, RateLimitSeen, RetryBudgetSpent, TargetFailedOver, UsageRefused,
 };
 pub use daemon::{
     AcceptFailed, ConfigWarning, ConnectionFailed, DaemonFailed, DaemonServing, DaemonStopped, DrainTimedOut,

@@ -45,7 +45,13 @@ pub struct Known<'a> {
 impl<'a> Known<'a> {
     /// Every model name of the configuration: what callers say and what targets are asked for. A glob is not a name.
     pub(super) fn models(&self) -> impl Iterator<Item = &'a str> {
-        let renamed = self.routes.iter().flat_map(|route| &route.targets).filter_map(|target| target.model.as_deref());
+        let renamed = self.routes.iter().flat_map(|route| {
+            route
+                .targets
+                .iter()
+                .filter(|target| target.model.is_some())
+                .filter_map(|target| route.known_model_at(target))
+        });
         self.local_models().chain(self.routes.iter().filter_map(Route::named_model)).chain(renamed)
     }
 
@@ -171,7 +177,7 @@ fn routed<'a>(routes: &'a [Route], provider: &'a str) -> impl Iterator<Item = (&
     routes.iter().flat_map(move |route| {
         let named = route.named_model().unwrap_or(OTHER_MODEL);
         let targets = route.targets.iter().filter(move |target| target.provider == provider);
-        targets.map(move |target| (named, target.model.as_deref().unwrap_or(named)))
+        targets.map(move |target| (named, route.known_model_at(target).unwrap_or(OTHER_MODEL)))
     })
 }
 
@@ -197,6 +203,7 @@ fn open_cloud(known: &Known<'_>) {
             let labels = Labels::none().with_text(Label::Provider, name).with(Label::Reason, reason);
             add(Counter::Retries, labels, 0);
         }
+        add(Counter::ObserverUnreadable, Labels::none().with_text(Label::Provider, name), 0);
         set(Gauge::BreakerState, Labels::none().with_text(Label::Provider, name), 0.0);
     }
 }

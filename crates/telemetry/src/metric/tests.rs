@@ -11,8 +11,8 @@ use std::{
 
 use mlx_manager_config::{
     Auth, Breaker, Calls, Color, Format, KeepAlive, Level, LocalConfig, LocalModel, LogConfig, MemoryLimit, ModelPath,
-    OtlpConfig, OtlpKind, Protocol, Provider, ProviderKind, Route, Send, Signal, Sink, SinkKind, Spool, Target,
-    Timezone, Unpack,
+    OtlpConfig, OtlpKind, Protocol, Provider, ProviderKind, RetryBudget, Route, Send, Signal, Sink, SinkKind, Spool,
+    Target, Timezone, Unpack,
 };
 use mlx_manager_llm::{Api, Context, FinishReason, Inference, Outcome, Record, Usage, UsageSource};
 use mlx_manager_signal::{event, metric::name, redact::ModelLabel, route::Kind, testing::lines_of};
@@ -24,8 +24,18 @@ use crate::build::{Build, TEST_BUILD};
 fn metrics_with(limits: Limits, meter_provider: Option<opentelemetry_sdk::metrics::SdkMeterProvider>) -> Metrics {
     let target = |provider: &str| Target { provider: provider.into(), model: None };
     let routes = [
-        Route { model: "gpt-*".into(), targets: vec![target("openai"), target("local")], priority: None },
-        Route { model: "claude-known".into(), targets: vec![target("anthropic")], priority: None },
+        Route {
+            model: "gpt-*".into(),
+            targets: vec![target("openai"), target("local")],
+            priority: None,
+            retry_budget: RetryBudget::default(),
+        },
+        Route {
+            model: "claude-known".into(),
+            targets: vec![target("anthropic")],
+            priority: None,
+            retry_budget: RetryBudget::default(),
+        },
     ];
     metrics_of(&routes, limits, meter_provider)
 }
@@ -448,7 +458,9 @@ fn emit_everything() {
     .emit();
     event::AttemptRetried { provider: "openai", reason: "connect", attempt: 1, delay: Duration::ZERO }.emit();
     event::TargetFailedOver { from: "openai", to: "local", reason: "connect" }.emit();
-    event::BreakerChanged { provider: "openai", state: event::BreakerState::Open }.emit();
+    let (model, state) = (ModelLabel::new("gpt-4o"), event::BreakerState::Open);
+    event::BreakerChanged { provider: "openai", model: &model, state, worst: state }.emit();
+    event::FrameUnreadable { provider: "openai", is_first: true }.emit();
     event::RateLimitSeen { provider: "openai", resource: "tokens", remaining: 12.0 }.emit();
     event::ModelLoaded { model: "demo", bytes: 5, duration: Duration::from_millis(3), weights: "stored" }.emit();
     event::EngineMemory { model: "demo", kv_cache_bytes: 9 }.emit();

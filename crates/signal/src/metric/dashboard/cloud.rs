@@ -208,6 +208,16 @@ const CALLS: Row = Row {
             ..Panel::AREAS
         },
         Panel {
+            title: "Unreadable frames",
+            description: "Frames of streams that reached their callers without being understood here.",
+            unit: "suffix: frames/s",
+            queries: &[query(
+                "{{provider}}",
+                "sum by (provider) (rate(mlx_manager_observer_unreadable_total{$daemon}[$rate]))",
+            )],
+            ..Panel::LINES
+        },
+        Panel {
             title: "Time to answer",
             description: "From a call's start to the first content of a streamed answer, the end of another, or its failure.",
             unit: "s",

@@ -36,6 +36,8 @@ pub enum Counter {
     Retries,
     /// Requests that moved on to the next target of their route.
     Fallbacks,
+    /// Frames of providers' streams that were forwarded without being understood.
+    ObserverUnreadable,
     /// Prompts for whose beginning the prefix cache was searched.
     PrefixCacheLookups,
     /// Prompts whose beginning came from the prefix cache.
@@ -161,6 +163,14 @@ impl Counter {
                 unit: "{request}",
                 help: "Requests that moved on to the next target of their route.",
                 labels: &[Label::From, Label::To],
+                buckets: &[],
+            },
+            Self::ObserverUnreadable => &Definition {
+                name: "mlx_manager_observer_unreadable_total",
+                otlp_name: "mlx_manager.observer.unreadable",
+                unit: "{frame}",
+                help: "Frames of providers' streams that were forwarded without being understood.",
+                labels: &[Label::Provider],
                 buckets: &[],
             },
             Self::PrefixCacheLookups => &Definition {

@@ -25,7 +25,7 @@ pub enum Gauge {
     KvCacheBytes,
     /// What the prefix cache has on disk.
     PrefixDiskBytes,
-    /// Circuit breaker of a provider: 0 closed, 1 half open, 2 open.
+    /// The worst circuit breaker among a provider's models: 0 closed, 1 half open, 2 open.
     BreakerState,
     /// What a provider said is left of its rate limit.
     RatelimitRemaining,
@@ -132,7 +132,7 @@ impl Gauge {
                 name: "mlx_manager_breaker_state",
                 otlp_name: "mlx_manager.breaker.state",
                 unit: "1",
-                help: "Circuit breaker of a provider: 0 closed, 1 half open, 2 open.",
+                help: "The worst circuit breaker among a provider's models: 0 closed, 1 half open, 2 open.",
                 labels: &[Label::Provider],
                 buckets: &[],
             },

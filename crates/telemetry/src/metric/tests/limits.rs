@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mlx_manager_config::{Route, Target};
+use mlx_manager_config::{RetryBudget, Route, Target};
 use mlx_manager_llm::Outcome;
 use mlx_manager_signal::{event, testing::lines_of};
 
@@ -44,8 +44,20 @@ fn hostile_model_names_stay_bounded() {
 #[test]
 fn what_the_configuration_names_leaves_room_for_what_requests_bring() {
     let targets = || ["openai", "anthropic"].map(|provider| Target { provider: provider.into(), model: None }).to_vec();
-    let named = (0..200).map(|number| Route { model: format!("named-{number}"), targets: targets(), priority: None });
-    let routes: Vec<_> = named.chain([Route { model: "gpt-*".into(), targets: targets(), priority: None }]).collect();
+    let named = (0..200).map(|number| Route {
+        model: format!("named-{number}"),
+        targets: targets(),
+        priority: None,
+        retry_budget: RetryBudget::default(),
+    });
+    let routes: Vec<_> = named
+        .chain([Route {
+            model: "gpt-*".into(),
+            targets: targets(),
+            priority: None,
+            retry_budget: RetryBudget::default(),
+        }])
+        .collect();
     let metrics = metrics_of(&routes, Limits::default(), None);
     assert!(series_of(&metrics.render(), "mlx_manager_requests_total") > Limits::default().series_per_metric);
     metrics.within(|| {

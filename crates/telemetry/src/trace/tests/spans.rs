@@ -2,8 +2,8 @@
 
 use mlx_manager_config::ProviderKind;
 use mlx_manager_llm::{
-    Capture, CapturedMessage, Context, Conversation, Error, ErrorKind, FinishReason, Inference, Outcome, Part, Record,
-    Request, Sampling, ToolCall, Usage,
+    Body, Capture, CapturedMessage, Context, Conversation, Error, ErrorKind, FinishReason, Inference, Outcome, Part,
+    Record, Request, Sampling, ToolCall, Usage,
 };
 use mlx_manager_signal::{
     genai,
@@ -27,9 +27,9 @@ fn request() -> Request {
             stop: vec!["END".to_owned()],
             ..Sampling::default()
         },
-        body: serde_json::from_str(
-            r#"{"messages":[{"role":"user","content":"hello"},{"role":"user","content":"the password is hunter2"}]}"#,
-        )
+        body: Body::parse(bytes::Bytes::from_static(
+            br#"{"messages":[{"role":"user","content":"hello"},{"role":"user","content":"the password is hunter2"}]}"#,
+        ))
         .unwrap(),
     }
 }
@@ -38,7 +38,7 @@ fn request() -> Request {
 const CAPTURE: Capture = Capture {
     body: |request| {
         let fields = request.body.iter();
-        fields.map(|(name, raw)| (name.to_owned(), serde_json::from_str(raw.get()).unwrap())).collect()
+        fields.map(|(name, raw)| (name.to_owned(), serde_json::from_str(raw).unwrap())).collect()
     },
     conversation: |_| {
         let said = |text: &str| CapturedMessage { role: "user".into(), parts: vec![Part::Text(text.into())] };

@@ -1,0 +1,342 @@
+//! Foreign JSON, read where it lies and only as far as it is asked for.
+//!
+//! Whoever observes an answer must not be stricter than the client that it is for. So the brackets have to match and the
+//! keys have to be strings, and nothing else is checked before somebody wants it: not halves of surrogate pairs, not
+//! escapes, not numbers that JSON doesn't know (`NaN`), not how deep it goes. Of a key given twice the last counts, as with
+//! the parsers of most languages.
+
+use std::borrow::Cow;
+
+/// No count of anything is larger, and above it floats skip whole numbers.
+const MAX_COUNT: f64 = 9_007_199_254_740_992.0;
+
+/// A JSON value, as the text it stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Raw<'a>(&'a str);
+
+impl<'a> Raw<'a> {
+    /// The one value that a text is; `None` if it is none, or more than one.
+    pub(super) fn parse(text: &'a str) -> Option<Self> {
+        let mut scan = Scan { text, at: 0 };
+        let value = scan.value()?;
+        scan.space();
+        (scan.at == text.len()).then_some(value)
+    }
+
+    /// Its text.
+    pub(super) fn json(self) -> &'a str {
+        self.0
+    }
+
+    pub(super) fn is_object(self) -> bool {
+        self.0.starts_with('{')
+    }
+
+    pub(super) fn is_list(self) -> bool {
+        self.0.starts_with('[')
+    }
+
+    pub(super) fn is_null(self) -> bool {
+        self.0 == "null"
+    }
+
+    /// Whether it says nothing: null, or an empty text, list or object.
+    pub(super) fn is_blank(self) -> bool {
+        match self.0.as_bytes() {
+            b"null" | b"\"\"" => true,
+            [b'[' | b'{', inner @ .., _] => inner.trim_ascii().is_empty(),
+            _ => false,
+        }
+    }
+
+    /// Keys and values of an object in their order; none of anything else.
+    pub(super) fn members(self) -> impl Iterator<Item = (Cow<'a, str>, Raw<'a>)> {
+        let mut scan = Scan { text: self.0, at: 1 };
+        let mut more = self.is_object() && !scan.is_at(b'}');
+        std::iter::from_fn(move || {
+            if !more {
+                return None;
+            }
+            let key = scan.key()?;
+            let value = scan.value()?;
+            more = scan.eat(b',');
+            Some((key, value))
+        })
+    }
+
+    /// The values of a list; none of anything else.
+    pub(super) fn items(self) -> impl Iterator<Item = Raw<'a>> {
+        let mut scan = Scan { text: self.0, at: 1 };
+        let mut more = self.is_list() && !scan.is_at(b']');
+        std::iter::from_fn(move || {
+            if !more {
+                return None;
+            }
+            let value = scan.value()?;
+            more = scan.eat(b',');
+            Some(value)
+        })
+    }
+
+    /// A member that isn't null.
+    pub(super) fn get(self, name: &str) -> Option<Raw<'a>> {
+        let (_, value) = self.members().filter(|(key, _)| key == name).last()?;
+        (!value.is_null()).then_some(value)
+    }
+
+    /// A text, with a replacement character for what is none (half a surrogate pair).
+    pub(super) fn text(self) -> Option<Cow<'a, str>> {
+        let inner = self.0.strip_prefix('"')?.strip_suffix('"')?;
+        Some(if inner.contains('\\') { Cow::Owned(unescape(inner)) } else { Cow::Borrowed(inner) })
+    }
+
+    /// A text that isn't empty.
+    pub(super) fn word(self) -> Option<Cow<'a, str>> {
+        self.text().filter(|text| !text.is_empty())
+    }
+
+    /// A whole number that isn't negative, in whatever way it is written: `7`, `7.0`, `"7"`.
+    pub(super) fn count(self) -> Option<u64> {
+        let text = self.0.trim_matches('"');
+        if let Ok(count) = text.parse::<u64>() {
+            return Some(count).filter(|count| *count as f64 <= MAX_COUNT);
+        }
+        let number: f64 = text.parse().ok()?;
+        ((0.0..=MAX_COUNT).contains(&number) && number.fract() == 0.0).then_some(number as u64)
+    }
+}
+
+/// Resolves the escapes of a JSON text.
+fn unescape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut units: Vec<u16> = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let unit = rest.strip_prefix("\\u").and_then(|hex| u16::from_str_radix(hex.get(..4)?, 16).ok());
+        if let Some(unit) = unit {
+            // Two of them may be one character, so they are resolved together.
+            units.push(unit);
+            rest = &rest[6..];
+            continue;
+        }
+        resolve(&mut units, &mut out);
+        let mut chars = rest.chars();
+        match (chars.next(), chars.clone().next()) {
+            (Some('\\'), Some(escaped)) => {
+                out.push(match escaped {
+                    'n' => '\n',
+                    't' => '\t',
+                    'r' => '\r',
+                    'b' => '\u{8}',
+                    'f' => '\u{c}',
+                    other => other,
+                });
+                chars.next();
+            }
+            (Some(plain), _) => out.push(plain),
+            (None, _) => {}
+        }
+        rest = chars.as_str();
+    }
+    resolve(&mut units, &mut out);
+    out
+}
+
+fn resolve(units: &mut Vec<u16>, out: &mut String) {
+    out.extend(char::decode_utf16(units.drain(..)).map(|char| char.unwrap_or(char::REPLACEMENT_CHARACTER)));
+}
+
+/// A place in a text that is being read.
+struct Scan<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Scan<'a> {
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+            self.at += 1;
+        }
+    }
+
+    fn is_at(&mut self, byte: u8) -> bool {
+        self.space();
+        self.peek() == Some(byte)
+    }
+
+    fn eat(&mut self, byte: u8) -> bool {
+        let found = self.is_at(byte);
+        self.at += usize::from(found);
+        found
+    }
+
+    /// Passes a text, quotes included.
+    fn string(&mut self) -> Option<()> {
+        self.eat(b'"').then_some(())?;
+        loop {
+            match self.peek()? {
+                b'"' => break,
+                // What is escaped may be a quote.
+                b'\\' => self.at += 2,
+                _ => self.at += 1,
+            }
+        }
+        self.at += 1;
+        Some(())
+    }
+
+    fn key(&mut self) -> Option<Cow<'a, str>> {
+        self.space();
+        let begin = self.at;
+        self.string()?;
+        let key = Raw(self.text.get(begin..self.at)?).text();
+        self.eat(b':').then_some(())?;
+        key
+    }
+
+    fn value(&mut self) -> Option<Raw<'a>> {
+        self.space();
+        let begin = self.at;
+        // What closes the lists and objects that are open. Not by recursion: nobody bounds how deep foreign JSON goes.
+        let mut open = Vec::new();
+        loop {
+            self.space();
+            match self.peek()? {
+                b'"' => self.string()?,
+                opening @ (b'{' | b'[') => {
+                    self.at += 1;
+                    let close = if opening == b'{' { b'}' } else { b']' };
+                    if !self.eat(close) {
+                        open.push(close);
+                        if close == b'}' {
+                            self.key()?;
+                        }
+                        continue;
+                    }
+                }
+                byte if is_word(byte) => {
+                    while self.peek().is_some_and(is_word) {
+                        self.at += 1;
+                    }
+                }
+                _ => return None,
+            }
+            loop {
+                let Some(close) = open.last().copied() else { return self.text.get(begin..self.at).map(Raw) };
+                if self.eat(b',') {
+                    if close == b'}' {
+                        self.key()?;
+                    }
+                    break;
+                }
+                self.eat(close).then_some(())?;
+                open.pop();
+            }
+        }
+    }
+}
+
+/// What numbers, `true`, `null` and `NaN` consist of.
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn parse(text: &str) -> Raw<'_> {
+        Raw::parse(text).unwrap_or_else(|| panic!("{text}"))
+    }
+
+    #[test]
+    fn what_other_parsers_refuse_is_read() {
+        let odd = parse(r#"{"a":"\ud83d","b":NaN,"c":[-Infinity,1e999],"\udc00":"\x\u12","a" : "last","n":null}"#);
+        assert_eq!(odd.get("a").unwrap().text().unwrap(), "last");
+        assert_eq!(odd.get("b").unwrap().json(), "NaN");
+        assert_eq!(odd.get("c").unwrap().items().count(), 2);
+        assert_eq!(odd.get("n"), None);
+        assert_eq!(parse(r#""\ud83d\ude00 \ud83d!\n\"\\\/""#).text().unwrap(), "\u{1f600} \u{fffd}!\n\"\\/");
+        let deep = "[".repeat(200_000) + &"]".repeat(200_000);
+        assert!(Raw::parse(&deep).is_some());
+    }
+
+    #[test]
+    fn what_is_no_json_is_none() {
+        for text in ["", " ", "{not json", "{not: 1}", r#"{"a":}"#, "[1,]", "[1}", "{} {}", r#"{"a" 1}"#, "\"\\\"", "<"]
+        {
+            assert_eq!(Raw::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn counts_are_read_in_every_spelling_and_nothing_else_is_one() {
+        for text in ["7", "7.0", "\"7\"", "0.7e1"] {
+            assert_eq!(parse(text).count(), Some(7), "{text}");
+        }
+        for text in ["-1", "1.5", "true", "null", "NaN", "1e300", "18446744073709551615", "{}"] {
+            assert_eq!(parse(text).count(), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn blank_is_what_says_nothing() {
+        assert!(["null", "\"\"", "[]", "{ }", "[\n]"].iter().all(|text| parse(text).is_blank()));
+        assert!(!["0", "false", "\" \"", "[null]"].iter().any(|text| parse(text).is_blank()));
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<u32>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".*".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec((".{0,4}", inner), 0..4)
+                    .prop_map(|members| json!(members.into_iter().collect::<serde_json::Map<_, _>>())),
+            ]
+        })
+    }
+
+    /// The same tree, read by this reader alone.
+    fn tree(raw: Raw<'_>) -> Value {
+        if raw.is_object() {
+            raw.members().map(|(key, value)| (key.into_owned(), tree(value))).collect::<serde_json::Map<_, _>>().into()
+        } else if raw.is_list() {
+            raw.items().map(tree).collect()
+        } else if let Some(text) = raw.text() {
+            text.into()
+        } else {
+            serde_json::from_str(raw.json()).unwrap()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn good_json_is_read_as_others_read_it(value in any_json(), pretty in any::<bool>()) {
+            let text = if pretty { serde_json::to_string_pretty(&value) } else { serde_json::to_string(&value) }.unwrap();
+            let read: Value = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(tree(parse(&text)), read);
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text in r#"([\[\]{}:,"\\ a1é]|\\u[0-9a-fé]{0,4}){0,40}"#) {
+            if let Some(raw) = Raw::parse(&text) {
+                raw.members().for_each(|(_, value)| { value.text(); value.count(); });
+                raw.items().for_each(|value| { value.is_blank(); });
+                raw.text();
+            }
+        }
+    }
+}
