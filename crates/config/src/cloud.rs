@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::{HeaderName, header};
 use strum::VariantNames;
 
 use super::{
@@ -11,7 +12,7 @@ use super::{
     routes::{self, LOCAL, Route},
     schema::{Key, Table},
     section::Section,
-    setting::{BaseUrl, Choice, Count, DurationOrZero},
+    setting::{Choice, Count, DurationOrZero, ProviderUrl, Raw, Setting},
 };
 
 /// What is said of requests, whoever answers them.
@@ -31,10 +32,12 @@ pub struct Provider {
     pub name: String,
     /// The dialect it speaks.
     pub kind: ProviderKind,
-    /// Base URL without a trailing slash; an OpenAI one includes `/v1`.
+    /// Base URL, its path without a trailing slash; an OpenAI one includes `/v1`. It may have a query.
     pub base_url: String,
     /// `None`: it needs no key. Empty: the provider is off.
     pub api_key: Option<Secret>,
+    /// How the key is sent.
+    pub auth: Auth,
     /// Where the key comes from, for the message that names it: its place in the file, and the variable that it is read
     /// from if there is one (`providers[0].api_key (OPENAI_API_KEY)`).
     pub api_key_path: String,
@@ -52,6 +55,42 @@ pub enum ProviderKind {
     OpenAi,
     /// Anthropic-compatible.
     Anthropic,
+}
+
+/// How a provider is sent its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Auth {
+    /// As `Authorization: Bearer KEY`.
+    Bearer,
+    /// As it is, in a header of this name.
+    Header(HeaderName),
+}
+
+impl Setting for Auth {
+    fn allowed() -> String {
+        "\"bearer\", \"x-api-key\", \"api-key\", or \"header:NAME\" for a header of another name".to_owned()
+    }
+
+    fn read(raw: &Raw<'_>) -> Result<Self, Option<String>> {
+        let text = raw.text().ok_or(None)?.trim().to_ascii_lowercase();
+        let name = match text.as_str() {
+            "bearer" => return Ok(Self::Bearer),
+            "x-api-key" | "api-key" => text.as_str(),
+            _ => text.strip_prefix("header:").map(str::trim).ok_or(None)?,
+        };
+        let name = HeaderName::try_from(name).map_err(|_| None)?;
+        // What these say belongs to the message, and a key in their place would break it.
+        let taken = [
+            header::HOST,
+            header::CONTENT_LENGTH,
+            header::CONTENT_TYPE,
+            header::CONNECTION,
+            header::TRANSFER_ENCODING,
+            header::TE,
+            header::UPGRADE,
+        ];
+        if taken.contains(&name) { Err(None) } else { Ok(Self::Header(name)) }
+    }
 }
 
 /// How a provider is called.
@@ -82,8 +121,11 @@ pub struct Breaker {
 
 const NAME: Key = Key::bare("name", "unique; a metric label and the audit's `provider`");
 const KIND: Key = Key::bare("kind", "openai | anthropic: the dialect it speaks");
-const BASE_URL: Key = Key::bare("base_url", "for openai with its /v1");
+const BASE_URL: Key = Key::bare("base_url", "for openai with its /v1; a query goes along with every call");
 const API_KEY: Key = Key::bare("api_key", "empty: the provider is off; left out: it needs no key");
+const AUTH: Key =
+    Key::bare("auth", "bearer | x-api-key | api-key | header:NAME: how the key is sent; by default as the kind has it")
+        .sample("\"bearer\"");
 const SEND_TRACE_CONTEXT: Key =
     Key::bare("send_trace_context", "traceparent to the provider; by default only to hosts on the own network")
         .sample("true");
@@ -96,6 +138,7 @@ pub(super) const PROVIDERS: Table = Table::array(
         KIND,
         BASE_URL,
         API_KEY,
+        AUTH,
         SEND_TRACE_CONTEXT,
         CONNECT_TIMEOUT.inherited(),
         FIRST_TOKEN_TIMEOUT.inherited(),
@@ -165,6 +208,14 @@ impl ProviderKind {
     /// The name in the configuration, and of the kind in telemetry.
     pub const fn as_str(self) -> &'static str {
         Self::NAMES[self as usize]
+    }
+
+    /// How the vendor itself is sent its key.
+    const fn auth(self) -> Auth {
+        match self {
+            Self::OpenAi => Auth::Bearer,
+            Self::Anthropic => Auth::Header(HeaderName::from_static("x-api-key")),
+        }
     }
 }
 
@@ -254,7 +305,7 @@ fn decode_provider<'a>(
         decoder.report(&key, decoder.place_of(&key), &format!("can't be \"{reserved}\""), meaning);
     }
     let kind = decoder.required(section, &KIND);
-    let base_url = decoder.required::<BaseUrl>(section, &BASE_URL).map(|url| url.0);
+    let base_url = decoder.required::<ProviderUrl>(section, &BASE_URL).map(|url| url.0);
     let key = decoder.find(section, &API_KEY);
     let variable = key.as_ref().ok().and_then(|found| found.as_ref()?.lone_variable.clone());
     let variable = variable.map(|name| format!(" ({name})")).unwrap_or_default();
@@ -263,6 +314,7 @@ fn decode_provider<'a>(
         Ok(None) => Some(None),
         Err(_) => None,
     };
+    let auth = decoder.get::<Auth>(section, &AUTH);
     let trace_context = decoder.get::<bool>(section, &SEND_TRACE_CONTEXT);
     // Without [cloud]'s own values there is nothing to lay these over, but they are still read for their problems.
     let defaults = calls.cloned().unwrap_or(Calls {
@@ -275,15 +327,17 @@ fn decode_provider<'a>(
     });
     let calls = decode_calls(decoder, section, Some(&defaults));
     if let (Some(ProviderKind::Anthropic), Some(url)) = (&kind, &base_url)
-        && url.ends_with("/v1")
+        && url.split('?').next().is_some_and(|url| url.ends_with("/v1"))
     {
         let key = section.path_of(&BASE_URL);
         decoder.warn(&key, "ends with /v1, which is added for kind = \"anthropic\"", "leave out the /v1");
     }
     let base_url = base_url?;
+    let kind: ProviderKind = kind?;
     Some(Provider {
         name: name?,
-        kind: kind?,
+        kind,
+        auth: auth.unwrap_or_else(|| kind.auth()),
         send_trace_context: trace_context.unwrap_or_else(|| is_own_network(&base_url)),
         base_url,
         api_key: api_key?,

@@ -15,7 +15,7 @@ use super::{
     Environment, Secret,
     overlay::Overlay,
     problem::{Place, Problem, line_and_column},
-    redaction::{collect_unknown, is_secret_name},
+    redaction::{collect_unknown, is_secret_name, redact_url},
     schema::{Key, Table},
     section::{Found, Refusal, Reported, Section, get},
     setting::{Name, Raw, Setting, nearest, suggest},
@@ -335,7 +335,7 @@ impl<'a> Decoder<'a> {
         match T::read(&found.raw) {
             Ok(value) => {
                 let secret = T::SECRET && found.raw.text() != Some("");
-                let shown = if secret { "\"***\"".to_owned() } else { found.raw.toml() };
+                let shown = if secret { "\"***\"".to_owned() } else { redact_url(&found.raw.toml()) };
                 self.show(found, shown);
                 Some(value)
             }
@@ -357,7 +357,7 @@ impl<'a> Decoder<'a> {
         };
         self.problems.push(Problem {
             key: found.path.clone(),
-            message: format!("`{name}` can't be {}", super::redaction::redact_url(&value)),
+            message: format!("`{name}` can't be {}", redact_url(&value)),
             label: format!("allowed: {allowed}"),
             hint,
             place: found.place.clone(),

@@ -38,7 +38,7 @@ mod tests;
 mod traces;
 mod value;
 
-pub use cloud::{Breaker, Calls, CloudConfig, Provider, ProviderKind};
+pub use cloud::{Auth, Breaker, Calls, CloudConfig, Provider, ProviderKind};
 pub use database::DatabaseConfig;
 pub use environment::Environment;
 pub use example::{EXAMPLE, write_example};

@@ -58,7 +58,27 @@ fn passwords(text: &str) -> Vec<Range<usize>> {
             found.push(start + word.len()..start + word.len() + end);
         }
     }
+    found.extend(secret_parameters(text));
     merge(found)
+}
+
+/// Where the query of a URL within a text holds a key: the ranges of the values.
+fn secret_parameters(text: &str) -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    for (start, _) in text.match_indices("://") {
+        let end = text[start..].find(['"', '\'', ' ', '\n']).map_or(text.len(), |end| start + end);
+        let Some(query) = text[start..end].find('?') else { continue };
+        let mut position = start + query + 1;
+        for parameter in text[position..end].split('&') {
+            let name = parameter.split('=').next().unwrap_or_default();
+            // Signed URLs and function keys have these names.
+            if name.len() < parameter.len() && (is_secret_name(name) || ["sig", "signature", "code"].contains(&name)) {
+                found.push(position + name.len() + 1..position + parameter.len());
+            }
+            position += parameter.len() + 1;
+        }
+    }
+    found
 }
 
 fn merge(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {

@@ -397,9 +397,28 @@ impl Setting for BaseUrl {
     }
 
     fn read(raw: &Raw<'_>) -> Result<Self, Option<String>> {
+        let url = ProviderUrl::read(raw)?.0;
+        if url.contains('?') { Err(None) } else { Ok(Self(url)) }
+    }
+}
+
+/// A base URL that may have a query, such as `?api-version=2024-10-21`; its path is without a trailing slash.
+#[derive(Debug, Clone)]
+pub(super) struct ProviderUrl(pub(super) String);
+
+impl Setting for ProviderUrl {
+    fn allowed() -> String {
+        "an http or https URL without credentials or fragment, such as \"https://api.openai.com/v1\"".to_owned()
+    }
+
+    fn read(raw: &Raw<'_>) -> Result<Self, Option<String>> {
         let text = String::read(raw)?;
-        let text = text.trim().trim_end_matches('/');
-        if !text.contains("://") {
+        let (path, query) = match text.trim().split_once('?') {
+            Some((path, query)) => (path, format!("?{query}")),
+            None => (text.trim(), String::new()),
+        };
+        let text = format!("{}{query}", path.trim_end_matches('/'));
+        if !path.contains("://") {
             return Err(Some(format!("it needs a scheme: \"https://{text}\"")).filter(|_| !text.contains('@')));
         }
         let uri: http::Uri = text.parse().map_err(|_| None)?;
@@ -409,7 +428,7 @@ impl Setting for BaseUrl {
             let sound = port == Some("") || authority.port_u16().is_some_and(|port| port > 0);
             !authority.as_str().contains('@') && !authority.host().is_empty() && sound
         });
-        let clean = scheme && authority && uri.query().is_none() && !text.contains('#');
-        if clean { Ok(Self(text.to_owned())) } else { Err(None) }
+        let clean = scheme && authority && !text.contains('#');
+        if clean { Ok(Self(text)) } else { Err(None) }
     }
 }

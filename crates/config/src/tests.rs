@@ -288,6 +288,27 @@ fn providers_and_routes() {
     let config = loaded(&route("p/org/other")).config;
     assert_eq!(config.providers[0].base_url, "http://10.0.0.1/v1");
     assert!(config.providers[0].send_trace_context && config.providers[0].api_key.is_none());
+    let azure = route("p").replace("/v1/", "/d/?api-version=1&subscription-key=SeCrEt");
+    let loaded_azure = loaded(&azure);
+    assert_eq!(loaded_azure.config.providers[0].base_url, "http://10.0.0.1/d?api-version=1&subscription-key=SeCrEt");
+    assert!(!format!("{:?}", loaded_azure.shown).contains("SeCrEt"), "a key in a query is shown");
+    check(
+        &route("p").replace("/v1/", "/v1#x"),
+        &[("4:12 `providers[0].base_url` can't be \"http://10.0.0.1/v1#x\"", "")],
+    );
+    let auth = |kind: &str, said: &str| {
+        let text = format!("auth = \"{said}\"\n[[routes]]");
+        let text = route("p").replace("[[routes]]", if said.is_empty() { "[[routes]]" } else { &text });
+        loaded(&text.replace("\"openai\"", &format!("\"{kind}\""))).config.providers[0].auth.clone()
+    };
+    let header = |name: &str| Auth::Header(name.parse().unwrap());
+    assert_eq!((auth("openai", ""), auth("anthropic", "")), (Auth::Bearer, header("x-api-key")));
+    assert_eq!((auth("anthropic", "bearer"), auth("openai", "api-key")), (Auth::Bearer, header("api-key")));
+    assert_eq!(auth("openai", "header:X-Portkey-Key"), header("x-portkey-key"));
+    for bad in ["header:", "header:a b", "basic", "header:Content-Length"] {
+        let text = route("p").replace("[[routes]]", &format!("auth = \"{bad}\"\n[[routes]]"));
+        check(&text, &[(&format!("5:8 `providers[0].auth` can't be \"{bad}\""), "")]);
+    }
     let target = Target { provider: "p".to_owned(), model: Some("org/other".to_owned()) };
     assert_eq!(config.cloud.routes[0].targets, [target]);
     check(

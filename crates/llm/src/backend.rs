@@ -29,6 +29,8 @@ pub struct Call {
     pub span: tracing::Span,
     /// The caller's headers that a provider may see, never credentials.
     pub headers: HeaderMap,
+    /// The query of the caller's URL as far as a provider may see it, never credentials.
+    pub query: Option<String>,
     /// Which try of this target it is, from 0.
     pub resend: u32,
     /// When the answer has to be complete.

@@ -151,8 +151,8 @@ async fn understand(
     meter.received();
     let request = Arc::new(decode(meter, api, body)?);
     let priority = priority(&parts.headers)?;
-    let headers = cloud::forwarded(&parts.headers);
-    Ok(Ask { request, context: context.clone(), headers, priority })
+    let passed = cloud::Passed::of(&parts);
+    Ok(Ask { request, context: context.clone(), passed, priority })
 }
 
 fn decode(meter: &mut Meter, api: Api, body: Bytes) -> Result<llm::Request, Error> {

@@ -62,7 +62,8 @@ impl Provider {
     pub(super) async fn attempt(&self, call: &Call, asks_usage: bool) -> Result<Answer, Error> {
         let span = span::attempt(&call.span, &self.url, call.resend);
         let mut observed = Observed { provider: self, span: span.clone(), started: Instant::now(), finished: false };
-        let mut headers = provider::request_headers(self.kind, self.api_key.as_ref(), &call.headers);
+        let mut headers =
+            provider::request_headers(self.kind, self.api_key.as_ref().map(|key| (&self.auth, key)), &call.headers);
         if self.send_trace_context {
             propagate::inject(&span, &mut headers);
         }
@@ -70,7 +71,13 @@ impl Provider {
         // A call that is not streamed shows nothing before its end, so only its deadline can judge it.
         let silence = if call.request.stream { self.calls.first_token_timeout } else { Duration::MAX };
         let limits = stream::Limits { first_token: silence, idle: self.calls.idle_timeout, deadline: call.deadline };
-        let request = self.client.post(self.url.clone()).headers(headers).body(body).send().instrument(span.clone());
+        let request = self
+            .client
+            .post(provider::url(&self.url, call.query.as_deref()))
+            .headers(headers)
+            .body(body)
+            .send()
+            .instrument(span.clone());
         let response = match timeout_at(limits.until(silence), request).await {
             Err(_) => {
                 observed.finish(None, Some("timeout"));

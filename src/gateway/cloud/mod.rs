@@ -18,7 +18,7 @@ use std::{
 };
 
 use mlx_manager_config as config;
-use mlx_manager_config::{Calls, ProviderKind, Secret};
+use mlx_manager_config::{Auth, Calls, ProviderKind, Secret};
 use mlx_manager_dialect as dialect;
 use mlx_manager_llm::{Answer, Call, Dialect, Error, ErrorKind};
 use mlx_manager_signal::{
@@ -28,7 +28,7 @@ use mlx_manager_signal::{
 };
 use reqwest::{Client, Url, redirect};
 
-pub use provider::forwarded;
+pub use provider::Passed;
 
 /// How long an idle connection to a provider is kept.
 const POOL_IDLE: Duration = Duration::from_secs(90);
@@ -61,6 +61,7 @@ pub struct Provider {
     prices: Arc<PriceList>,
     url: Url,
     api_key: Option<Secret>,
+    auth: Auth,
     api_key_path: String,
     send_trace_context: bool,
     calls: Calls,
@@ -75,11 +76,13 @@ impl Provider {
     /// # Errors
     /// When its URL or key can't be used.
     pub fn new(config: &config::Provider, prices: &[config::Price]) -> Result<Self, ProviderError> {
-        let url = format!("{}{}", config.base_url, provider::path(config.kind));
-        let url = Url::parse(&url)
+        let mut url = Url::parse(&config.base_url)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-            .ok_or_else(|| ProviderError::Url(config.base_url.clone()))?;
+            // Its query may hold a key.
+            .ok_or_else(|| ProviderError::Url(config.base_url.split('?').next().unwrap_or_default().to_owned()))?;
+        let path = format!("{}{}", url.path().trim_end_matches('/'), provider::path(config.kind));
+        url.set_path(&path);
         if let Some(key) = &config.api_key {
             http::HeaderValue::from_str(key.expose()).map_err(|_| ProviderError::Key)?;
         }
@@ -98,6 +101,7 @@ impl Provider {
             prices: Arc::new(PriceList::new(vendor::dialect(config.kind), &config.base_url, &config.name, prices)),
             url,
             api_key: config.api_key.clone(),
+            auth: config.auth.clone(),
             api_key_path: config.api_key_path.clone(),
             send_trace_context: config.send_trace_context,
             calls: config.calls.clone(),

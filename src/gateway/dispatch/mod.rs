@@ -15,7 +15,6 @@ mod verdict;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use http::HeaderMap;
 use jiff::Timestamp;
 use mlx_manager_config as config;
 use mlx_manager_config::Config;
@@ -43,7 +42,10 @@ use self::{
     target::{Target, Watched},
     verdict::verdict,
 };
-use super::{cloud::Provider, local::Engine};
+use super::{
+    cloud::{Passed, Provider},
+    local::Engine,
+};
 use crate::store::AuditSender;
 
 /// Everything a request can be sent to.
@@ -64,8 +66,8 @@ pub(crate) struct Dispatch {
 pub(crate) struct Ask {
     pub request: Arc<Request>,
     pub context: Context,
-    /// Those of the caller's headers that its provider should see.
-    pub headers: HeaderMap,
+    /// What its provider should see beside the body.
+    pub passed: Passed,
     /// What the caller says of who goes first, before its route and the default do.
     pub priority: Option<Priority>,
 }
@@ -209,7 +211,8 @@ impl Dispatch {
                 priority,
                 context: ask.context.clone(),
                 span: asked.span.clone(),
-                headers: ask.headers.clone(),
+                headers: ask.passed.headers.clone(),
+                query: ask.passed.query.clone(),
                 resend: asked.tries - 1,
                 deadline: targets[index].patience(began).1,
             };

@@ -10,7 +10,7 @@ use std::{
 };
 
 use mlx_manager_config::{
-    Breaker, Calls, Color, Format, KeepAlive, Level, LocalConfig, LocalModel, LogConfig, MemoryLimit, ModelPath,
+    Auth, Breaker, Calls, Color, Format, KeepAlive, Level, LocalConfig, LocalModel, LogConfig, MemoryLimit, ModelPath,
     OtlpConfig, OtlpKind, Protocol, Provider, ProviderKind, RetryBudget, Route, Send, Signal, Sink, SinkKind, Spool,
     Target, Timezone, Unpack,
 };
@@ -105,6 +105,7 @@ fn provider(name: &str, kind: ProviderKind) -> Provider {
         kind,
         base_url: "http://127.0.0.1:1".into(),
         api_key: None,
+        auth: Auth::Bearer,
         api_key_path: String::new(),
         send_trace_context: false,
         calls: Calls {

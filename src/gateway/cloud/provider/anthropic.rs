@@ -1,7 +1,6 @@
 //! Anthropic and everything compatible with it.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
-use mlx_manager_config::Secret;
+use http::{HeaderMap, HeaderValue};
 
 pub(super) const PATH: &str = "/v1/messages";
 
@@ -11,12 +10,10 @@ pub(super) const REMAINING: [(&str, &str); 2] =
 /// The version of the API that is assumed for a caller who names none.
 const VERSION: HeaderValue = HeaderValue::from_static("2023-06-01");
 
-pub(super) fn credentials(key: &Secret) -> (HeaderName, String) {
-    (HeaderName::from_static("x-api-key"), key.expose().to_owned())
-}
+/// The caller's headers that are for this API begin so.
+pub(super) const OWN_HEADERS: &str = "anthropic-";
 
 /// The API refuses requests without a version.
 pub(super) fn complete(headers: &mut HeaderMap) {
-    headers.remove("openai-beta");
     headers.entry("anthropic-version").or_insert(VERSION);
 }
