@@ -20,7 +20,7 @@ use mlx_manager_llm::{Answer, Api, Context, Error, ErrorKind, Event, Priority};
 use mlx_manager_signal::event::RequestDecoded;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Inference, add_headers, body::read, error_response};
+use super::{Inference, add_headers, error_response};
 use crate::gateway::{
     cloud,
     dispatch::meter::{Meter, Metered},
@@ -28,6 +28,9 @@ use crate::gateway::{
 
 /// By which a caller says who goes first where requests wait.
 const PRIORITY: HeaderName = HeaderName::from_static("x-mlx-manager-priority");
+
+/// By which proxies are told to pass on a stream as it comes.
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// How long a stream of our own may be silent. Proxies and clients hang up after a minute or more, and a long prompt takes
 /// that on a laptop.
@@ -83,6 +86,8 @@ async fn infer(inference: Inference, api: Api, context: Context, request: Reques
             response.headers_mut().insert(CONTENT_TYPE, content_type);
             if is_stream {
                 response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+                // nginx gathers an answer before it passes it on, unless it is told not to.
+                response.headers_mut().insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
             }
             add_headers(&mut response, &headers);
             response
@@ -99,7 +104,7 @@ async fn begin(
     request: Request,
 ) -> Result<(Arc<llm::Request>, Answer), Error> {
     let (parts, body) = request.into_parts();
-    let body = read(&parts.headers, body, inference.max_body).await?;
+    let body = inference.bodies.read(&parts, body).await?;
     meter.received();
     let request = Arc::new(decode(meter, api, body)?);
     let priority = priority(&parts.headers)?;
