@@ -169,6 +169,8 @@ async fn an_encoding_that_is_not_read_is_named_beside_those_that_are() {
 async fn what_grows_beyond_the_limit_is_refused_before_it_takes_memory() {
     let upstream = Upstream::start().await;
     let mut daemon = gateway(&upstream, &["max_body=4 MiB"]).await;
+    // What a first request needs is there.
+    assert_eq!(post(&daemon, "", request(1 << 20, false).into()).send().await.unwrap().status(), 200);
     let before = daemon.peak_memory();
     let zeros = || tokio::io::repeat(b' ').take(256 << 20);
     let bombs = [
@@ -193,7 +195,7 @@ async fn what_grows_beyond_the_limit_is_refused_before_it_takes_memory() {
     // Compressed bytes count too, whatever they would become.
     let rubbish: Vec<u8> = [&[0x1f, 0x8b, 8, 8, 0, 0, 0, 0, 0, 0][..], &vec![b'a'; 5 << 20]].concat();
     assert_eq!(post(&daemon, "gzip", rubbish).send().await.unwrap().status(), 413, "a name of 5 MiB");
-    assert_eq!(outcomes(&mut daemon).await, ["invalid_request"; 6]);
+    assert_eq!(outcomes(&mut daemon).await[1..], ["invalid_request"; 6]);
 }
 
 #[tokio::test]

@@ -63,9 +63,8 @@ impl Bodies {
         };
         // Whoever waits for leave to send is refused before that, and in HTTP/2 a stream ends without its connection.
         if read.is_err() && parts.version < Version::HTTP_2 && !parts.headers.contains_key(EXPECT) {
-            let rest = async { while let Some(Ok(_)) = body.frame().await {} };
             // However far that came, the caller is answered.
-            drop(timeout(DISCARD, rest).await);
+            drop(timeout(DISCARD, discard(&mut body)).await);
         }
         read
     }
@@ -154,12 +153,28 @@ fn too_many() -> Error {
 }
 
 fn broken_off(error: axum::Error) -> Error {
+    match is_too_large(&error) {
+        true => too_large(),
+        false => Error::new(ErrorKind::InvalidRequest, "the request body broke off").with_source(error),
+    }
+}
+
+fn is_too_large(error: &axum::Error) -> bool {
     let mut cause = error.source();
     while let Some(inner) = cause {
         if inner.is::<LengthLimitError>() {
-            return too_large();
+            return true;
         }
         cause = inner.source();
     }
-    Error::new(ErrorKind::InvalidRequest, "the request body broke off").with_source(error)
+    false
+}
+
+/// Takes what is left of a body. What is beyond the limit comes as one error after the other.
+async fn discard(body: &mut Body) {
+    while let Some(frame) = body.frame().await {
+        if frame.is_err_and(|error| !is_too_large(&error)) {
+            return;
+        }
+    }
 }
