@@ -143,6 +143,11 @@ fn read_fields(raw: Bytes, first: bool) -> Frame {
     Frame { raw, event, data, error }
 }
 
+/// Whether a text begins as event streams do.
+pub(super) fn begins(text: &str) -> bool {
+    ["data:", "event:", "id:", "retry:", ":"].iter().any(|field| text.trim_start().starts_with(field))
+}
+
 /// Appends a frame whose data is `data` as one line of JSON.
 pub(super) fn write(out: &mut Vec<u8>, event: Option<&str>, data: &impl Serialize) {
     begin(out, event);
