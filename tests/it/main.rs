@@ -14,6 +14,7 @@ mod grpc;
 mod local;
 mod logs;
 mod metrics;
+mod odd;
 mod peer;
 mod pull;
 mod reload;

@@ -4,4 +4,5 @@ pub mod daemon;
 pub mod grpc;
 pub mod hub;
 pub mod otlp;
+pub mod raw;
 pub mod upstream;
