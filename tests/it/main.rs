@@ -7,6 +7,7 @@ mod agree;
 mod bodies;
 mod config;
 mod delivery;
+mod failover;
 mod floors;
 mod gateway;
 mod grpc;
