@@ -88,8 +88,12 @@ mod tests {
         let fails = || post(|| async { panic!("a secret detail") as StatusCode });
         let routes =
             Api::ALL.iter().map(|api| Route { path: api.path(), methods: fails(), kind: Kind::Inference }).collect();
-        let config =
-            ServerConfig { listen: ([127, 0, 0, 1], 0).into(), max_body: 10_000, drain_timeout: Duration::ZERO };
+        let config = ServerConfig {
+            listen: ([127, 0, 0, 1], 0).into(),
+            max_body: 10_000,
+            max_inflight_body: 10_000,
+            drain_timeout: Duration::ZERO,
+        };
         let stack = stack(routes, &config);
         for (api, pointer, wanted) in
             [(Api::ChatCompletions, "/error/type", "server_error"), (Api::Messages, "/type", "error")]

@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_macros, reason = "tests of the logs speak as anybody might")]
 
 mod agree;
+mod bodies;
 mod config;
 mod delivery;
 mod floors;

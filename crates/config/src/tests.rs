@@ -84,6 +84,7 @@ fn the_default_is_the_contract() {
     let config = load_text("", None, &options()).unwrap().config;
     assert_eq!(config.server.listen.to_string(), "127.0.0.1:10242");
     assert_eq!(config.server.max_body, 32 << 20);
+    assert_eq!(config.server.max_inflight_body, 512 << 20);
     assert_eq!(config.log.level, Level::Info);
     assert_eq!(config.log.dir, Path::new("/work-dir/logs"));
     assert_eq!(config.log.targets.len(), 6);
@@ -123,6 +124,14 @@ fn single_values() {
     check("[server]\nlisten = 10242", &[("2:10 `server.listen` can't be 10242", "an IP address and a port")]);
     check("server.max_body = 5", &[("1:19 `server.max_body` can't be 5", "say the unit: \"5 B\"")]);
     check("server.max_body = \"5 MO\"", &[("1:19 `server.max_body` can't be \"5 MO\"", "\"32 MiB\"")]);
+    check(
+        "[server]\nmax_body = \"32 MiB\"\nmax_inflight_body = \"31 MiB\"",
+        &[("3:21 `server.max_inflight_body` would refuse", "raise the one or lower the other")],
+    );
+    check(
+        "server.max_body = \"513 MiB\"",
+        &[("1:19 `server.max_body` would refuse a body that is allowed: `server.max_inflight_body` (536870912 B)", "")],
+    );
     check("server.max_body = \"0 B\"", &[("1:19 `server.max_body` can't be \"0 B\"", "above zero")]);
     check(
         "server.drain_timeout = \"30\"",

@@ -1,30 +1,142 @@
-//! Reading a request's body from the socket into one buffer.
+//! Reading a request's body: decoded, into one buffer, as far as there is room for it.
 
-use std::error::Error as _;
+use std::{error::Error as _, io, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
-    http::{HeaderMap, header::CONTENT_LENGTH},
+    http::{
+        HeaderMap, Version,
+        header::{CONTENT_LENGTH, EXPECT},
+        request::Parts,
+    },
 };
-use http_body_util::{BodyExt, LengthLimitError};
+use futures_util::TryStreamExt;
+use http_body_util::{BodyDataStream, BodyExt, LengthLimitError};
+use mlx_manager_config::ServerConfig;
 use mlx_manager_llm::{Error, ErrorKind};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::coop::consume_budget,
+    time::timeout,
+};
+use tokio_util::io::StreamReader;
 
-/// Reads a body that is at most `max` bytes large.
-///
-/// # Errors
-/// [`ErrorKind::BodyTooLarge`] when it is larger, [`ErrorKind::InvalidRequest`] when it breaks off.
-pub(super) async fn read(headers: &HeaderMap, mut body: Body, max: usize) -> Result<Bytes, Error> {
-    let announced = length(headers);
-    if announced.is_some_and(|length| length > max) {
-        return Err(too_large());
+use super::encoding::Encoding;
+
+/// What room is counted in, in bytes.
+const UNIT: usize = 1024;
+/// How much is decoded before its size is looked at, in bytes.
+const STEP: u64 = 64 * 1024;
+/// When a caller that was answered too early may come again.
+const COME_AGAIN: Duration = Duration::from_secs(1);
+/// How long the rest of a refused body is taken and thrown away. A caller whose sending breaks off rarely reads why.
+const DISCARD: Duration = Duration::from_secs(2);
+
+/// Reads bodies, and knows how much of them there is.
+#[derive(Debug, Clone)]
+pub(super) struct Bodies {
+    /// The largest one, in bytes.
+    max: usize,
+    /// Room for all, in [`UNIT`]s.
+    room: Arc<Semaphore>,
+}
+
+impl Bodies {
+    pub(super) fn new(config: &ServerConfig) -> Self {
+        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let room = size(config.max_inflight_body).div_ceil(UNIT).min(Semaphore::MAX_PERMITS);
+        Self { max: size(config.max_body), room: Arc::new(Semaphore::new(room)) }
     }
-    let mut data = Vec::with_capacity(announced.unwrap_or_default());
-    while let Some(frame) = body.frame().await {
-        if let Ok(piece) = frame.map_err(broken_off)?.into_data() {
-            data.extend_from_slice(&piece);
+
+    /// Reads a body. It keeps its room for as long as anybody holds a slice of it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BodyTooLarge`] when it is larger than one may be, [`ErrorKind::Overloaded`] when all of them would be,
+    /// [`ErrorKind::UnsupportedMediaType`] for an encoding that isn't read, [`ErrorKind::InvalidRequest`] when it breaks off
+    /// or isn't encoded as it says.
+    pub(super) async fn read(&self, parts: &Parts, mut body: Body) -> Result<Bytes, Error> {
+        let read = match Encoding::of(&parts.headers) {
+            Ok(None) => self.plain(&parts.headers, &mut body).await,
+            Ok(Some(encoding)) => self.decoded(encoding, &mut body).await,
+            Err(error) => Err(error),
+        };
+        // Whoever waits for leave to send is refused before that, and in HTTP/2 a stream ends without its connection.
+        if read.is_err() && parts.version < Version::HTTP_2 && !parts.headers.contains_key(EXPECT) {
+            // However far that came, the caller is answered.
+            drop(timeout(DISCARD, discard(&mut body)).await);
         }
+        read
     }
-    Ok(data.into())
+
+    async fn plain(&self, headers: &HeaderMap, body: &mut Body) -> Result<Bytes, Error> {
+        let length = length(headers);
+        let mut held = Held::default();
+        // Before anything is taken from the socket, which tells a caller who waits for it to send.
+        self.make_room(&mut held, length.unwrap_or_default())?;
+        held.data.reserve_exact(length.unwrap_or_default());
+        while let Some(frame) = body.frame().await {
+            if let Ok(piece) = frame.map_err(broken_off)?.into_data() {
+                let bytes = held.data.len() + piece.len();
+                self.make_room(&mut held, bytes)?;
+                held.data.extend_from_slice(&piece);
+            }
+        }
+        Ok(Bytes::from_owner(held))
+    }
+
+    async fn decoded(&self, encoding: Encoding, body: &mut Body) -> Result<Bytes, Error> {
+        let wrong = |error: io::Error| match error.downcast::<axum::Error>() {
+            Ok(error) => broken_off(error),
+            Err(error) => encoding.belied(error),
+        };
+        let mut held = Held::default();
+        let mut reader = StreamReader::new(BodyDataStream::new(body).map_err(io::Error::other));
+        let mut decoder = encoding.decoder(&mut reader).await.map_err(wrong)?;
+        while (&mut decoder).take(STEP).read_buf(&mut held.data).await.map_err(wrong)? > 0 {
+            let bytes = held.data.len();
+            self.make_room(&mut held, bytes)?;
+            // A few bytes may stand for very many, and others want to go on too.
+            consume_budget().await;
+        }
+        drop(decoder);
+        if !reader.fill_buf().await.map_err(wrong)?.is_empty() {
+            return Err(encoding.belied("it goes on after its end"));
+        }
+        Ok(Bytes::from_owner(held))
+    }
+
+    /// Sees that a body of so many bytes is allowed and has its room.
+    fn make_room(&self, held: &mut Held, bytes: usize) -> Result<(), Error> {
+        if bytes > self.max {
+            return Err(too_large());
+        }
+        let missing =
+            bytes.div_ceil(UNIT).saturating_sub(held.room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
+        if missing == 0 {
+            return Ok(());
+        }
+        let missing =
+            u32::try_from(missing).ok().and_then(|missing| Arc::clone(&self.room).try_acquire_many_owned(missing).ok());
+        match (&mut held.room, missing.ok_or_else(too_many)?) {
+            (Some(room), more) => room.merge(more),
+            (none, first) => *none = Some(first),
+        }
+        Ok(())
+    }
+}
+
+/// A body and its room, which is given back with its memory.
+#[derive(Default)]
+struct Held {
+    data: Vec<u8>,
+    room: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
 }
 
 fn length(headers: &HeaderMap) -> Option<usize> {
@@ -35,13 +147,34 @@ fn too_large() -> Error {
     Error::new(ErrorKind::BodyTooLarge, "the request body is larger than server.max_body allows")
 }
 
+fn too_many() -> Error {
+    let message = "the bodies of other requests leave no room for this one (server.max_inflight_body); try again";
+    Error::new(ErrorKind::Overloaded, message).with_retry_after(COME_AGAIN)
+}
+
 fn broken_off(error: axum::Error) -> Error {
+    match is_too_large(&error) {
+        true => too_large(),
+        false => Error::new(ErrorKind::InvalidRequest, "the request body broke off").with_source(error),
+    }
+}
+
+fn is_too_large(error: &axum::Error) -> bool {
     let mut cause = error.source();
     while let Some(inner) = cause {
         if inner.is::<LengthLimitError>() {
-            return too_large();
+            return true;
         }
         cause = inner.source();
     }
-    Error::new(ErrorKind::InvalidRequest, "the request body broke off").with_source(error)
+    false
+}
+
+/// Takes what is left of a body. What is beyond the limit comes as one error after the other.
+async fn discard(body: &mut Body) {
+    while let Some(frame) = body.frame().await {
+        if frame.is_err_and(|error| !is_too_large(&error)) {
+            return;
+        }
+    }
 }

@@ -24,7 +24,7 @@ use mlx_manager_llm::{Answer, Api, Context, Error, ErrorKind, Event, Priority};
 use mlx_manager_signal::event::RequestDecoded;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Inference, add_headers, body::read, error_response};
+use super::{Inference, add_headers, error_response};
 use crate::gateway::{
     cloud,
     dispatch::{
@@ -35,6 +35,9 @@ use crate::gateway::{
 
 /// By which a caller says who goes first where requests wait.
 const PRIORITY: HeaderName = HeaderName::from_static("x-mlx-manager-priority");
+
+/// By which proxies are told to pass on a stream as it comes.
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// How long a stream may be silent. Proxies and clients hang up after half a minute or more, and a long prompt takes that on a
 /// laptop, as thoughts that aren't shown do anywhere.
@@ -136,6 +139,8 @@ fn response(body: Body, stream: bool, headers: &HeaderMap) -> Response {
 fn stream_response(body: Body, headers: &HeaderMap) -> Response {
     let mut response = response(body, true, headers);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // nginx gathers an answer before it passes it on, unless it is told not to.
+    response.headers_mut().insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
     response
 }
 
@@ -147,7 +152,7 @@ async fn understand(
     request: Request,
 ) -> Result<Ask, Error> {
     let (parts, body) = request.into_parts();
-    let body = read(&parts.headers, body, inference.max_body).await?;
+    let body = inference.bodies.read(&parts, body).await?;
     meter.received();
     let request = Arc::new(decode(meter, api, body)?);
     let priority = priority(&parts.headers)?;

@@ -2,6 +2,7 @@
 
 mod admin;
 mod body;
+mod encoding;
 mod inference;
 mod models;
 
@@ -18,7 +19,7 @@ use mlx_manager_dialect as dialect;
 use mlx_manager_llm::{Api, Dialect, Error};
 use tokio_util::sync::CancellationToken;
 
-use self::admin::Admin;
+use self::{admin::Admin, body::Bodies};
 use super::dispatch::Dispatch;
 use crate::route::{Kind, Route};
 
@@ -26,8 +27,7 @@ use crate::route::{Kind, Route};
 #[derive(Clone)]
 struct Inference {
     dispatch: Arc<Dispatch>,
-    /// The largest body, in bytes.
-    max_body: usize,
+    bodies: Bodies,
 }
 
 /// The routes of the gateway. Streams that have no end of their own end when `stop` is cancelled.
@@ -39,8 +39,7 @@ pub fn routes(dispatch: &Arc<Dispatch>, config: &ServerConfig, stop: &Cancellati
         ("/admin/models/{*id}", get(admin::get).post(admin::post)),
     ]
     .map(|(path, methods)| Route { path, methods: methods.with_state(admin.clone()), kind: Kind::Question });
-    let inference =
-        Inference { dispatch: Arc::clone(dispatch), max_body: usize::try_from(config.max_body).unwrap_or(usize::MAX) };
+    let inference = Inference { dispatch: Arc::clone(dispatch), bodies: Bodies::new(config) };
     let inference = [
         (Api::ChatCompletions.path(), post(inference::chat_completions)),
         (Api::Messages.path(), post(inference::messages)),

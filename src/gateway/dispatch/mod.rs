@@ -185,7 +185,10 @@ impl Dispatch {
                         break;
                     }
                     let provider = &named[index].provider;
-                    failures.last().into_iter().for_each(|error| AttemptFailed { provider, error }.emit());
+                    if let Some(error) = failures.last().filter(|_| visit.as_ref().is_some_and(|(at, _)| *at == index))
+                    {
+                        AttemptFailed { provider, error }.emit();
+                    }
                     AttemptRetried { provider, reason, attempt: course.retries(), delay }.emit();
                     meter.retried();
                     sleep_until(at).await;
@@ -194,9 +197,10 @@ impl Dispatch {
                 Step::End => break,
             };
             if let (Some((from, _)), Some(error)) = (visit.take_if(|(asked, _)| *asked != index), failures.last()) {
-                let (from, to) = (&named[from].provider, &named[index].provider);
+                let (from, to, reason) = (&named[from].provider, &named[index].provider, error.kind.as_str());
+                TargetFailed { provider: from, kind: reason, error }.emit();
                 meter.failed_over(error);
-                TargetFailedOver { from, to, reason: error.kind.as_str() }.emit();
+                TargetFailedOver { from, to, reason }.emit();
             }
             let (_, asked) =
                 visit.get_or_insert_with(|| (index, self.visit(meter, &ask, &named[index], &targets[index])));
@@ -220,9 +224,11 @@ impl Dispatch {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            TargetFailed { provider: &named[index].provider, kind: error.kind.as_str(), error: &error }.emit();
             course.failed(index, &error, verdict(&error));
             failures.push(error);
+        }
+        if let (Some((index, _)), Some(error)) = (visit, failures.last()) {
+            TargetFailed { provider: &named[index].provider, kind: error.kind.as_str(), error }.emit();
         }
         Err(told(failures).unwrap_or_else(|| Error::new(ErrorKind::TimeoutTotal, "no target could be asked in time")))
     }

@@ -119,6 +119,13 @@ impl Daemon {
         self.stderr.lock().unwrap().clone()
     }
 
+    /// The most memory that it had so far, in bytes; `None` where the system doesn't say.
+    pub fn peak_memory(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).ok()?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        Some(peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10)
+    }
+
     pub fn signal(&self, name: &str) {
         let status = std::process::Command::new("kill")
             .args([&format!("-{name}"), &self.child.id().unwrap().to_string()])

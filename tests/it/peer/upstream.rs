@@ -18,6 +18,7 @@ use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
+    sync::Notify,
     time::{Instant, sleep},
 };
 use tokio_util::task::TaskTracker;
@@ -40,6 +41,8 @@ pub enum Reply {
 pub enum Piece {
     Text(String),
     Wait(Duration),
+    /// Nothing until the test says so.
+    Gate(Arc<Notify>),
     /// The connection breaks.
     Cut,
     /// The stream stays open and silent.
@@ -108,6 +111,15 @@ impl Upstream {
         self.ledger.lock().unwrap().received.clone()
     }
 
+    /// Waits until this many requests have arrived.
+    pub async fn arrived(&self, count: usize) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.ledger.lock().unwrap().received.len() < count {
+            assert!(Instant::now() < deadline, "no request came");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Waits until this many clients have gone away in the middle of an answer.
     pub async fn disconnected(&self, count: usize) {
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -171,6 +183,7 @@ fn event_stream(pieces: Vec<Piece>, departure: Departure) -> Response {
             match pieces.pop_front() {
                 Some(Piece::Text(text)) => return Some((Ok(Bytes::from(text)), (pieces, departure))),
                 Some(Piece::Wait(time)) => sleep(time).await,
+                Some(Piece::Gate(gate)) => gate.notified().await,
                 Some(Piece::Cut) => {
                     departure.take().unwrap().done();
                     // Lets what was written leave the socket before the connection is torn down.

@@ -47,7 +47,7 @@ fn the_command_line_says_what_it_takes() {
         ("server.lisen", "1", "is no key", "did you mean `server.listen`?"),
         ("sever.listen", "1", "is no key", "did you mean `server.listen`?"),
         ("listen", "1", "is no key", "did you mean `metrics.prometheus.listen` or `server.listen`?"),
-        ("server.zzz", "1", "is no key", "known there: drain_timeout, listen, max_body"),
+        ("server.zzz", "1", "is no key", "known there: drain_timeout, listen, max_body, max_inflight_body"),
         ("zzz.zzz", "1", "is no key", ""),
         ("providers[7].api_key", "1", "is no key", "entries of `providers`: providers[0], providers[1]"),
         ("log.targets.a b", "info", "isn't a module path prefix", "hyper"),

@@ -117,3 +117,15 @@ fn series_beyond_the_cap_are_counted() {
     let overflow = r#"mlx_manager_metric_series_dropped_total{metric="http_client_request_duration_seconds"}"#;
     assert_eq!(sample(&page, overflow), 10.0);
 }
+
+#[test]
+fn a_star_in_a_target_is_no_model() {
+    let target = |model: &str| vec![Target { provider: "openai".into(), model: Some(model.into()) }];
+    let routes = [("groq/llama", "*"), ("groq/*", "*"), ("gpt-*", "my-*"), ("m", "other")].map(|(model, asked)| {
+        Route { model: model.into(), targets: target(asked), priority: None, retry_budget: RetryBudget::default() }
+    });
+    let page = metrics_of(&routes, Limits::default(), None).render();
+    let asked = |model: &str| page.contains(&format!(r#"gen_ai_request_model="{model}""#));
+    assert!(asked("llama") && asked("other") && asked("_other"));
+    assert!(!asked("*") && !asked("my-*"), "{page}");
+}
