@@ -5,3 +5,4 @@ pub mod grpc;
 pub mod hub;
 pub mod otlp;
 pub mod upstream;
+pub mod wire;
