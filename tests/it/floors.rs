@@ -56,9 +56,10 @@ const GATEWAY: [(&str, &[&str]); 4] =
     [("api", &["dispatch", "cloud"]), ("dispatch", &["local", "cloud"]), ("local", &[]), ("cloud", &[])];
 
 /// Crates that belong to some rooms of the package.
-const ONLY_IN: [(&str, &[&str]); 10] = [
+const ONLY_IN: [(&str, &[&str]); 11] = [
     ("anyhow", &["cli"]),
     ("clap", &["cli"]),
+    ("h2", &["gateway::cloud"]),
     ("hyper", &["http"]),
     ("hyper_util", &["http"]),
     ("mlx_manager_dialect", &["gateway"]),

@@ -10,13 +10,52 @@ use crate::peer::{
         CACHED_TOKENS, INPUT_TOKENS, OUTPUT_TOKENS, Piece, REASONING_TOKENS, Reply, Upstream, WORDS, anthropic_body,
         anthropic_frames, openai_body, openai_frames,
     },
+    wire::Wire,
 };
+
+/// Every provider speaks HTTP/2, and what runs on the own machine HTTP/1.1: both wires carry the same.
+macro_rules! over_both_wires {
+    ($($name:ident),* $(,)?) => {
+        mod over_http1 {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(super::Wire::Http1).await;
+            })*
+        }
+
+        mod over_http2 {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(super::Wire::Http2 { streams: 100 }).await;
+            })*
+        }
+    };
+}
+
+over_both_wires! {
+    an_openai_call_passes_untouched_and_is_counted_exactly,
+    usage_that_was_only_asked_for_by_us_never_reaches_the_caller,
+    anthropic_usage_is_the_last_word_per_field_and_includes_the_cache,
+    a_route_can_rename_the_model_and_fail_over,
+    a_failure_before_the_first_byte_is_tried_again,
+    what_the_caller_did_wrong_is_passed_on_and_not_tried_again,
+    a_provider_that_is_off_names_the_key_to_set,
+    a_silent_provider_is_a_first_token_timeout,
+    a_provider_that_never_finishes_is_a_total_timeout,
+    a_provider_that_pauses_is_an_idle_timeout_said_in_the_stream,
+    an_answer_cut_off_in_the_middle_of_a_frame_is_an_upstream_error,
+    an_answer_that_ends_without_its_end_is_an_upstream_error,
+    rubbish_is_an_upstream_error_with_a_status,
+    a_provider_that_is_down_is_an_upstream_error_and_opens_the_breaker,
+    a_client_that_goes_away_closes_the_provider_and_leaves_its_record,
+    the_other_dialect_is_refused_in_words,
+}
 
 const KEY: &str = "sk-very-secret-key";
 
 /// A daemon without local models, whose `gpt-*` and `claude-*` go to the provider.
 async fn gateway(upstream: &Upstream, more: &str) -> Daemon {
-    Daemon::start(&config(upstream, more)).await
+    Daemon::start_with(&config(upstream, more), |command| upstream.trust(command)).await
 }
 
 fn config(upstream: &Upstream, more: &str) -> String {
@@ -86,9 +125,8 @@ async fn rows(daemon: &mut Daemon) -> Vec<Value> {
     crate::serve::audit_rows(daemon.folder.path()).await
 }
 
-#[tokio::test]
-async fn an_openai_call_passes_untouched_and_is_counted_exactly() {
-    let upstream = Upstream::start().await;
+async fn an_openai_call_passes_untouched_and_is_counted_exactly(wire: Wire) {
+    let upstream = Upstream::start_over(wire).await;
     let mut daemon = gateway(&upstream, "").await;
     let response = daemon.post("/v1/chat/completions", &openai(false)).await;
     assert_eq!(response.status(), 200);
@@ -113,9 +151,8 @@ async fn an_openai_call_passes_untouched_and_is_counted_exactly() {
     assert_eq!(rows[0]["cost_usd"], Value::Null, "an unknown model has no cost");
 }
 
-#[tokio::test]
-async fn usage_that_was_only_asked_for_by_us_never_reaches_the_caller() {
-    let upstream = Upstream::start().await;
+async fn usage_that_was_only_asked_for_by_us_never_reaches_the_caller(wire: Wire) {
+    let upstream = Upstream::start_over(wire).await;
     let mut daemon = gateway(&upstream, "").await;
     let text = daemon.post("/v1/chat/completions", &openai(true)).await.text().await.unwrap();
     assert_eq!(text, openai_frames("gpt-x", false).concat());
@@ -135,9 +172,8 @@ async fn usage_that_was_only_asked_for_by_us_never_reaches_the_caller() {
     }
 }
 
-#[tokio::test]
-async fn anthropic_usage_is_the_last_word_per_field_and_includes_the_cache() {
-    let upstream = Upstream::start().await;
+async fn anthropic_usage_is_the_last_word_per_field_and_includes_the_cache(wire: Wire) {
+    let upstream = Upstream::start_over(wire).await;
     let mut daemon = gateway(&upstream, "").await;
     let response = daemon
         .client
@@ -167,9 +203,8 @@ async fn anthropic_usage_is_the_last_word_per_field_and_includes_the_cache() {
     }
 }
 
-#[tokio::test]
-async fn a_route_can_rename_the_model_and_fail_over() {
-    let upstream = Upstream::start().await;
+async fn a_route_can_rename_the_model_and_fail_over(wire: Wire) {
+    let upstream = Upstream::start_over(wire).await;
     let mut daemon = gateway(&upstream, "").await;
     let mut request = openai(false);
     request["model"] = json!("gpt-renamed");
@@ -183,9 +218,8 @@ async fn a_route_can_rename_the_model_and_fail_over() {
     assert_eq!(rows[1]["provider"], "up-openai");
 }
 
-#[tokio::test]
-async fn a_failure_before_the_first_byte_is_tried_again() {
-    let upstream = Upstream::start().await;
+async fn a_failure_before_the_first_byte_is_tried_again(wire: Wire) {
+    let upstream = Upstream::start_over(wire).await;
     let mut daemon = gateway(&upstream, "").await;
     let soon = || vec![("retry-after-ms", "5".to_owned())];
     upstream.script([Reply::Status(429, soon(), "{}".to_owned()), Reply::Status(503, soon(), "oops".to_owned())]);
@@ -197,9 +231,8 @@ async fn a_failure_before_the_first_byte_is_tried_again() {
     assert_eq!(rows(&mut daemon).await[0]["outcome"], "ok");
 }
 
-#[tokio::test]
-async fn what_the_caller_did_wrong_is_passed_on_and_not_tried_again() {
-    let upstream = Upstream::start().await;
+async fn what_the_caller_did_wrong_is_passed_on_and_not_tried_again(wire: Wire) {
+    let upstream = Upstream::start_over(wire).await;
     let mut daemon = gateway(&upstream, "").await;
     let body = json!({ "error": { "message": format!("bad {KEY} field"), "type": "invalid_request_error", "param": "x", "code": null } });
     upstream.script([Reply::Status(422, vec![("retry-after", "7".to_owned())], body.to_string())]);
@@ -220,9 +253,8 @@ async fn what_the_caller_did_wrong_is_passed_on_and_not_tried_again() {
     assert!(!everything.contains(KEY), "the key leaked");
 }
 
-#[tokio::test]
-async fn a_provider_that_is_off_names_the_key_to_set() {
-    let upstream = Upstream::start().await;
+async fn a_provider_that_is_off_names_the_key_to_set(wire: Wire) {
+    let upstream = Upstream::start_over(wire).await;
     let mut daemon = gateway(&upstream, "").await;
     let mut request = openai(false);
     request["model"] = json!("off-model");
@@ -235,8 +267,8 @@ async fn a_provider_that_is_off_names_the_key_to_set() {
 }
 
 /// A provider that misbehaves, and what becomes of it: status, outcome, and how often it was asked.
-async fn misbehaving(reply: Reply, stream: bool) -> (u16, String, Vec<Value>) {
-    let upstream = Upstream::start().await;
+async fn misbehaving(wire: Wire, reply: Reply, stream: bool) -> (u16, String, Vec<Value>) {
+    let upstream = Upstream::start_over(wire).await;
     let mut daemon = gateway(&upstream, "retries = 0").await;
     upstream.script([reply]);
     let response = daemon.post("/v1/chat/completions", &openai(stream)).await;
@@ -247,56 +279,49 @@ async fn misbehaving(reply: Reply, stream: bool) -> (u16, String, Vec<Value>) {
     (status, text, rows)
 }
 
-#[tokio::test]
-async fn a_silent_provider_is_a_first_token_timeout() {
-    let (status, _, rows) = misbehaving(Reply::Hang, true).await;
+async fn a_silent_provider_is_a_first_token_timeout(wire: Wire) {
+    let (status, _, rows) = misbehaving(wire, Reply::Hang, true).await;
     assert_eq!((status, &rows[0]["outcome"]), (504, &json!("timeout_first_token")));
 }
 
-#[tokio::test]
-async fn a_provider_that_never_finishes_is_a_total_timeout() {
-    let (status, _, rows) = misbehaving(Reply::Hang, false).await;
+async fn a_provider_that_never_finishes_is_a_total_timeout(wire: Wire) {
+    let (status, _, rows) = misbehaving(wire, Reply::Hang, false).await;
     assert_eq!((status, &rows[0]["outcome"]), (504, &json!("timeout_total")));
 }
 
-#[tokio::test]
-async fn a_provider_that_pauses_is_an_idle_timeout_said_in_the_stream() {
+async fn a_provider_that_pauses_is_an_idle_timeout_said_in_the_stream(wire: Wire) {
     let frames = openai_frames("gpt-x", false);
     let (status, text, rows) =
-        misbehaving(Reply::Stream(vec![Piece::Text(frames[..2].concat()), Piece::Hang]), true).await;
+        misbehaving(wire, Reply::Stream(vec![Piece::Text(frames[..2].concat()), Piece::Hang]), true).await;
     assert_eq!((status, &rows[0]["outcome"]), (200, &json!("timeout_idle")));
     assert!(text.contains(WORDS[0]) && text.contains("\"error\"") && !text.contains("[DONE]"), "{text}");
     assert_eq!(rows[0]["usage_source"], "estimated");
 }
 
-#[tokio::test]
-async fn an_answer_cut_off_in_the_middle_of_a_frame_is_an_upstream_error() {
+async fn an_answer_cut_off_in_the_middle_of_a_frame_is_an_upstream_error(wire: Wire) {
     let frames = openai_frames("gpt-x", false).concat();
     let half = frames[..frames.len() / 2].to_owned();
-    let (status, text, rows) = misbehaving(Reply::Stream(vec![Piece::Text(half), Piece::Cut]), true).await;
+    let (status, text, rows) = misbehaving(wire, Reply::Stream(vec![Piece::Text(half), Piece::Cut]), true).await;
     assert_eq!((status, &rows[0]["outcome"]), (200, &json!("upstream_error")));
     assert!(text.contains("\"error\""), "{text}");
 }
 
-#[tokio::test]
-async fn an_answer_that_ends_without_its_end_is_an_upstream_error() {
+async fn an_answer_that_ends_without_its_end_is_an_upstream_error(wire: Wire) {
     let frames = openai_frames("gpt-x", false);
-    let (_, _, rows) = misbehaving(Reply::Stream(vec![Piece::Text(frames[..3].concat())]), true).await;
+    let (_, _, rows) = misbehaving(wire, Reply::Stream(vec![Piece::Text(frames[..3].concat())]), true).await;
     assert_eq!(rows[0]["outcome"], "upstream_error");
 }
 
-#[tokio::test]
-async fn rubbish_is_an_upstream_error_with_a_status() {
+async fn rubbish_is_an_upstream_error_with_a_status(wire: Wire) {
     let rubbish = Reply::Stream(vec![Piece::Text("data: {not json\n\n".to_owned())]);
-    let (status, _, rows) = misbehaving(rubbish, true).await;
+    let (status, _, rows) = misbehaving(wire, rubbish, true).await;
     assert_eq!((status, &rows[0]["outcome"]), (502, &json!("upstream_error")));
-    let (status, _, rows) = misbehaving(Reply::Status(200, vec![], "<html>".to_owned()), false).await;
+    let (status, _, rows) = misbehaving(wire, Reply::Status(200, vec![], "<html>".to_owned()), false).await;
     assert_eq!((status, &rows[0]["outcome"]), (502, &json!("upstream_error")));
 }
 
-#[tokio::test]
-async fn a_provider_that_is_down_is_an_upstream_error_and_opens_the_breaker() {
-    let upstream = Upstream::start().await;
+async fn a_provider_that_is_down_is_an_upstream_error_and_opens_the_breaker(wire: Wire) {
+    let upstream = Upstream::start_over(wire).await;
     let mut daemon = gateway(&upstream, "retries = 0\nbreaker = { failures = 2, open = \"30 s\" }").await;
     upstream.script(vec![Reply::Status(500, vec![], "{}".to_owned()); 2]);
     for expected in [502, 502, 503] {
@@ -307,9 +332,8 @@ async fn a_provider_that_is_down_is_an_upstream_error_and_opens_the_breaker() {
     assert_eq!(outcomes, ["upstream_error", "upstream_error", "unavailable"]);
 }
 
-#[tokio::test]
-async fn a_client_that_goes_away_closes_the_provider_and_leaves_its_record() {
-    let upstream = Upstream::start().await;
+async fn a_client_that_goes_away_closes_the_provider_and_leaves_its_record(wire: Wire) {
+    let upstream = Upstream::start_over(wire).await;
     let mut daemon = gateway(&upstream, "").await;
     let frames = anthropic_frames("claude-x");
     upstream.script([Reply::Stream(vec![
@@ -329,9 +353,8 @@ async fn a_client_that_goes_away_closes_the_provider_and_leaves_its_record() {
     assert_eq!(rows[0]["input_tokens"], INPUT_TOKENS, "the first event told the input");
 }
 
-#[tokio::test]
-async fn the_other_dialect_is_refused_in_words() {
-    let upstream = Upstream::start().await;
+async fn the_other_dialect_is_refused_in_words(wire: Wire) {
+    let upstream = Upstream::start_over(wire).await;
     let daemon = gateway(&upstream, "").await;
     let mut request = anthropic(false);
     request["model"] = json!("gpt-x");

@@ -22,4 +22,5 @@ mod reload;
 mod serve;
 mod spool;
 mod story;
+mod streams;
 mod traces;

@@ -1,6 +1,6 @@
 //! One physical call, with its span: from the request to an answer that has begun.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -13,11 +13,14 @@ use mlx_manager_signal::{
     event::{AttemptFinished, ErrorBodyTimedOut},
     propagate, span,
 };
-use reqwest::Response;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 use tracing::{Instrument, Span};
 
-use super::{Provider, body::Outgoing, provider, stream, without_key};
+use super::{
+    Provider,
+    lanes::{Answering, Unanswered},
+    provider, stream, without_key,
+};
 
 /// The largest error body that is read, and how long for.
 const MAX_ERROR_BODY: usize = 1024 * 1024;
@@ -67,30 +70,32 @@ impl Provider {
         if self.send_trace_context {
             propagate::inject(&span, &mut headers);
         }
-        let (body, _) = Outgoing::new(&dialect::prepare(&call.request, &call.model, asks_usage));
+        let pieces = dialect::prepare(&call.request, &call.model, asks_usage);
         // A call that is not streamed shows nothing before its end, so only its deadline can judge it.
         let silence = if call.request.stream { self.calls.first_token_timeout } else { Duration::MAX };
         let limits = stream::Limits { first_token: silence, idle: self.calls.idle_timeout, deadline: call.deadline };
-        let request = self
-            .client
-            .post(provider::url(&self.url, call.query.as_deref()))
-            .headers(headers)
-            .body(body)
-            .send()
-            .instrument(span.clone());
-        let response = match timeout_at(limits.until(silence), request).await {
-            Err(_) => {
+        let url = provider::url(&self.url, call.query.as_deref());
+        let answer = self.lanes.send(&url, &headers, &pieces, limits.until(silence)).instrument(span.clone()).await;
+        let response = match answer {
+            Ok(response) => response,
+            Err(Unanswered::TookTooLong) => {
                 observed.finish(None, Some("timeout"));
                 return Err(limits.exceeded(&self.name, false));
             }
-            Ok(Err(error)) => {
+            Err(Unanswered::HeadTooLarge) => {
+                observed.finish(None, Some("decode"));
+                return Err(Error::new(
+                    ErrorKind::Upstream,
+                    format!("the provider {:?} sent a head that is too large", self.name),
+                ));
+            }
+            Err(Unanswered::Failed(error)) => {
                 observed.finish(None, Some(if error.is_timeout() { "timeout" } else { "connect" }));
                 let message = format!("the provider {:?} can't be reached", self.name);
                 // The URL has no secret, but it says nothing that the message doesn't.
                 let error = Error::new(ErrorKind::Upstream, message).with_source(error.without_url());
                 return Err(error.with_fault(Fault::Network));
             }
-            Ok(Ok(response)) => response,
         };
         let status = response.status().as_u16();
         let said = Said::of(response.headers());
@@ -119,7 +124,7 @@ impl Provider {
     }
 
     /// An answer that is an error by its status.
-    async fn refused(&self, response: Response) -> Error {
+    async fn refused(&self, response: Answering) -> Error {
         let status = response.status().as_u16();
         let location = response
             .headers()
@@ -178,9 +183,9 @@ impl Said {
     }
 }
 
-async fn error_body(response: Response) -> Bytes {
+async fn error_body(response: Answering) -> Bytes {
     let mut body = BytesMut::new();
-    let mut chunks = response.bytes_stream();
+    let mut chunks = pin!(response.bytes_stream());
     let read = async {
         while let Some(Ok(chunk)) = chunks.next().await {
             body.extend_from_slice(&chunk);

@@ -1,8 +1,11 @@
-//! The body that a provider is sent: pieces of the caller's buffer, and the news of whether any of it has been asked for.
+//! The body that a provider is sent: pieces of the caller's buffer, and the news of whether any of it is on its way. Until then
+//! it can be withdrawn.
+//!
+//! An HTTP/2 client asks for the first piece before it has a stream to send it on, and for the second when the first has gone.
+//! So the first is a single byte, with which no provider can do anything.
 
 use std::{
     collections::VecDeque,
-    convert::Infallible,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -18,12 +21,26 @@ pub(super) struct Outgoing {
     pieces: VecDeque<Bytes>,
     /// In bytes.
     left: u64,
-    begun: Arc<SetOnce<()>>,
+    /// Whether its first byte was.
+    asked: bool,
+    fate: Arc<SetOnce<Fate>>,
 }
 
-/// Tells whether a body has been asked for its first bytes, which is when a connection was found that may carry them.
-#[derive(Debug, Clone)]
-pub(super) struct Sent(Arc<SetOnce<()>>);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Begun,
+    Withdrawn,
+}
+
+/// Why nothing of a body goes out.
+#[derive(Debug, thiserror::Error)]
+#[error("the call was withdrawn before any of it went out")]
+pub(super) struct Withdrawn;
+
+/// Tells whether a body has been asked for more than its first byte, which is when a connection was found that carries it.
+/// Dropped before, it withdraws the body: a call that nobody waits for any more may still stand in some queue.
+#[derive(Debug)]
+pub(super) struct Sent(Arc<SetOnce<Fate>>);
 
 impl Outgoing {
     /// A body of these pieces, which are shared and not copied, and what tells when it goes.
@@ -35,33 +52,51 @@ impl Outgoing {
 
     fn of(pieces: &[Bytes]) -> (Self, Sent) {
         // One without bytes would be a frame that says nothing.
-        let pieces: VecDeque<_> = pieces.iter().filter(|piece| !piece.is_empty()).cloned().collect();
+        let mut pieces: VecDeque<_> = pieces.iter().filter(|piece| !piece.is_empty()).cloned().collect();
+        if let Some(first) = pieces.front_mut().filter(|first| first.len() > 1) {
+            let byte = first.split_to(1);
+            pieces.push_front(byte);
+        }
         let left = pieces.iter().map(|piece| piece.len() as u64).sum();
-        let begun = Arc::new(SetOnce::new());
-        (Self { pieces, left, begun: Arc::clone(&begun) }, Sent(begun))
+        let fate = Arc::new(SetOnce::new());
+        (Self { pieces, left, asked: false, fate: Arc::clone(&fate) }, Sent(fate))
     }
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "who chooses among connections will ask it"))]
 impl Sent {
-    /// Whether any of it may be on its way.
-    pub(super) fn has_begun(&self) -> bool {
-        self.0.initialized()
+    /// Waits until it is on its way; for ever, if it never is.
+    pub(super) async fn begun(&self) {
+        if *self.0.wait().await == Fate::Withdrawn {
+            std::future::pending().await
+        }
     }
 
-    /// Waits until the first of it was asked for; for ever, if it never is.
-    pub(super) async fn begun(&self) {
-        self.0.wait().await;
+    /// Sees to it that none of it goes out. `false` when some of it may be on its way.
+    pub(super) fn withdraw(&self) -> bool {
+        // Whichever of both comes first holds.
+        drop(self.0.set(Fate::Withdrawn));
+        self.0.get() == Some(&Fate::Withdrawn)
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.withdraw();
     }
 }
 
 impl Body for Outgoing {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Withdrawn;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        // Set already by an earlier piece, it stays so.
-        drop(self.begun.set(()));
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Withdrawn>>> {
+        if std::mem::replace(&mut self.asked, true) || self.pieces.len() < 2 {
+            // Set already, it stays so.
+            drop(self.fate.set(Fate::Begun));
+        }
+        if self.fate.get() == Some(&Fate::Withdrawn) {
+            return Poll::Ready(Some(Err(Withdrawn)));
+        }
         let piece = self.pieces.pop_front();
         self.left -= piece.as_ref().map_or(0, |piece| piece.len() as u64);
         Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
@@ -84,15 +119,31 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_first_poll_is_told_and_the_length_is_known() {
+    async fn what_is_on_its_way_is_told_and_the_length_is_known() {
         let pieces = [Bytes::from_static(b"ab"), Bytes::new(), Bytes::from_static(b"cde")];
         let (mut body, sent) = Outgoing::of(&pieces);
-        assert_eq!((body.size_hint().exact(), body.is_end_stream(), sent.has_begun()), (Some(5), false, false));
+        assert_eq!((body.size_hint().exact(), body.is_end_stream()), (Some(5), false));
         assert!(sent.begun().now_or_never().is_none());
         let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
-        assert_eq!(first.as_ptr(), pieces[0].as_ptr(), "it is the caller's buffer");
-        assert_eq!((body.size_hint().exact(), body.is_end_stream(), sent.has_begun()), (Some(3), false, true));
+        assert_eq!((first.as_ref(), first.as_ptr()), (&b"a"[..], pieces[0].as_ptr()), "it is the caller's buffer");
+        assert_eq!((body.size_hint().exact(), body.is_end_stream()), (Some(4), false));
+        assert!(sent.begun().now_or_never().is_none(), "one byte says nothing");
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "b");
         sent.begun().await;
+        assert!(!sent.withdraw(), "it is on its way");
         assert_eq!(body.collect().await.unwrap().to_bytes(), "cde");
+    }
+
+    #[tokio::test]
+    async fn one_that_was_withdrawn_never_goes() {
+        let pieces = [Bytes::from_static(b"ab")];
+        let (mut body, sent) = Outgoing::of(&pieces);
+        assert!(sent.withdraw());
+        assert!(sent.begun().now_or_never().is_none());
+        assert!(body.frame().await.unwrap().is_err());
+        let (mut body, sent) = Outgoing::of(&pieces);
+        assert!(body.frame().await.unwrap().is_ok(), "the first byte");
+        drop(sent);
+        assert!(body.frame().await.unwrap().is_err(), "nobody waits for its answer");
     }
 }

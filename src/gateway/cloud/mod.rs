@@ -1,20 +1,19 @@
 //! Cloud providers: a [`Provider`] answers calls over HTTPS in the caller's own dialect.
 //!
-//! [`attempt`] is one physical call, [`stream`] turns the answer's bytes into events, and each file in [`provider`] knows one
-//! API's paths and headers. What the bytes mean is for [`dialect`] to say; nothing here measures, routes or decides whether
-//! to try again.
+//! [`attempt`] is one physical call, [`lanes`] the connections that it may take, [`stream`] turns the answer's bytes into
+//! events, and each file in [`provider`] knows one API's paths and headers. What the bytes mean is for [`dialect`] to say;
+//! nothing here measures, routes or decides whether to try again.
 
 mod attempt;
 mod body;
+mod dial;
+mod lanes;
 mod provider;
 mod stream;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use mlx_manager_config as config;
@@ -26,12 +25,11 @@ use mlx_manager_signal::{
     price::PriceList,
     provider as vendor,
 };
-use reqwest::{Client, Url, redirect};
+use reqwest::Url;
+
+use self::lanes::Lanes;
 
 pub use provider::Passed;
-
-/// How long an idle connection to a provider is kept.
-const POOL_IDLE: Duration = Duration::from_secs(90);
 
 /// Chooses the process's one TLS implementation. Called once, before the first [`Provider`] is made.
 pub fn install_tls() {
@@ -65,7 +63,7 @@ pub struct Provider {
     api_key_path: String,
     send_trace_context: bool,
     calls: Calls,
-    client: Client,
+    lanes: Lanes,
     /// Whether it was found to refuse that a stream is asked for its usage.
     refuses_usage: AtomicBool,
 }
@@ -86,15 +84,7 @@ impl Provider {
         if let Some(key) = &config.api_key {
             http::HeaderValue::from_str(key.expose()).map_err(|_| ProviderError::Key)?;
         }
-        let client = Client::builder()
-            .user_agent(concat!("mlx-manager/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(config.calls.connect_timeout)
-            .pool_idle_timeout(POOL_IDLE)
-            .tcp_nodelay(true)
-            // Following one would send the request, and its key, to another place than the user configured.
-            .redirect(redirect::Policy::none())
-            .build()
-            .map_err(ProviderError::Client)?;
+        let lanes = Lanes::new(config.calls.connect_timeout).map_err(ProviderError::Client)?;
         Ok(Self {
             name: config.name.clone(),
             kind: config.kind,
@@ -105,7 +95,7 @@ impl Provider {
             api_key_path: config.api_key_path.clone(),
             send_trace_context: config.send_trace_context,
             calls: config.calls.clone(),
-            client,
+            lanes,
             refuses_usage: AtomicBool::new(false),
         })
     }

@@ -9,10 +9,9 @@ use mlx_manager_dialect as dialect;
 use mlx_manager_dialect::{Observer, sse};
 use mlx_manager_llm::{Error, ErrorKind, Event, EventStream, Request};
 use mlx_manager_signal::{event::FrameUnreadable, span};
-use reqwest::Response;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Provider, without_key};
+use super::{Provider, lanes::Answering, without_key};
 
 /// The largest frame of a stream, in bytes; a frame holds a few tokens, or one tool call.
 const MAX_FRAME: usize = 16 * 1024 * 1024;
@@ -61,7 +60,7 @@ impl Limits {
 pub(super) async fn begin(
     provider: &Provider,
     request: &Request,
-    response: Response,
+    response: Answering,
     limits: Limits,
     usage_injected: bool,
 ) -> Result<EventStream, Error> {

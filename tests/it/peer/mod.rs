@@ -6,3 +6,4 @@ pub mod hub;
 pub mod otlp;
 pub mod raw;
 pub mod upstream;
+pub mod wire;

@@ -18,10 +18,13 @@ use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
+    process::Command,
     sync::Notify,
     time::{Instant, sleep},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::wire::{self, Authority, Wire};
 
 /// How one request is answered.
 #[derive(Debug, Clone)]
@@ -68,12 +71,16 @@ struct Ledger {
     script: VecDeque<Reply>,
     received: Vec<Received>,
     disconnects: usize,
+    /// Pieces of streams that were taken.
+    taken: usize,
+    leaving: CancellationToken,
 }
 
 #[derive(Debug, Clone)]
 pub struct Upstream {
     pub address: SocketAddr,
     ledger: Arc<Mutex<Ledger>>,
+    authority: Option<Arc<Authority>>,
 }
 
 /// What the well-behaved provider says, piece by piece, and counts.
@@ -85,21 +92,51 @@ pub const REASONING_TOKENS: u64 = 2;
 
 impl Upstream {
     pub async fn start() -> Self {
+        Self::start_over(Wire::Http1).await
+    }
+
+    pub async fn start_over(wire: Wire) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let upstream = Self { address: listener.local_addr().unwrap(), ledger: Arc::default() };
+        let authority = (wire != Wire::Http1).then(|| Arc::new(Authority::new()));
+        let upstream = Self { address: listener.local_addr().unwrap(), ledger: Arc::default(), authority };
         let routes = Router::new().fallback(answer).with_state(upstream.clone());
-        TaskTracker::new().spawn(async move { axum::serve(listener, routes).await.unwrap() });
+        let (ledger, authority) = (Arc::clone(&upstream.ledger), upstream.authority.clone());
+        TaskTracker::new().spawn(async move {
+            match (wire, authority) {
+                (Wire::Http2 { streams }, Some(authority)) => {
+                    let leaving = move || ledger.lock().unwrap().leaving.clone();
+                    wire::serve(listener, authority.acceptor.clone(), streams, routes, leaving).await;
+                }
+                _ => axum::serve(listener, routes).await.unwrap(),
+            }
+        });
         upstream
     }
 
     /// A base URL for `kind = "openai"`.
     pub fn openai(&self) -> String {
-        format!("http://{}/v1", self.address)
+        format!("{}/v1", self.anthropic())
     }
 
     /// A base URL for `kind = "anthropic"`.
     pub fn anthropic(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.authority.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// Lets a daemon trust it, if it has to be trusted.
+    pub fn trust(&self, command: &mut Command) {
+        self.authority.iter().for_each(|authority| authority.trust(command));
+    }
+
+    /// Says on every connection that is open over HTTP/2 that it takes no further call.
+    pub fn leave(&self) {
+        std::mem::take(&mut self.ledger.lock().unwrap().leaving).cancel();
+    }
+
+    /// How many pieces of streams were taken so far.
+    pub fn taken(&self) -> usize {
+        self.ledger.lock().unwrap().taken
     }
 
     /// Answers the next requests this way, in order; after them, well.
@@ -181,7 +218,12 @@ fn event_stream(pieces: Vec<Piece>, departure: Departure) -> Response {
     let body = stream::unfold(state, |(mut pieces, mut departure)| async move {
         loop {
             match pieces.pop_front() {
-                Some(Piece::Text(text)) => return Some((Ok(Bytes::from(text)), (pieces, departure))),
+                Some(Piece::Text(text)) => {
+                    if let Some(departure) = &departure {
+                        departure.ledger.lock().unwrap().taken += 1;
+                    }
+                    return Some((Ok(Bytes::from(text)), (pieces, departure)));
+                }
                 Some(Piece::Wait(time)) => sleep(time).await,
                 Some(Piece::Gate(gate)) => gate.notified().await,
                 Some(Piece::Cut) => {
