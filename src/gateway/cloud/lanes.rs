@@ -55,7 +55,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection is silent before TCP asks whether the other side is there.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(20);
 /// The largest head of an answer, in bytes. The client itself gives up at four times that or a little more.
-const MAX_HEAD: usize = 64 * 1024;
+const MAX_HEAD: usize = 256 * 1024;
 
 /// Why a call has no answer.
 #[derive(Debug)]
