@@ -175,7 +175,7 @@ async fn retries_are_counted_over_all_targets_and_a_provider_may_forbid_or_ask_f
     let daemon = gateway(&first, &second, "").await;
     first.script([refusal(500, &[("x-should-retry", "false")], json!({ "message": "broken" }))]);
     let response = daemon.post(CHAT, &question("gpt-alone", false)).await;
-    assert_eq!((response.status().as_u16(), &*response.headers()["x-should-retry"].to_str().unwrap()), (500, "false"));
+    assert_eq!((response.status().as_u16(), response.headers()["x-should-retry"].to_str().unwrap()), (500, "false"));
     assert_eq!(first.received().len(), 1);
     first.script([refusal(400, &[("x-should-retry", "true"), ("retry-after-ms", "5")], json!({ "message": "odd" }))]);
     assert_eq!(daemon.post(CHAT, &question("gpt-alone", false)).await.status(), 200);
@@ -226,7 +226,7 @@ async fn the_head_goes_out_in_time_and_another_target_may_yet_answer() {
     let mut text = String::from_utf8(response.chunk().await.unwrap().unwrap().to_vec()).unwrap();
     assert_eq!(text, ": keep-alive\n\n", "a sign of life at once");
     while let Some(chunk) = response.chunk().await.unwrap() {
-        text.push_str(&String::from_utf8(chunk.to_vec()).unwrap());
+        text.push_str(std::str::from_utf8(&chunk).unwrap());
     }
     assert!(text.replace(": keep-alive\n\n", "") == openai_frames("gpt-both", false).concat(), "{text}");
     // Where nobody answers, the stream says so.
