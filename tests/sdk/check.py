@@ -158,9 +158,9 @@ def check_anthropic_errors(_, client):
         raise AssertionError("max_tokens = 0 was accepted")
 
 
-def start(binary, folder):
+def start(binary, folder, config=""):
     with open(os.path.join(folder, "config.toml"), "w") as file:
-        file.write(CONFIG)
+        file.write(CONFIG + config)
     daemon = subprocess.Popen([os.path.abspath(binary), "serve"], cwd=folder, stderr=subprocess.PIPE, text=True)
     for line in daemon.stderr:
         found = re.search(r"mlx-manager is serving.*listen=\"?(\S+?)\"?(\s|$)", line)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Drives the official OpenAI and Anthropic Python SDKs against a running daemon.
+# Drives the official OpenAI and Anthropic Python SDKs against a running daemon, and through one against a simulated provider.
 # Where Python's venv module or the packages can't be had, it says so and fails: a skipped proof is no proof.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -12,4 +12,5 @@ if [ ! -e "$environment/ready" ]; then
     "$environment/bin/pip" install --quiet --disable-pip-version-check --requirement tests/sdk/requirements.txt
     touch "$environment/ready"
 fi
-exec "$environment/bin/python" tests/sdk/check.py "$binary"
+"$environment/bin/python" tests/sdk/check.py "$binary"
+exec "$environment/bin/python" tests/sdk/through.py "$binary"

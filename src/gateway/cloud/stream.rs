@@ -9,7 +9,7 @@ use mlx_manager_dialect as dialect;
 use mlx_manager_dialect::{Observer, sse};
 use mlx_manager_llm::{Error, ErrorKind, Event, EventStream, Request};
 use mlx_manager_signal::{event::FrameUnreadable, span};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::{Provider, lanes::Answering, without_key};
 
@@ -19,7 +19,7 @@ const MAX_FRAME: usize = 16 * 1024 * 1024;
 const MAX_BODY: usize = 64 * 1024 * 1024;
 /// How much of a stream is held back before its first content, in bytes.
 const MAX_HELD: usize = 1024 * 1024;
-/// How long a finished stream may take to close, so that its connection can be used again.
+/// How long a finished stream may take to close, so that its connection can be used again and nothing after the end is lost.
 const LINGER: Duration = Duration::from_millis(100);
 
 /// When an answer has taken too long.
@@ -190,13 +190,9 @@ impl Reader {
     async fn read_more(&mut self) -> Result<(), Error> {
         if let Some(frame) = self.parser.next_frame().map_err(|error| self.rubbish(error))? {
             self.observe(&frame);
-            return Ok(());
-        }
-        if self.observer.complete() {
-            // A connection whose body was read to its end goes back to the pool. What else comes is nothing any more.
-            let rest = async { while self.source.body.next().await.is_some_and(|chunk| chunk.is_ok()) {} };
-            drop(timeout(LINGER, rest).await);
-            self.ended = true;
+            if self.observer.complete() && !self.ended {
+                self.linger().await;
+            }
             return Ok(());
         }
         let Limits { first_token, idle, .. } = self.source.limits;
@@ -214,6 +210,32 @@ impl Reader {
             self.failed = self.observer.finish().err();
         }
         Ok(())
+    }
+
+    /// Reads what comes after the end: some clients read on, and a connection whose body was read to its end goes back to the
+    /// pool. The end is handed on only after it, as other clients leave with it, and leave nothing behind that isn't ended.
+    async fn linger(&mut self) {
+        let end = Instant::now() + LINGER;
+        loop {
+            while !self.ended
+                && let Ok(Some(frame)) = self.parser.next_frame()
+            {
+                self.observe(&frame);
+            }
+            match timeout_at(end, self.source.body.next()).await {
+                Ok(Some(Ok(chunk))) if !self.ended => self.parser.push(&chunk),
+                Ok(Some(Ok(_))) => {}
+                _ => break,
+            }
+        }
+        if !self.ended
+            && let Some(frame) = self.parser.finish()
+        {
+            self.observe(&frame);
+        }
+        self.ended = true;
+        // The answer is whole, whatever came after it.
+        self.failed = None;
     }
 
     fn observe(&mut self, frame: &sse::Frame) {
@@ -235,5 +257,56 @@ impl Reader {
     fn rubbish(&self, error: sse::SseError) -> Error {
         let message = format!("the provider {:?} sent what is no event stream", self.source.provider);
         bought(Error::new(ErrorKind::Upstream, message).with_source(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_manager_llm::Api;
+
+    use super::*;
+
+    /// What a caller gets of chunks that come after so many milliseconds each, and how long it takes.
+    async fn read(chunks: &'static [(u64, &'static str)]) -> (Vec<Bytes>, Option<Error>, Duration) {
+        let body = stream::iter(chunks).then(|(wait, text)| async move {
+            tokio::time::sleep(Duration::from_millis(*wait)).await;
+            Ok::<_, reqwest::Error>(Bytes::from_static(text.as_bytes()))
+        });
+        let (minute, began) = (Duration::from_secs(60), Instant::now());
+        let limits = Limits { first_token: minute, idle: minute, deadline: began + minute };
+        let head = br#"{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
+        let request = dialect::decode_head(Api::ChatCompletions, Bytes::from_static(head)).unwrap();
+        let mut reader = Reader {
+            source: Source { provider: "p".to_owned(), key: None, body: Box::pin(body), limits },
+            parser: sse::Parser::new(MAX_FRAME),
+            observer: Observer::new(&request, false, false),
+            read: VecDeque::new(),
+            failed: None,
+            held: 0,
+            content: false,
+            ended: false,
+        };
+        let (mut frames, mut failed) = (Vec::new(), None);
+        while let Some(event) = reader.next().await {
+            match event {
+                Ok(Event::Raw { frame, .. }) => frames.push(frame),
+                Ok(_) => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        (frames, failed, began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_is_handed_on_with_what_comes_after_it_and_not_later_than_it_may() {
+        let (frames, failed, took) = read(&[(0, "data: {}\n\ndata: [DONE]\n\n"), (50, ": late\n\n"), (40, "x")]).await;
+        assert!(failed.is_none() && took < LINGER, "{took:?}");
+        assert_eq!(frames, ["data: {}\n\n", "data: [DONE]\n\n", ": late\n\n", "x"]);
+        let (frames, failed, took) = read(&[(0, "data: [DONE]\n\n"), (500, "data: {}\n\n")]).await;
+        assert!(failed.is_none() && took < 2 * LINGER, "{took:?}");
+        assert_eq!(frames, ["data: [DONE]\n\n"]);
+        let (frames, failed, _) =
+            read(&[(0, "data: [DONE]\n\n"), (9, "data: {\"error\":\"no\"}\n\ndata: {}\n\n")]).await;
+        assert!(failed.is_none() && frames.len() == 1, "an error after the end is none");
     }
 }

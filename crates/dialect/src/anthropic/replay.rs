@@ -12,7 +12,12 @@ pub(in super::super) fn stream(message: Raw<'_>) -> Bytes {
     for (index, block) in message.get("content").into_iter().flat_map(Raw::items).enumerate() {
         let index = index.to_string();
         // What comes in pieces begins empty, and its pieces tell it.
-        let pieces: Vec<(&str, String, &str)> = block.members().filter_map(|(key, value)| piece(&key, value)).collect();
+        let mut pieces: Vec<(&str, String, &str)> = Vec::new();
+        for (key, value) in block.members() {
+            // Of a key given twice the last counts, and pieces would add up.
+            pieces.retain(|(name, ..)| *name != key);
+            pieces.extend(piece(&key, value));
+        }
         let empty: Vec<(&str, &str)> = pieces.iter().map(|(key, _, empty)| (*key, *empty)).collect();
         event(&mut out, "content_block_start", &[("index", &index), ("content_block", &emptied(block, &empty))]);
         for (_, delta, _) in &pieces {
@@ -59,7 +64,8 @@ fn piece(key: &str, value: Raw<'_>) -> Option<(&'static str, String, &'static st
     };
     let json = match name {
         "input" => Value::from(value.json()).to_string(),
-        _ => value.json().to_owned(),
+        // Clients add pieces up, which goes with texts alone. What is none stays where it was.
+        _ => value.text().map(|_| value.json().to_owned())?,
     };
     let mut delta = Object::default();
     delta.add("type", &Value::from(kind).to_string());

@@ -146,6 +146,19 @@ fn an_answer_without_calls_is_replayed_without_them() {
     assert!(String::from_utf8(replayed).unwrap().contains(r#""tool_calls":null"#));
 }
 
+#[test]
+fn what_cant_come_in_pieces_is_replayed_where_it_was() {
+    let body = Bytes::from_static(
+        br#"{"content":[{"type":"text","text":7,"text":"Hi"},{"type":"text","text":1.5}],"stop_reason":"end_turn"}"#,
+    );
+    let replayed = forwarded(&observe_body(&asked(Api::Messages), &body, false, false).unwrap());
+    let replayed = String::from_utf8(replayed).unwrap();
+    assert_eq!(replayed.matches("text_delta").count(), 1, "{replayed}");
+    assert!(
+        replayed.contains(r#"{"type":"text_delta","text":"Hi"}"#) && replayed.contains(r#"{"type":"text","text":1.5}"#)
+    );
+}
+
 fn any_text() -> impl Strategy<Value = String> {
     "[a-zé\u{1f600}\"\\\\\n\r\u{2028} ]{0,8}"
 }
