@@ -10,6 +10,7 @@ mod delivery;
 mod floors;
 mod gateway;
 mod grpc;
+mod ledger;
 #[cfg(feature = "mlx")]
 mod local;
 mod logs;
