@@ -14,7 +14,7 @@ mod provider;
 mod script;
 mod table;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, pin::pin, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, sleep};
@@ -32,8 +32,8 @@ use crate::peer::{
 
 /// How many requests are open at the same time.
 const AT_ONCE: usize = 32;
-/// Enough for every oddity to be there several times.
-const FEW: usize = 304;
+/// Enough for every oddity and every fault to be there.
+const FEW: usize = 1_000;
 const SEED: u64 = 20_260_101;
 
 #[expect(clippy::disallowed_methods, reason = "a test has no configuration")]
@@ -41,11 +41,12 @@ fn asked(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().expect(name))
 }
 
-async fn gateway(providers: &Providers, otlp: &Otlp) -> Daemon {
+async fn gateway(providers: &Providers, otlp: &Otlp, commit_after: &str) -> Daemon {
     let mut config = format!(
         r#"
 [cloud]
 retries = 2
+stream_commit_after = "{commit_after}"
 breaker = {{ failures = 1000000, open = "1 s" }}
 [log]
 failure_story = false
@@ -66,7 +67,7 @@ default_model = ""
 name = "collector"
 kind = "otlp"
 endpoint = "{}"
-signals = ["traces"]
+signals = ["traces", "metrics"]
 "#,
         otlp.endpoint()
     );
@@ -106,9 +107,15 @@ async fn send(daemon: &Daemon, providers: &Providers, plan: &Plan) -> (Option<u1
     let request = daemon.client.post(daemon.url(plan.path())).header("x-request-id", plan.id()).json(&plan.body());
     match plan.abort {
         Some(Abort::BeforeHead) => {
+            let mut silence = pin!(providers.fell_silent(plan.number));
             tokio::select! {
-                response = request.send() => panic!("{}: answered {response:?}", plan.name()),
-                () = providers.fell_silent(plan.number) => (None, false),
+                response = request.send() => {
+                    let response = response.unwrap();
+                    assert!(plan.stream && response.status() == 200, "{}: answered {response:?}", plan.name());
+                    silence.await;
+                    (Some(200), false)
+                }
+                () = &mut silence => (None, false),
             }
         }
         Some(Abort::AfterWords(words)) => {
@@ -131,6 +138,16 @@ async fn send(daemon: &Daemon, providers: &Providers, plan: &Plan) -> (Option<u1
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_books_say_the_same_to_the_token_and_the_cent() {
+    prove("1 h").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_books_say_the_same_of_streams_whose_heads_go_out_at_once() {
+    prove("0 s").await;
+}
+
+/// Sends the requests and compares all books. `commit_after` is how long the heads of streams wait for content.
+async fn prove(commit_after: &str) {
     let seed = asked("LEDGER_SEED").unwrap_or(SEED);
     let numbers: Vec<usize> = match asked("LEDGER_ONLY") {
         Some(only) => vec![only as usize],
@@ -138,7 +155,7 @@ async fn all_books_say_the_same_to_the_token_and_the_cent() {
     };
     let begin = Instant::now();
     let (providers, otlp) = (Providers::start(seed, numbers.last().unwrap() + 1).await, Otlp::start().await);
-    let mut daemon = gateway(&providers, &otlp).await;
+    let mut daemon = gateway(&providers, &otlp, commit_after).await;
     let requests: Vec<Request> = stream::iter(&numbers)
         .map(|number| {
             let (daemon, providers) = (&daemon, &providers);
@@ -162,7 +179,7 @@ async fn all_books_say_the_same_to_the_token_and_the_cent() {
     // What is queued of rows, spans and lines is written before the end.
     assert!(daemon.stop().await.success());
     let rows = crate::serve::audit_rows(daemon.folder.path()).await;
-    let books = Books::new(&rows, &daemon.read("logs/ledger.log"), &otlp.spans(), &page);
+    let books = Books::new(&rows, &daemon.read("logs/ledger.log"), &otlp, &page);
     let requests: Vec<_> = requests
         .into_iter()
         .map(|request| Request { entry: providers.entry(request.plan.number), ..request })
@@ -172,8 +189,10 @@ async fn all_books_say_the_same_to_the_token_and_the_cent() {
     println!("{} requests in {:.1} s", numbers.len(), begin.elapsed().as_secs_f64());
     assert!(mismatches.is_empty(), "{} differ:\n{}", mismatches.len(), mismatches.join("\n"));
     if numbers.len() >= FEW {
-        let shown: BTreeSet<_> =
-            requests.iter().filter(|request| request.plan.abort.is_none()).map(|request| request.plan.oddity).collect();
+        let stayed = || requests.iter().filter(|request| request.plan.abort.is_none());
+        let shown: BTreeSet<_> = stayed().map(|request| request.plan.oddity).collect();
         assert!(Oddity::ALL.iter().all(|oddity| shown.contains(oddity)), "every oddity is there: {shown:?}");
+        let told: BTreeSet<_> = stayed().filter_map(|request| request.plan.fault).map(|fault| fault.name).collect();
+        assert_eq!(told.len(), fault::FAULTS.len(), "every fault is there: {told:?}");
     }
 }

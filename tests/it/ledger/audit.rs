@@ -196,11 +196,21 @@ fn of_metrics(requests: &[Request], books: &Books, found: &mut Vec<String>) {
         }
     }
     same("mlx_manager_tokens_total", &sums, page, &["provider", "model", "type"], found);
+    for (kind, exported) in TYPES.iter().zip(books.exported.tokens) {
+        let sum: f64 = sums.iter().filter(|(key, _)| key[2] == *kind).map(|(_, sum)| sum).sum();
+        if sum != exported {
+            found.push(format!("{exported} tokens of type {kind} were exported, but all requests together have {sum}"));
+        }
+    }
     let mut sums = Sums::new();
     for row in &rows {
         *sums.entry(vec![provider(row), model(&row.model)]).or_default() += row.told.cost.unwrap_or(0.0);
     }
     same("mlx_manager_cost_usd_total", &sums, page, &target, found);
+    let sum: f64 = sums.values().sum();
+    if (sum - books.exported.cost).abs() > ROUNDING * sum.max(1.0) {
+        found.push(format!("a cost of {} was exported, but all requests together have {sum}", books.exported.cost));
+    }
     let names = [
         "input_tokens",
         "output_tokens",
@@ -217,8 +227,11 @@ fn of_metrics(requests: &[Request], books: &Books, found: &mut Vec<String>) {
                 *sums.entry(key).or_default() += row.told.tokens[index].unwrap_or(0) as f64;
             }
         }
-        let name = format!("gen_ai_client_inference_usage_{name}_total");
-        same(&name, &sums, page, &["mlx_manager_provider", "gen_ai_request_model"], found);
+        let labels = ["mlx_manager_provider", "gen_ai_request_model"];
+        same(&format!("gen_ai_client_inference_usage_{name}_total"), &sums, page, &labels, found);
+        if index < 2 {
+            same(&format!("gen_ai_client_inference_operation_{name}_sum"), &sums, page, &labels, found);
+        }
     }
     let mut retries = Sums::new();
     let (mut fallbacks, mut unreadable) = (Sums::new(), 0);

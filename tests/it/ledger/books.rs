@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use opentelemetry_proto::tonic::common::v1::any_value::Value as Attribute;
+use opentelemetry_proto::tonic::{
+    common::v1::{KeyValue, any_value::Value as Attribute},
+    metrics::v1::{Metric, NumberDataPoint, metric::Data, number_data_point::Value as Number},
+};
 use serde_json::Value;
 
 use super::plan::Plan;
-use crate::peer::otlp::ReceivedSpan;
+use crate::peer::otlp::{Otlp, ReceivedSpan};
 
 /// The types of `mlx_manager_tokens_total`, in the order of [`Told::tokens`].
 pub const TYPES: [&str; 5] = ["input", "output", "cache_read", "cache_write", "reasoning"];
@@ -87,10 +90,18 @@ pub struct Books {
     pub lines: BTreeMap<usize, Vec<Row>>,
     pub traces: HashMap<String, Trace>,
     pub page: Page,
+    pub exported: Exported,
+}
+
+/// The sums that metrics were exported with last.
+#[derive(Debug, Default)]
+pub struct Exported {
+    pub tokens: [f64; 5],
+    pub cost: f64,
 }
 
 impl Books {
-    pub fn new(rows: &[Value], log: &str, spans: &[ReceivedSpan], page: &str) -> Self {
+    pub fn new(rows: &[Value], log: &str, otlp: &Otlp, page: &str) -> Self {
         let lines: Vec<Value> = log
             .lines()
             .filter(|line| line.contains("\"message\":\"request finished\""))
@@ -102,7 +113,13 @@ impl Books {
                 value
             })
             .collect();
-        Self { rows: by_number(rows), lines: by_number(&lines), traces: traces(spans), page: Page::read(page) }
+        Self {
+            rows: by_number(rows),
+            lines: by_number(&lines),
+            traces: traces(&otlp.spans()),
+            page: Page::read(page),
+            exported: exported(&otlp.metrics()),
+        }
     }
 }
 
@@ -113,6 +130,28 @@ fn by_number(values: &[Value]) -> BTreeMap<usize, Vec<Row>> {
         rows.entry(number).or_default().push(Row::of(value));
     }
     rows
+}
+
+fn exported(metrics: &[Metric]) -> Exported {
+    let points = |name: &str| {
+        let metric = metrics.iter().rfind(|metric| metric.name == name).expect(name);
+        let Some(Data::Sum(sum)) = &metric.data else { panic!("{name} is no sum") };
+        sum.data_points.clone()
+    };
+    let number = |point: &NumberDataPoint| match point.value {
+        Some(Number::AsInt(count)) => count as f64,
+        Some(Number::AsDouble(number)) => number,
+        None => 0.0,
+    };
+    let of = |point: &NumberDataPoint, kind: &str| {
+        let text = |attribute: &KeyValue| attribute.value.clone().and_then(|value| value.value);
+        point.attributes.iter().any(|attribute| text(attribute) == Some(Attribute::StringValue(kind.to_owned())))
+    };
+    let tokens = points("mlx_manager.tokens");
+    Exported {
+        tokens: TYPES.map(|kind| tokens.iter().filter(|point| of(point, kind)).map(number).sum()),
+        cost: points("mlx_manager.cost").iter().map(number).sum(),
+    }
 }
 
 fn traces(spans: &[ReceivedSpan]) -> HashMap<String, Trace> {

@@ -85,6 +85,8 @@ oddities! {
     /// Keys given twice, of which the last counts.
     TwiceKeys: Anyone,
     HalfSurrogate: Anyone,
+    /// What is said is the arguments of a tool's call.
+    ToolCalls: Anyone,
     UnreadableFrames: Streamed,
     /// Events, blocks and fields that nobody knows.
     UnknownEvents: Streamed,
@@ -153,7 +155,8 @@ pub enum Abort {
 /// How the first target fails before anything else happens.
 #[derive(Debug, Clone, Copy)]
 pub struct Stumble {
-    pub fault: &'static Fault,
+    /// `None`: the connection breaks before any content, but after a usage that is another's than the one that counts.
+    pub fault: Option<&'static Fault>,
     /// It goes on at the next target, and not at the same one.
     pub over: bool,
 }
@@ -264,14 +267,15 @@ impl Plan {
         let stumble = stumble.filter(|_| oddity != Oddity::RefusesStreamOptions).map(|over| {
             let fits: Vec<_> =
                 FAULTS.iter().filter(|fault| if over { fault.is_over() } else { fault.is_again() }).collect();
-            Stumble { fault: dice.pick(&fits), over }
+            Stumble { fault: Some(dice.pick(&fits)).filter(|_| !stream || dice.chance(80)), over }
         });
         let words = 1 + dice.below(8);
         let abort = (oddity.is_good() && dice.chance(12)).then(|| {
             let silent = !stream || oddity == Oddity::WholeForStream || dice.chance(25);
             if silent { Abort::BeforeHead } else { Abort::AfterWords(1 + dice.below(words)) }
         });
-        let limited = fault.into_iter().chain(stumble.map(|stumble| stumble.fault)).any(|fault| fault.status == 429);
+        let limited =
+            fault.into_iter().chain(stumble.and_then(|stumble| stumble.fault)).any(|fault| fault.status == 429);
         let asked = match oddity {
             Oddity::RefusesStreamOptions => "gpt-4o-mini".to_owned(),
             // A model that a provider limits is left alone by all, so each has one of its own.
@@ -364,7 +368,9 @@ impl Plan {
         let Self { number, seed, oddity, anthropic, stream, abort, asked, .. } = self;
         let dialect = if *anthropic { "anthropic" } else { "openai" };
         let fault = self.fault.map(|fault| format!(" {}", fault.name)).unwrap_or_default();
-        let stumble = self.stumble.map(|stumble| format!(" after {} (over: {})", stumble.fault.name, stumble.over));
+        let stumble = self.stumble.map(|stumble| {
+            format!(" after {} (over: {})", stumble.fault.map_or("a cut", |fault| fault.name), stumble.over)
+        });
         format!(
             "{number}: {oddity:?}{fault}, {dialect} {asked}, stream: {stream}, abort: {abort:?}{}; LEDGER_SEED={seed} LEDGER_ONLY={number}",
             stumble.unwrap_or_default()

@@ -11,7 +11,7 @@ use axum::{
     Router,
     body::{Body, Bytes},
     extract::State,
-    http::Uri,
+    http::{HeaderValue, Uri},
     response::Response,
 };
 use futures_util::stream;
@@ -110,7 +110,13 @@ async fn answer(State(providers): State<Providers>, uri: Uri, body: Bytes) -> Re
         return response(400, "application/json", Body::from(body));
     }
     if let Some(stumble) = plan.stumble.filter(|stumble| if stumble.over { is_first } else { before == 0 }) {
-        return refusal(&plan, stumble.fault);
+        let Some(fault) = stumble.fault else {
+            let mut other = plan.clone();
+            (other.counts.fresh, other.counts.cache_read, other.counts.output) = (999_999, 999_999, 999_999);
+            let frames = frames_to_word(&other, asks_usage, 0);
+            return response(200, "text/event-stream", pieces(&plan, &frames, End::Cut));
+        };
+        return refusal(&plan, fault);
     }
     if plan.abort == Some(Abort::BeforeHead) {
         providers.silent[plan.number].notify_one();
@@ -195,7 +201,12 @@ fn error_frame(plan: &Plan, body: &str) -> String {
 
 fn refusal(plan: &Plan, fault: &Fault) -> Response {
     let kind = if plan.number.is_multiple_of(3) { "text/plain" } else { "application/json" };
-    response(fault.status, kind, Body::from(fault.body(plan.anthropic, plan.number / 7)))
+    let mut refusal = response(fault.status, kind, Body::from(fault.body(plan.anthropic, plan.number / 7)));
+    // One that is to be the last word may forbid to be asked again.
+    if plan.oddity == Oddity::ErrorStatus && plan.number.is_multiple_of(2) {
+        refusal.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
+    }
+    refusal
 }
 
 /// Every answer asks for a short wait, so that those that fail are tried again at once.

@@ -40,7 +40,11 @@ pub fn whole(plan: &Plan) -> (String, Tokens) {
     let (body, tells) = if plan.anthropic {
         let (usage, mut tells) = anthropic_usage(plan, plan.counts.output, true);
         let mut body = message(plan);
-        body["content"] = json!([{ "type": "text", "text": text }]);
+        body["content"] = if plan.oddity == Oddity::ToolCalls {
+            json!([{ "type": "tool_use", "id": "toolu_1", "name": "note", "input": { "text": text } }])
+        } else {
+            json!([{ "type": "text", "text": text }])
+        };
         body["stop_reason"] = json!("end_turn");
         if told {
             body["usage"] = usage;
@@ -55,6 +59,10 @@ pub fn whole(plan: &Plan) -> (String, Tokens) {
             "model": plan.answering(),
             "choices": [{ "index": 0, "message": { "role": "assistant", "content": text }, "finish_reason": "stop" }]
         });
+        if plan.oddity == Oddity::ToolCalls {
+            let call = json!({ "id": "call_1", "type": "function", "function": { "name": "note", "arguments": text } });
+            body["choices"][0]["message"] = json!({ "role": "assistant", "content": null, "tool_calls": [call] });
+        }
         if told {
             body["usage"] = usage;
         } else {
@@ -159,6 +167,11 @@ fn openai(plan: &Plan, usage: bool) -> Vec<Frame> {
     frames.push(frame(&chunk(json!({ "role": "assistant", "content": "" }), Value::Null), 0, Tokens::default()));
     for index in 1..=plan.words {
         let mut content = chunk(json!({ "content": word(plan, index) }), Value::Null);
+        if oddity == Oddity::ToolCalls {
+            let call =
+                json!({ "index": 0, "id": "call_1", "function": { "name": "note", "arguments": word(plan, index) } });
+            content["choices"][0]["delta"] = json!({ "tool_calls": [call] });
+        }
         let mut tells = Tokens::default();
         if oddity == Oddity::UsageOnEachChunk {
             let sofar = plan.counts.output * index as u64 / plan.words as u64;
@@ -246,14 +259,24 @@ fn anthropic(plan: &Plan) -> Vec<Frame> {
     if told {
         start["usage"] = usage;
     }
-    let block = json!({ "type": "content_block_start", "index": 0, "content_block": { "type": "text", "text": "" } });
+    let calls = plan.oddity == Oddity::ToolCalls;
+    let block = if calls {
+        json!({ "type": "tool_use", "id": "toolu_1", "name": "note", "input": {} })
+    } else {
+        json!({ "type": "text", "text": "" })
+    };
+    let block = json!({ "type": "content_block_start", "index": 0, "content_block": block });
     let mut frames = vec![
         frame(&json!({ "type": "message_start", "message": start }), 0, tells),
         frame(&block, 0, nothing),
         frame(&json!({ "type": "ping" }), 0, nothing),
     ];
     for index in 1..=plan.words {
-        let delta = json!({ "type": "text_delta", "text": word(plan, index) });
+        let delta = if calls {
+            json!({ "type": "input_json_delta", "partial_json": word(plan, index) })
+        } else {
+            json!({ "type": "text_delta", "text": word(plan, index) })
+        };
         frames.push(frame(&json!({ "type": "content_block_delta", "index": 0, "delta": delta }), 1, nothing));
     }
     frames.push(frame(&json!({ "type": "content_block_stop", "index": 0 }), 0, nothing));
