@@ -247,7 +247,7 @@ fn of_metrics(requests: &[Request], books: &Books, found: &mut Vec<String>) {
                 *fallbacks.entry(way).or_default() += 1.0;
             }
         }
-        unreadable += entry.bill.as_ref().map_or(0, |bill| bill.unreadable);
+        unreadable += entry.unreadable;
     }
     same("mlx_manager_retries_total", &retries, page, &["provider"], found);
     same("mlx_manager_fallbacks_total", &fallbacks, page, &["from", "to"], found);

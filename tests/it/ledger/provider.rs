@@ -43,7 +43,6 @@ pub struct Bill {
     pub sure: Tokens,
     pub words: u64,
     pub bytes: u64,
-    pub unreadable: u64,
 }
 
 /// The ledger's page of one request.
@@ -51,6 +50,8 @@ pub struct Bill {
 pub struct Entry {
     pub attempts: Vec<Attempt>,
     pub bill: Option<Bill>,
+    /// How many frames nobody could read, those of calls that failed among them.
+    pub unreadable: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -88,6 +89,12 @@ impl Providers {
     fn bill(&self, number: usize, bill: Bill) {
         self.entries.lock().unwrap()[number].bill = Some(bill);
     }
+
+    /// Notes what frames hold beside what is billed.
+    fn note(&self, number: usize, frames: &[Frame]) {
+        let unreadable = frames.iter().filter(|frame| frame.unreadable).count();
+        self.entries.lock().unwrap()[number].unreadable += unreadable as u64;
+    }
 }
 
 async fn answer(State(providers): State<Providers>, uri: Uri, body: Bytes) -> Response {
@@ -114,6 +121,7 @@ async fn answer(State(providers): State<Providers>, uri: Uri, body: Bytes) -> Re
             let mut other = plan.clone();
             (other.counts.fresh, other.counts.cache_read, other.counts.output) = (999_999, 999_999, 999_999);
             let frames = frames_to_word(&other, asks_usage, 0);
+            providers.note(plan.number, &frames);
             return response(200, "text/event-stream", pieces(&plan, &frames, End::Cut));
         };
         return refusal(&plan, fault);
@@ -150,7 +158,7 @@ async fn answer(State(providers): State<Providers>, uri: Uri, body: Bytes) -> Re
     };
     if !is_stream {
         let (body, told) = script::whole(&plan);
-        providers.bill(plan.number, Bill { told, sure: told, words: 1, bytes: body.len() as u64, unreadable: 0 });
+        providers.bill(plan.number, Bill { told, sure: told, words: 1, bytes: body.len() as u64 });
         return response(200, kind, Body::from(body));
     }
     let (frames, end) = match (plan.oddity, plan.abort) {
@@ -159,6 +167,7 @@ async fn answer(State(providers): State<Providers>, uri: Uri, body: Bytes) -> Re
         (Oddity::CutBeforeContent, _) => (frames_to_word(&plan, asks_usage, 0), End::Cut),
         _ => (script::stream(&plan, asks_usage || plan.oddity == Oddity::StreamForWhole), End::Well),
     };
+    providers.note(plan.number, &frames);
     // What fails before any content is tried again, and not billed.
     if plan.oddity != Oddity::CutBeforeContent {
         providers.bill(plan.number, bill(&frames));
@@ -189,7 +198,6 @@ fn bill(frames: &[Frame]) -> Bill {
         }
         bill.words += frame.words as u64;
         bill.bytes += frame.text.len() as u64;
-        bill.unreadable += u64::from(frame.unreadable);
     }
     bill
 }
