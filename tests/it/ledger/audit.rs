@@ -128,6 +128,9 @@ fn of_provider(request: &Request, row: &Row, line: &Row, problems: &mut Vec<Stri
     }
     let told = &bill.told;
     let counted = [told.input, told.output, told.cache_read, told.cache_write, told.reasoning];
+    if outcome == "ok" && row.answering != plan.answering() {
+        problems.push(format!("{:?} answered, not {:?}", plan.answering(), row.answering));
+    }
     if request.is_counted() {
         if row.source.as_deref() != Some("provider") || row.told.tokens != counted {
             problems.push(format!("the provider counted {counted:?}, not {:?} ({:?})", row.told.tokens, row.source));

@@ -111,9 +111,13 @@ oddities! {
     CacheLifetimes: Anthropic,
     WebSearch: Anthropic,
     ThinkingTokens: Anthropic,
-    /// The last `message_delta` repeats smaller counts.
+    /// The last `message_delta` repeats smaller counts, some beside larger ones.
     SmallerRepeat: AnthropicStreamed,
     NoUsage: Anyone,
+    /// Nobody says who answered.
+    NoModel: Anyone,
+    TwoChoices: OpenAi,
+    Compressed: Anyone,
     /// A whole JSON answer to who asked for a stream.
     WholeForStream: Streamed,
     /// The other way about.
@@ -353,14 +357,15 @@ impl Plan {
     }
 
     /// The model that says that it answered.
-    pub fn answering(&self) -> String {
-        match self.asked.as_str() {
+    pub fn answering(&self) -> Option<String> {
+        let name = match self.asked.as_str() {
             "gpt-4o" => "gpt-4o-2024-08-06".to_owned(),
             "o3" => "o3-2025-04-16".to_owned(),
             "claude-sonnet-4-5" => "claude-sonnet-4-5-20250929".to_owned(),
             "gpt-4o-mini" => "gpt-4o-mini-2024-07-18".to_owned(),
             asked => format!("{asked}-2026"),
-        }
+        };
+        (self.oddity != Oddity::NoModel).then_some(name)
     }
 
     /// By which a mismatch can be made again.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    io,
+    io::{self, Write},
     net::SocketAddr,
     sync::{Arc, Mutex},
 };
@@ -122,7 +122,7 @@ async fn answer(State(providers): State<Providers>, uri: Uri, body: Bytes) -> Re
             (other.counts.fresh, other.counts.cache_read, other.counts.output) = (999_999, 999_999, 999_999);
             let frames = frames_to_word(&other, asks_usage, 0);
             providers.note(plan.number, &frames);
-            return response(200, "text/event-stream", pieces(&plan, &frames, End::Cut));
+            return encoded(&plan, response(200, "text/event-stream", pieces(&plan, text(&frames), End::Cut)));
         };
         return refusal(&plan, fault);
     }
@@ -142,7 +142,7 @@ async fn answer(State(providers): State<Providers>, uri: Uri, body: Bytes) -> Re
                 let mut frames = frames_to_word(&plan, asks_usage, plan.words);
                 providers.bill(plan.number, bill(&frames));
                 frames.push(Frame { text: error_frame(&plan, &body), ..Frame::default() });
-                response(200, streamed, pieces(&plan, &frames, End::Well))
+                response(200, streamed, pieces(&plan, text(&frames), End::Well))
             }
         };
     }
@@ -159,7 +159,7 @@ async fn answer(State(providers): State<Providers>, uri: Uri, body: Bytes) -> Re
     if !is_stream {
         let (body, told) = script::whole(&plan);
         providers.bill(plan.number, Bill { told, sure: told, words: 1, bytes: body.len() as u64 });
-        return response(200, kind, Body::from(body));
+        return encoded(&plan, response(200, kind, pieces(&plan, body, End::Well)));
     }
     let (frames, end) = match (plan.oddity, plan.abort) {
         (_, Some(Abort::AfterWords(words))) => (frames_to_word(&plan, asks_usage, words), End::Silence),
@@ -172,7 +172,7 @@ async fn answer(State(providers): State<Providers>, uri: Uri, body: Bytes) -> Re
     if plan.oddity != Oddity::CutBeforeContent {
         providers.bill(plan.number, bill(&frames));
     }
-    response(200, kind, pieces(&plan, &frames, end))
+    encoded(&plan, response(200, kind, pieces(&plan, text(&frames), end)))
 }
 
 /// The frames of an answer up to a word of it; for 0, those before the first.
@@ -226,6 +226,24 @@ fn response(status: u16, kind: &str, body: Body) -> Response {
     response.body(body).unwrap()
 }
 
+fn text(frames: &[Frame]) -> String {
+    frames.iter().map(|frame| frame.text.as_str()).collect()
+}
+
+fn gzip(text: &str) -> Bytes {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(text.as_bytes()).unwrap();
+    encoder.finish().unwrap().into()
+}
+
+/// An answer that says how its bytes are to be read.
+fn encoded(plan: &Plan, mut response: Response) -> Response {
+    if plan.oddity == Oddity::Compressed {
+        response.headers_mut().insert("content-encoding", HeaderValue::from_static("gzip"));
+    }
+    response
+}
+
 /// How a stream ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -237,8 +255,8 @@ enum End {
 }
 
 /// A body that comes in pieces which know nothing of frames.
-fn pieces(plan: &Plan, frames: &[Frame], end: End) -> Body {
-    let mut text: Bytes = frames.iter().map(|frame| frame.text.as_str()).collect::<String>().into();
+fn pieces(plan: &Plan, text: String, end: End) -> Body {
+    let mut text: Bytes = if plan.oddity == Oddity::Compressed { gzip(&text) } else { text.into() };
     let mut dice = plan.dice();
     let mut pieces = VecDeque::new();
     while !text.is_empty() {

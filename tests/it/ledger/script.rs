@@ -37,7 +37,7 @@ pub fn stream(plan: &Plan, usage: bool) -> Vec<Frame> {
 pub fn whole(plan: &Plan) -> (String, Tokens) {
     let text: String = (1..=plan.words).map(|index| word(plan, index)).collect();
     let told = plan.oddity != Oddity::NoUsage;
-    let (body, tells) = if plan.anthropic {
+    let (mut body, tells) = if plan.anthropic {
         let (usage, mut tells) = anthropic_usage(plan, plan.counts.output, true);
         let mut body = message(plan);
         body["content"] = if plan.oddity == Oddity::ToolCalls {
@@ -74,6 +74,11 @@ pub fn whole(plan: &Plan) -> (String, Tokens) {
         }
         (body, tells)
     };
+    if plan.oddity == Oddity::TwoChoices {
+        let mut other = body["choices"][0].clone();
+        other["index"] = json!(1);
+        body["choices"].as_array_mut().unwrap().insert(0, other);
+    }
     (written(plan, &body), tells)
 }
 
@@ -178,6 +183,10 @@ fn openai(plan: &Plan, usage: bool) -> Vec<Frame> {
             (content["usage"], tells) = openai_usage(plan, sofar);
         }
         frames.push(frame(&content, 1, tells));
+        if oddity == Oddity::TwoChoices {
+            content["choices"][0]["index"] = json!(1);
+            frames.push(frame(&content, 0, tells));
+        }
     }
     let mut last = chunk(json!({}), json!("stop"));
     let (report, tells) = openai_usage(plan, plan.counts.output);
@@ -255,9 +264,14 @@ fn anthropic(plan: &Plan) -> Vec<Frame> {
     };
     let nothing = Tokens::default();
     let mut start = message(plan);
-    let (usage, tells) = anthropic_usage(plan, 1, false);
+    let (usage, mut tells) = anthropic_usage(plan, 1, false);
     if told {
         start["usage"] = usage;
+    }
+    if plan.oddity == Oddity::SmallerRepeat {
+        // It grows in the end, while what was read from the cache is left out.
+        start["usage"]["input_tokens"] = json!(plan.counts.fresh / 2);
+        tells.input = tells.input.map(|input| input - plan.counts.fresh + plan.counts.fresh / 2);
     }
     let calls = plan.oddity == Oddity::ToolCalls;
     let block = if calls {
@@ -290,7 +304,6 @@ fn anthropic(plan: &Plan) -> Vec<Frame> {
         "output_tokens": plan.counts.output / 2
     });
     if plan.oddity == Oddity::SmallerRepeat {
-        delta["usage"]["input_tokens"] = json!(plan.counts.fresh / 2);
         delta["usage"]["cache_read_input_tokens"] = json!(0);
     }
     frames.push(frame(&delta, 0, tells));
