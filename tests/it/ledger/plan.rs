@@ -242,6 +242,8 @@ pub struct Plan {
     pub words: usize,
     pub counts: Counts,
     pub tier: Option<&'static str>,
+    /// By which one of several ways is chosen.
+    pub way: usize,
 }
 
 impl Plan {
@@ -268,10 +270,12 @@ impl Plan {
             6..=8 => Some(true),
             _ => None,
         });
+        // The beginning of a call is content already, after which nothing is tried again.
+        let may_cut = stream && oddity != Oddity::ToolCalls;
         let stumble = stumble.filter(|_| oddity != Oddity::RefusesStreamOptions).map(|over| {
             let fits: Vec<_> =
                 FAULTS.iter().filter(|fault| if over { fault.is_over() } else { fault.is_again() }).collect();
-            Stumble { fault: Some(dice.pick(&fits)).filter(|_| !stream || dice.chance(80)), over }
+            Stumble { fault: Some(dice.pick(&fits)).filter(|_| !may_cut || dice.chance(80)), over }
         });
         let words = 1 + dice.below(8);
         let abort = (oddity.is_good() && dice.chance(12)).then(|| {
@@ -315,6 +319,7 @@ impl Plan {
             words,
             counts: Counts::draw(&mut dice),
             tier,
+            way: dice.below(60),
         }
     }
 

@@ -133,7 +133,7 @@ async fn answer(State(providers): State<Providers>, uri: Uri, body: Bytes) -> Re
     let json = "application/json";
     let streamed = "text/event-stream; charset=utf-8";
     if let Some(fault) = plan.fault {
-        let body = fault.body(plan.anthropic, plan.number / 7);
+        let body = fault.body(plan.anthropic, plan.way);
         return match plan.oddity {
             Oddity::ErrorStatus => refusal(&plan, fault),
             Oddity::ErrorIn200 => response(200, json, Body::from(body)),
@@ -149,9 +149,9 @@ async fn answer(State(providers): State<Providers>, uri: Uri, body: Bytes) -> Re
     let is_stream = (plan.stream || plan.oddity == Oddity::StreamForWhole) && plan.oddity != Oddity::WholeForStream;
     let kind = match plan.oddity {
         Oddity::WrongContentType if is_stream => {
-            ["application/json", "text/plain", "application/octet-stream"][plan.number % 3]
+            ["application/json", "text/plain", "application/octet-stream"][plan.way % 3]
         }
-        Oddity::WrongContentType => ["text/event-stream", "text/html"][plan.number % 2],
+        Oddity::WrongContentType => ["text/event-stream", "text/html"][plan.way % 2],
         Oddity::NoContentType => "",
         _ if is_stream => streamed,
         _ => json,
@@ -208,10 +208,10 @@ fn error_frame(plan: &Plan, body: &str) -> String {
 }
 
 fn refusal(plan: &Plan, fault: &Fault) -> Response {
-    let kind = if plan.number.is_multiple_of(3) { "text/plain" } else { "application/json" };
-    let mut refusal = response(fault.status, kind, Body::from(fault.body(plan.anthropic, plan.number / 7)));
+    let kind = if plan.way.is_multiple_of(3) { "text/plain" } else { "application/json" };
+    let mut refusal = response(fault.status, kind, Body::from(fault.body(plan.anthropic, plan.way)));
     // One that is to be the last word may forbid to be asked again.
-    if plan.oddity == Oddity::ErrorStatus && plan.number.is_multiple_of(2) {
+    if plan.oddity == Oddity::ErrorStatus && plan.way.is_multiple_of(2) {
         refusal.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
     }
     refusal

@@ -28,7 +28,7 @@ pub fn stream(plan: &Plan, usage: bool) -> Vec<Frame> {
     }
     if plan.oddity == Oddity::NoLastBlankLine {
         let last = &mut frames.last_mut().unwrap().text;
-        last.truncate(last.trim_end().len() + plan.number % 2);
+        last.truncate(last.trim_end().len() + plan.way % 2);
     }
     frames
 }
@@ -268,10 +268,20 @@ fn anthropic(plan: &Plan) -> Vec<Frame> {
     if told {
         start["usage"] = usage;
     }
-    if plan.oddity == Oddity::SmallerRepeat {
-        // It grows in the end, while what was read from the cache is left out.
-        start["usage"]["input_tokens"] = json!(plan.counts.fresh / 2);
-        tells.input = tells.input.map(|input| input - plan.counts.fresh + plan.counts.fresh / 2);
+    let counts = plan.counts;
+    let smaller = plan.oddity == Oddity::SmallerRepeat;
+    // One part grows in the end, while the other shrinks.
+    let (growing, shrinking) = match plan.way % 2 {
+        0 => (("input_tokens", counts.fresh), "cache_read_input_tokens"),
+        _ => (("cache_read_input_tokens", counts.cache_read), "input_tokens"),
+    };
+    if smaller {
+        let (name, count) = growing;
+        start["usage"][name] = json!(count / 2);
+        tells.input = tells.input.map(|input| input - count + count / 2);
+        if name != "input_tokens" {
+            tells.cache_read = Some(count / 2);
+        }
     }
     let calls = plan.oddity == Oddity::ToolCalls;
     let block = if calls {
@@ -299,16 +309,16 @@ fn anthropic(plan: &Plan) -> Vec<Frame> {
     if told {
         delta["usage"] = usage;
     }
-    let smaller = json!({
+    let last = json!({
         "input_tokens": 0, "cache_read_input_tokens": 0, "cache_creation_input_tokens": null,
         "output_tokens": plan.counts.output / 2
     });
-    if plan.oddity == Oddity::SmallerRepeat {
-        delta["usage"]["cache_read_input_tokens"] = json!(0);
+    if smaller {
+        delta["usage"][shrinking] = json!(0);
     }
     frames.push(frame(&delta, 0, tells));
-    if plan.oddity == Oddity::SmallerRepeat {
-        delta["usage"] = smaller;
+    if smaller {
+        delta["usage"] = last;
         frames.push(frame(&delta, 0, nothing));
     }
     frames.push(frame(&json!({ "type": "message_stop" }), 0, nothing));
