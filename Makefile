@@ -10,7 +10,7 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 CACHE := $(or $(MLX_MANAGER_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-manager)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help setup run build gateway observe test fmt lint bench bench-log bench-engine load-engine soak-engine goldens goldens-python clean rust
+.PHONY: help setup run build gateway observe test ledger fmt lint bench bench-log bench-engine load-engine soak-engine goldens goldens-python clean rust
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ test: setup ## run all tests
 	@if [ -x tests/sdk/run.sh ]; then tests/sdk/run.sh; fi
 	@tests/parity/run.sh
 	@if [ -x tests/observe/run.sh ]; then tests/observe/run.sh; fi
+
+# `make test` does the same with a thousand. Twice: with the heads of streams that wait for content, and with those that don't.
+ledger: rust ## send 10,000 requests through odd providers and hold their bills against rows, metrics, spans and log; LEDGER_SEED=7 draws others
+	LEDGER_REQUESTS=$(or $(LEDGER_REQUESTS),10000) cargo test --no-default-features --test it ledger:: -- --nocapture --test-threads 1
 
 fmt: rust ## format the sources
 	cargo fmt --all

@@ -11,6 +11,7 @@ mod failover;
 mod floors;
 mod gateway;
 mod grpc;
+mod ledger;
 #[cfg(feature = "mlx")]
 mod local;
 mod logs;
