@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{Router, http::header, routing::get};
-use mlx_manager_config::{Config, ServerConfig};
+use mlx_manager_config::Config;
 use mlx_manager_signal::event::{DaemonServing, DaemonStopped, DrainTimedOut, TasksLeftBehind};
 use mlx_manager_telemetry::{Build, metric::Metrics};
 use tokio::{
@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     gateway::{
-        api,
+        api::{self, Bodies},
         cloud::{self, Provider},
         dispatch::{Dispatch, breaker::Breaker},
         local::{self, Engine},
@@ -130,7 +130,9 @@ impl App {
             move || dispatch.upgrade().into_iter().for_each(|dispatch| dispatch.refresh_breakers())
         });
 
-        let routes = stack(routes(&dispatch, &config.server, &stop), &config.server);
+        let bodies = Bodies::new(&config.server);
+        metrics.add_poller(bodies.poller());
+        let routes = stack(routes(&dispatch, bodies, &stop), &config.server);
         let drained = CancellationToken::new();
         Ok(Running { metrics, routes, dispatch, writer, give_up, tasks, stop, cut_off, drained })
     }
@@ -197,7 +199,7 @@ impl Running {
 }
 
 /// Every route of the API's port: those of the gateway and the manager.
-fn routes(dispatch: &Arc<Dispatch>, config: &ServerConfig, stop: &CancellationToken) -> Vec<Route> {
+fn routes(dispatch: &Arc<Dispatch>, bodies: Bodies, stop: &CancellationToken) -> Vec<Route> {
     let probe: Probe = {
         let (dispatch, stop) = (Arc::clone(dispatch), stop.clone());
         Arc::new(move || match (stop.is_cancelled(), dispatch.is_ready()) {
@@ -206,7 +208,7 @@ fn routes(dispatch: &Arc<Dispatch>, config: &ServerConfig, stop: &CancellationTo
             (false, false) => Readiness::NothingToServe,
         })
     };
-    [api::routes(dispatch, config, stop), health::routes(&probe)].concat()
+    [api::routes(dispatch, bodies, stop), health::routes(&probe)].concat()
 }
 
 fn address(listener: &TcpListener) -> String {
@@ -251,7 +253,7 @@ mod tests {
             let engine = Engine::start(&config.local, &tasks);
             let dispatch =
                 Arc::new(Dispatch::new(&config, engine, Vec::new(), audit, CancellationToken::new()).unwrap());
-            let routes = routes(&dispatch, &config.server, &stop);
+            let routes = routes(&dispatch, Bodies::new(&config.server), &stop);
             for Route { path, kind, .. } in &routes {
                 let inference = Api::ALL.iter().any(|api| api.path() == *path);
                 assert_eq!(*kind == Kind::Inference, inference, "{path}, whose series are opened by its path");

@@ -1,4 +1,4 @@
-//! Any chunking of a stream gives the same frames.
+//! Any chunking of a stream gives the same frames, and they are all of it.
 
 #![no_main]
 
@@ -7,6 +7,7 @@ use mlx_manager_dialect::sse::{Frame, Parser, SseError};
 
 const LIMIT: usize = 256;
 
+/// Frames, the one that the end left unfinished included, or why there are no more.
 fn parse<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> (Vec<Frame>, Option<SseError>) {
     let mut parser = Parser::new(LIMIT);
     let mut frames = Vec::new();
@@ -20,6 +21,11 @@ fn parse<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> (Vec<Frame>, Option<SseE
             }
         }
     }
+    let pending = parser.pending();
+    let last = parser.finish();
+    assert_eq!(last.as_ref().map_or(0, |last| last.raw.len()), pending);
+    assert_eq!((parser.finish(), parser.pending()), (None, 0));
+    frames.extend(last);
     (frames, None)
 }
 
@@ -38,4 +44,5 @@ fuzz_target!(|input: (Vec<u8>, &[u8])| {
     assert_eq!(whole, parse(chunks.into_iter()));
     let joined: Vec<u8> = whole.0.iter().flat_map(|frame| frame.raw.to_vec()).collect();
     assert!(stream.starts_with(&joined));
+    assert!(whole.1.is_some() || stream == joined);
 });

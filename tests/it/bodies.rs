@@ -256,6 +256,8 @@ async fn bodies_that_are_held_leave_so_much_room_and_no_more() {
     let waiting = tokio::task::JoinSet::from_iter([post(&daemon, "", large()).send()]);
     upstream.arrived(1).await;
 
+    let held = daemon.metric("mlx_manager_inflight_body_bytes", &[]).await as u64;
+    assert!((700 << 10..702 << 10).contains(&held), "{held}");
     let shed = expecting(&daemon, 700 << 10).await;
     assert!(shed.starts_with("http/1.1 503"), "refused before it sends: {shed}");
     assert!(shed.contains("retry-after: 1\r\n"), "{shed}");

@@ -96,6 +96,8 @@ pub struct Identity {
 pub struct StreamEncoder {
     wire: WireEncoder,
     raw: bool,
+    /// Whether the last raw frame owes its blank line, which only the last of a stream may.
+    unfinished: bool,
 }
 
 #[derive(Debug)]
@@ -111,13 +113,14 @@ impl StreamEncoder {
             Dialect::OpenAi => WireEncoder::OpenAi(openai::stream::Encoder::new(identity, request.include_usage)),
             Dialect::Anthropic => WireEncoder::Anthropic(anthropic::stream::Encoder::new(identity)),
         };
-        Self { wire, raw: false }
+        Self { wire, raw: false, unfinished: false }
     }
 
     /// The frames for one event; empty when it has nothing to show the caller.
     pub fn encode(&mut self, event: &Event) -> Bytes {
         if let Event::Raw { frame, .. } = event {
             self.raw = true;
+            self.unfinished = !sse::is_finished(frame);
             return frame.clone();
         }
         if self.raw {
@@ -156,6 +159,10 @@ impl StreamEncoder {
     /// The frame that ends a stream which failed; nothing may follow it.
     pub fn error(self, error: &Error) -> Bytes {
         let mut out = Vec::new();
+        if self.unfinished {
+            // Or the error would be read as one more line of what came before it.
+            out.extend_from_slice(b"\n\n");
+        }
         match &self.wire {
             WireEncoder::OpenAi(encoder) => encoder.error(error, &mut out),
             WireEncoder::Anthropic(encoder) => encoder.error(error, &mut out),

@@ -7,7 +7,13 @@
 use bytes::Bytes;
 use mlx_manager_llm::{Dialect, Error, ErrorKind, Event, FinishReason, Request, Usage};
 
-use super::{anthropic, openai, raw::Raw, refusal, sse::Frame, upstream_error};
+use super::{
+    anthropic, openai,
+    raw::Raw,
+    refusal,
+    sse::{self, Frame},
+    upstream_error,
+};
 
 /// Reads the frames of a provider's streamed answer: what to forward, and what it means.
 #[derive(Debug)]
@@ -182,7 +188,7 @@ impl Observer {
 }
 
 /// The events of a provider's whole body: what to forward, and what it says. To a caller who asked for a stream it is
-/// forwarded as one.
+/// forwarded as one, and a stream to a caller who didn't as the body that it amounts to.
 ///
 /// # Errors
 /// What it says when it is an error after all, or [`ErrorKind::Upstream`] when it can't be read.
@@ -192,6 +198,7 @@ pub fn observe_body(request: &Request, body: &Bytes, usage_injected: bool, captu
     let text = text.trim_start_matches('\u{feff}');
     let value = Raw::parse(text).filter(|value| value.is_object() || value.is_list());
     let answer = match (value, dialect) {
+        (None, _) if !request.stream && sse::begins(text) => return observe_whole_stream(request, text.as_bytes()),
         (None, _) => {
             let problem = if text.trim().is_empty() { "answered nothing" } else { "sent something that can't be read" };
             return Err(Error::new(ErrorKind::Upstream, format!("the provider {problem}")));
@@ -222,6 +229,20 @@ pub fn observe_body(request: &Request, body: &Bytes, usage_injected: bool, captu
     events.insert(begin, raw(&frame, content.max(1)));
     let reason = if seen.calls { FinishReason::ToolCalls } else { FinishReason::Stop };
     seen.finished(reason, None, &mut events);
+    Ok(events)
+}
+
+/// A stream that nobody asked for, read to its end. Its frames are not for the caller, who gets what they say.
+fn observe_whole_stream(request: &Request, stream: &[u8]) -> Result<Vec<Event>, Error> {
+    let mut observer = Observer::new(request, false, true);
+    let mut parser = sse::Parser::new(stream.len());
+    parser.push(stream);
+    let mut events = Vec::new();
+    while let Some(frame) = parser.next_frame().ok().flatten().or_else(|| parser.finish()) {
+        observer.observe(&frame, &mut events)?;
+    }
+    observer.finish()?;
+    events.retain(|event| !matches!(event, Event::Raw { .. }));
     Ok(events)
 }
 

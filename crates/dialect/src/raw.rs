@@ -49,6 +49,11 @@ impl<'a> Raw<'a> {
         }
     }
 
+    /// Whether a flag or an error that it stands for isn't raised, as most languages have it: it says nothing, `false` or 0.
+    pub(super) fn is_false(self) -> bool {
+        self.is_blank() || self.0 == "false" || !self.0.starts_with('"') && self.count() == Some(0)
+    }
+
     /// Keys and values of an object in their order; none of anything else.
     pub(super) fn members(self) -> impl Iterator<Item = (Cow<'a, str>, Raw<'a>)> {
         let mut scan = Scan { text: self.0, at: 1 };
@@ -290,6 +295,13 @@ mod tests {
     fn blank_is_what_says_nothing() {
         assert!(["null", "\"\"", "[]", "{ }", "[\n]"].iter().all(|text| parse(text).is_blank()));
         assert!(!["0", "false", "\" \"", "[null]"].iter().any(|text| parse(text).is_blank()));
+    }
+
+    #[test]
+    fn false_is_what_clients_take_for_no_error() {
+        let falsy = ["null", "\"\"", "{}", "false", "0", "0.0", "-0", "[ ]"];
+        assert!(falsy.iter().all(|text| parse(text).is_false()));
+        assert!(!["true", "1", "\"0\"", "\"false\"", "[0]", "NaN"].iter().any(|text| parse(text).is_false()));
     }
 
     fn any_json() -> impl Strategy<Value = Value> {

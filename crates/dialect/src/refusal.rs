@@ -49,7 +49,7 @@ impl Refusal {
         if value.is_list() {
             return None;
         }
-        let error = value.get("error").filter(|error| !error.is_blank());
+        let error = value.get("error").filter(|error| !error.is_false());
         let places: Vec<Raw<'_>> = error.into_iter().chain([value]).collect();
         let words = places.iter().find_map(|place| words(*place, MAX_DEPTH));
         let mut names = Vec::new();
@@ -74,7 +74,7 @@ pub(super) fn is_error(event: &[u8], object: Raw<'_>) -> bool {
     event == b"error"
         || is("type")
         || is("object")
-        || object.get("error").is_some_and(|error| !error.is_blank() && error.json() != "false")
+        || object.get("error").is_some_and(|error| !error.is_false())
         || (words(object, MAX_DEPTH).is_some() && !object.members().any(|(key, _)| OF_ANSWERS.contains(&&*key)))
 }
 
@@ -167,6 +167,8 @@ mod tests {
             r#"{"error":null,"choices":[]}"#,
             r#"{"error":"","choices":[]}"#,
             r#"{"error":{},"id":"1"}"#,
+            r#"{"error":0,"choices":[]}"#,
+            r#"{"error":false,"message":"hello","id":"1"}"#,
             r#"{"type":"message_start","message":{"id":"m"}}"#,
             r#"{"choices":[{"message":{"content":"x"}}]}"#,
             r#"{"type":"note","message":"hello"}"#,

@@ -143,6 +143,17 @@ fn read_fields(raw: Bytes, first: bool) -> Frame {
     Frame { raw, event, data, error }
 }
 
+/// Whether a text begins as event streams do.
+pub(super) fn begins(text: &str) -> bool {
+    ["data:", "event:", "id:", "retry:", ":"].iter().any(|field| text.trim_start().starts_with(field))
+}
+
+/// Whether a frame has its blank line.
+pub(super) fn is_finished(raw: &[u8]) -> bool {
+    let lines = raw.strip_suffix(b"\r\n").or_else(|| raw.strip_suffix(b"\n")).or_else(|| raw.strip_suffix(b"\r"));
+    lines.is_some_and(|lines| matches!(lines.last(), None | Some(b'\r' | b'\n')))
+}
+
 /// Appends a frame whose data is `data` as one line of JSON.
 pub(super) fn write(out: &mut Vec<u8>, event: Option<&str>, data: &impl Serialize) {
     begin(out, event);
@@ -254,6 +265,16 @@ mod tests {
         }
         for text in ["data: a\n\ndata: b", "data: a\n\n: bye"] {
             assert_eq!(read(text), [frame("", "a")], "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_frame_is_finished_by_a_blank_line() {
+        for text in ["a\n\n", "a\r\n\r\n", "a\r\r", "a\r\n\n", "a\n\r", "a\n\r\n", "\n", "\r\n", "\r"] {
+            assert!(is_finished(text.as_bytes()), "{text:?}");
+        }
+        for text in ["", "a", "a\n", "a\r\n", "a\r"] {
+            assert!(!is_finished(text.as_bytes()), "{text:?}");
         }
     }
 

@@ -14,6 +14,7 @@ use futures_util::TryStreamExt;
 use http_body_util::{BodyDataStream, BodyExt, LengthLimitError};
 use mlx_manager_config::ServerConfig;
 use mlx_manager_llm::{Error, ErrorKind};
+use mlx_manager_signal::event::BodiesHeld;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -22,12 +23,12 @@ use tokio::{
 };
 use tokio_util::io::StreamReader;
 
-use super::encoding::Encoding;
+use super::{buffer::Buffer, encoding::Encoding};
 
 /// What room is counted in, in bytes.
 const UNIT: usize = 1024;
 /// How much is decoded before its size is looked at, in bytes.
-const STEP: u64 = 64 * 1024;
+const STEP: usize = 64 * 1024;
 /// When a caller that was answered too early may come again.
 const COME_AGAIN: Duration = Duration::from_secs(1);
 /// How long the rest of a refused body is taken and thrown away. A caller whose sending breaks off rarely reads why.
@@ -35,18 +36,27 @@ const DISCARD: Duration = Duration::from_secs(2);
 
 /// Reads bodies, and knows how much of them there is.
 #[derive(Debug, Clone)]
-pub(super) struct Bodies {
+pub(crate) struct Bodies {
     /// The largest one, in bytes.
     max: usize,
     /// Room for all, in [`UNIT`]s.
     room: Arc<Semaphore>,
+    /// How much of it there is when nothing is held.
+    all: usize,
 }
 
 impl Bodies {
-    pub(super) fn new(config: &ServerConfig) -> Self {
+    /// Of a server that has read none.
+    pub(crate) fn new(config: &ServerConfig) -> Self {
         let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         let room = size(config.max_inflight_body).div_ceil(UNIT).min(Semaphore::MAX_PERMITS);
-        Self { max: size(config.max_body), room: Arc::new(Semaphore::new(room)) }
+        Self { max: size(config.max_body), room: Arc::new(Semaphore::new(room)), all: room }
+    }
+
+    /// A poller for the metrics.
+    pub(crate) fn poller(&self) -> impl Fn() + Send + Sync + 'static {
+        let bodies = self.clone();
+        move || BodiesHeld((bodies.all.saturating_sub(bodies.room.available_permits()) * UNIT) as u64).emit()
     }
 
     /// Reads a body. It keeps its room for as long as anybody holds a slice of it.
@@ -70,16 +80,11 @@ impl Bodies {
     }
 
     async fn plain(&self, headers: &HeaderMap, body: &mut Body) -> Result<Bytes, Error> {
-        let length = length(headers);
-        let mut held = Held::default();
         // Before anything is taken from the socket, which tells a caller who waits for it to send.
-        self.make_room(&mut held, length.unwrap_or_default())?;
-        held.data.reserve_exact(length.unwrap_or_default());
+        let mut held = self.open(length(headers).unwrap_or_default())?;
         while let Some(frame) = body.frame().await {
             if let Ok(piece) = frame.map_err(broken_off)?.into_data() {
-                let bytes = held.data.len() + piece.len();
-                self.make_room(&mut held, bytes)?;
-                held.data.extend_from_slice(&piece);
+                self.push(&mut held, &piece)?;
             }
         }
         Ok(Bytes::from_owner(held))
@@ -90,12 +95,14 @@ impl Bodies {
             Ok(error) => broken_off(error),
             Err(error) => encoding.belied(error),
         };
-        let mut held = Held::default();
+        let mut held = self.open(0)?;
         let mut reader = StreamReader::new(BodyDataStream::new(body).map_err(io::Error::other));
         let mut decoder = encoding.decoder(&mut reader).await.map_err(wrong)?;
-        while (&mut decoder).take(STEP).read_buf(&mut held.data).await.map_err(wrong)? > 0 {
-            let bytes = held.data.len();
-            self.make_room(&mut held, bytes)?;
+        let mut piece = vec![0; STEP];
+        loop {
+            let read = decoder.read(&mut piece).await.map_err(wrong)?;
+            let Some(piece) = piece.get(..read).filter(|piece| !piece.is_empty()) else { break };
+            self.push(&mut held, piece)?;
             // A few bytes may stand for very many, and others want to go on too.
             consume_budget().await;
         }
@@ -106,36 +113,45 @@ impl Bodies {
         Ok(Bytes::from_owner(held))
     }
 
-    /// Sees that a body of so many bytes is allowed and has its room.
-    fn make_room(&self, held: &mut Held, bytes: usize) -> Result<(), Error> {
+    /// A buffer with room for what is expected.
+    fn open(&self, expected: usize) -> Result<Held, Error> {
+        let room = self.room(None, expected)?;
+        Ok(Held { data: Buffer::new(expected, self.max).map_err(|error| too_many().with_source(error))?, room })
+    }
+
+    fn push(&self, held: &mut Held, piece: &[u8]) -> Result<(), Error> {
+        held.room = self.room(held.room.take(), held.data.len() + piece.len())?;
+        held.data.push(piece).map_err(|error| too_many().with_source(error))
+    }
+
+    /// The room of a body of so many bytes, some of which it may have.
+    fn room(&self, has: Option<OwnedSemaphorePermit>, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, Error> {
         if bytes > self.max {
             return Err(too_large());
         }
-        let missing =
-            bytes.div_ceil(UNIT).saturating_sub(held.room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
+        let missing = bytes.div_ceil(UNIT).saturating_sub(has.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
         if missing == 0 {
-            return Ok(());
+            return Ok(has);
         }
-        let missing =
-            u32::try_from(missing).ok().and_then(|missing| Arc::clone(&self.room).try_acquire_many_owned(missing).ok());
-        match (&mut held.room, missing.ok_or_else(too_many)?) {
-            (Some(room), more) => room.merge(more),
-            (none, first) => *none = Some(first),
-        }
-        Ok(())
+        let more = u32::try_from(missing).ok().and_then(|missing| {
+            let room = Arc::clone(&self.room);
+            room.try_acquire_many_owned(missing).ok()
+        });
+        let mut more = more.ok_or_else(too_many)?;
+        has.into_iter().for_each(|has| more.merge(has));
+        Ok(Some(more))
     }
 }
 
 /// A body and its room, which is given back with its memory.
-#[derive(Default)]
 struct Held {
-    data: Vec<u8>,
+    data: Buffer,
     room: Option<OwnedSemaphorePermit>,
 }
 
 impl AsRef<[u8]> for Held {
     fn as_ref(&self) -> &[u8] {
-        &self.data
+        self.data.as_ref()
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod admin;
 mod body;
+mod buffer;
 mod encoding;
 mod inference;
 mod models;
@@ -14,14 +15,15 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
-use mlx_manager_config::ServerConfig;
 use mlx_manager_dialect as dialect;
 use mlx_manager_llm::{Api, Dialect, Error};
 use tokio_util::sync::CancellationToken;
 
-use self::{admin::Admin, body::Bodies};
+use self::admin::Admin;
 use super::dispatch::Dispatch;
 use crate::route::{Kind, Route};
+
+pub(crate) use self::body::Bodies;
 
 /// What inference requests share.
 #[derive(Clone)]
@@ -31,7 +33,7 @@ struct Inference {
 }
 
 /// The routes of the gateway. Streams that have no end of their own end when `stop` is cancelled.
-pub fn routes(dispatch: &Arc<Dispatch>, config: &ServerConfig, stop: &CancellationToken) -> Vec<Route> {
+pub(crate) fn routes(dispatch: &Arc<Dispatch>, bodies: Bodies, stop: &CancellationToken) -> Vec<Route> {
     let admin = Admin { dispatch: Arc::clone(dispatch), stop: stop.clone() };
     let admin = [
         ("/admin/models", get(admin::list)),
@@ -39,7 +41,7 @@ pub fn routes(dispatch: &Arc<Dispatch>, config: &ServerConfig, stop: &Cancellati
         ("/admin/models/{*id}", get(admin::get).post(admin::post)),
     ]
     .map(|(path, methods)| Route { path, methods: methods.with_state(admin.clone()), kind: Kind::Question });
-    let inference = Inference { dispatch: Arc::clone(dispatch), bodies: Bodies::new(config) };
+    let inference = Inference { dispatch: Arc::clone(dispatch), bodies };
     let inference = [
         (Api::ChatCompletions.path(), post(inference::chat_completions)),
         (Api::Messages.path(), post(inference::messages)),

@@ -61,7 +61,7 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(20);
 /// takes an answer from it, and with it the answers of all others there.
 const CHUNKS: usize = 16;
 /// The largest head of an answer, in bytes. The client itself gives up at four times that or a little more.
-const MAX_HEAD: usize = 64 * 1024;
+const MAX_HEAD: usize = 256 * 1024;
 
 /// Why a call has no answer.
 #[derive(Debug)]

@@ -168,7 +168,7 @@ struct Reader {
     read: VecDeque<Event>,
     /// What ended it, once all that was read is handed on.
     failed: Option<Error>,
-    /// Bytes that came so far, until the first content.
+    /// Bytes of all frames so far, of which those before the first content are kept.
     held: usize,
     /// Whether generated content has come.
     content: bool,
@@ -202,7 +202,6 @@ impl Reader {
         let Limits { first_token, idle, .. } = self.source.limits;
         let silence = if self.content { idle } else { first_token };
         if let Some(chunk) = self.source.next(silence, self.content).await? {
-            self.held += chunk.len();
             self.parser.push(&chunk);
             return Ok(());
         }
@@ -218,6 +217,7 @@ impl Reader {
     }
 
     fn observe(&mut self, frame: &sse::Frame) {
+        self.held += frame.raw.len();
         let unreadable = self.observer.unreadable();
         let mut events = Vec::with_capacity(2);
         if let Err(error) = self.observer.observe(frame, &mut events) {

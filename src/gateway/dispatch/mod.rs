@@ -173,12 +173,18 @@ impl Dispatch {
         TargetsTried { rule }.emit();
         let targets = named.iter().map(|target| self.target(target)).collect::<Result<Vec<_>, _>>()?;
         let mut course = Course::new(targets.iter().map(|target| target.patience(began)));
+        let mut called = vec![false; targets.len()];
         let mut failures: Vec<Error> = Vec::new();
         // The target that was asked last, and the span of that.
         let mut visit: Option<(usize, Visit)> = None;
         loop {
             let index = match course.step() {
                 Step::Ask(index) => index,
+                // One that was paused and hasn't been called yet.
+                Step::AskAgain { index, at, .. } if !called[index] => {
+                    sleep_until(at).await;
+                    index
+                }
                 Step::AskAgain { index, at, delay, reason } => {
                     if budget.is_some_and(|budget| !budget.withdraw()) {
                         RetryBudgetSpent { rule }.emit();
@@ -204,7 +210,6 @@ impl Dispatch {
             }
             let (_, asked) =
                 visit.get_or_insert_with(|| (index, self.visit(meter, &ask, &named[index], &targets[index])));
-            asked.tries += 1;
             let call = Call {
                 request: Arc::clone(&ask.request),
                 model: asked.model.clone(),
@@ -213,11 +218,15 @@ impl Dispatch {
                 span: asked.span.clone(),
                 headers: ask.passed.headers.clone(),
                 query: ask.passed.query.clone(),
-                resend: asked.tries - 1,
+                resend: asked.tries,
                 deadline: targets[index].patience(began).1,
             };
             let answered = match targets[index].open(&ask.request, &call.model) {
-                Ok(backend) => backend.call(call).await,
+                Ok(backend) => {
+                    called[index] = true;
+                    asked.tries += 1;
+                    backend.call(call).await
+                }
                 Err(error) => Err(error),
             };
             let error = match answered {

@@ -22,6 +22,9 @@ use crate::gateway::{
     local::{Engine, Local},
 };
 
+/// The longest pause that is waited for by those who come into it.
+const WORTH_WAITING: Duration = Duration::from_secs(1);
+
 /// As good as no limit, and a time that clocks can hold.
 const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 
@@ -113,8 +116,10 @@ impl Watched {
             seconds(wait)
         );
         let mut error = Error::new(kind, message).with_retry_after(wait);
-        // A model that is left alone isn't waited for, or all who come meanwhile would call at the same time.
-        error.should_retry = Some(false);
+        // Else all who come meanwhile would wait, to call at the same time.
+        if wait > WORTH_WAITING {
+            error.should_retry = Some(false);
+        }
         Err(error)
     }
 }

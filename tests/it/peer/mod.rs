@@ -4,5 +4,6 @@ pub mod daemon;
 pub mod grpc;
 pub mod hub;
 pub mod otlp;
+pub mod raw;
 pub mod upstream;
 pub mod wire;

@@ -49,7 +49,7 @@ fn choice(choice: Raw<'_>) -> String {
 fn delta(message: Raw<'_>) -> String {
     let mut object = Object::default();
     for (key, value) in message.members() {
-        if key != "tool_calls" {
+        if key != "tool_calls" || !value.is_list() {
             object.add(&key, value.json());
             continue;
         }

@@ -105,7 +105,7 @@ impl<'a> Choice<'a> {
                 "text" => choice.text = Some(value),
                 "finish_reason" => choice.finish_reason = Some(value),
                 "usage" => choice.usage = Some(value),
-                "error" => choice.error = Some(value).filter(|error| !error.is_blank()),
+                "error" => choice.error = Some(value).filter(|error| !error.is_false()),
                 _ => {}
             }
         }

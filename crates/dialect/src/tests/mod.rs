@@ -2,6 +2,7 @@
 
 mod answer;
 mod capture;
+mod odd;
 mod request;
 mod upstream;
 

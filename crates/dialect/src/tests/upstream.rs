@@ -436,6 +436,18 @@ fn a_whole_answer_becomes_the_stream_that_was_asked_for() {
 }
 
 #[test]
+fn a_stream_that_nobody_asked_for_becomes_a_body() {
+    for (api, stream) in [(OPENAI, golden!("openai/provider.sse")), (ANTHROPIC, golden!("anthropic/provider.sse"))] {
+        let (streamed, _) = observe(&request(api, r#""stream":true"#), stream, true);
+        let whole = observe_body(&request(api, ""), &stream.into(), false, false).unwrap();
+        assert_eq!(neutral(whole.clone()), neutral(streamed));
+        assert_eq!(forwarded(&whole).0, "");
+        let cut = &stream[..stream.len() / 2];
+        assert_eq!(observe_body(&request(api, ""), &cut.into(), false, false).unwrap_err().kind, ErrorKind::Upstream);
+    }
+}
+
+#[test]
 fn a_whole_body_that_is_no_answer_is_an_error_with_its_words() {
     for (api, body, kind, words) in [
         (

@@ -8,11 +8,23 @@ use crate::{
     metric::{
         Labels,
         name::{Gauge, Histogram, Label},
-        observe, shift,
+        observe, set, shift,
     },
     route::Kind,
     target,
 };
+
+/// Request bodies that are held, in bytes.
+#[derive(Debug)]
+pub struct BodiesHeld(pub u64);
+
+impl BodiesHeld {
+    /// States the fact.
+    pub fn emit(self) {
+        tracing::trace!(target: target::SERVER_HTTP, bytes = self.0, "bodies held");
+        set(Gauge::InflightBodyBytes, Labels::none(), self.0 as f64);
+    }
+}
 
 /// A request arrived. Balanced by exactly one [`HttpRequestFinished`].
 #[derive(Debug)]

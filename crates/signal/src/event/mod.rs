@@ -33,7 +33,7 @@ pub use engine::{
     ModelLoading, ModelUnloaded, ModelWaitsForRoom, PrefillFinished, PrefixLookedUp, PromptNotKept, QueueDepth,
     QueueLeft,
 };
-pub use http::{HttpRequestFinished, HttpRequestStarted};
+pub use http::{BodiesHeld, HttpRequestFinished, HttpRequestStarted};
 pub use prefix_disk::{PrefixDiskFailed, PrefixDiskHeld, PrefixDiskLate, PrefixNotWritten, PrefixRead, PrefixWritten};
 pub use pull::{DownloadFinished, DownloadRetried, FileDownloaded, PullFinished, PullStarted};
 pub use request::{

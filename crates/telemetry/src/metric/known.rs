@@ -100,6 +100,7 @@ pub(super) fn open_series(known: &Known<'_>) {
     add(Counter::AuditRowsWritten, Labels::none(), 0);
     add(Counter::AuditWriteErrors, Labels::none(), 0);
     set(Gauge::AuditQueueDepth, Labels::none(), 0.0);
+    set(Gauge::InflightBodyBytes, Labels::none(), 0.0);
     set(Gauge::QueueDepth, Labels::none(), 0.0);
     set(Gauge::RunningRequests, Labels::none(), 0.0);
     shift(Gauge::PrefixDiskBytes, Labels::none(), 0.0);

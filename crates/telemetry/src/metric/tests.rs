@@ -491,6 +491,7 @@ fn emit_everything() {
     event::PrefillFinished { model: "demo", tokens: 9, cached: 0, duration: Duration::from_millis(4) }.emit();
     event::DecodeFinished { model: "demo", tokens: 11, duration: Duration::from_secs(1) }.emit();
     event::ModelUnloaded { model: "demo", reason: "idle" }.emit();
+    event::BodiesHeld(5).emit();
     event::HttpRequestStarted { method: "GET", route: "/health", kind: Kind::Probe }.emit();
     event::HttpRequestFinished {
         method: "GET",

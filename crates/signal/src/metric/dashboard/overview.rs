@@ -208,5 +208,12 @@ const HTTP: Row = Row {
             queries: &[query("{{method}} {{route}}", "sum by (method, route) (http_server_active_requests{$daemon})")],
             ..Panel::LINES
         },
+        Panel {
+            title: "Request bodies held",
+            description: "Memory of request bodies until their answers have begun. At server.max_inflight_body further requests get a 503.",
+            unit: "bytes",
+            queries: &[query("held", "sum(mlx_manager_inflight_body_bytes{$daemon})")],
+            ..Panel::LINES
+        },
     ],
 };

@@ -9,6 +9,8 @@ use super::{Definition, Label};
 pub enum Gauge {
     /// HTTP requests in progress.
     HttpServerActiveRequests,
+    /// Room that request bodies take of what they may take together.
+    InflightBodyBytes,
     /// Requests waiting for the local engine.
     QueueDepth,
     /// Requests that the local engine computes.
@@ -62,6 +64,14 @@ impl Gauge {
                 unit: "{request}",
                 help: "HTTP requests in progress.",
                 labels: &[Label::Method, Label::Route],
+                buckets: &[],
+            },
+            Self::InflightBodyBytes => &Definition {
+                name: "mlx_manager_inflight_body_bytes",
+                otlp_name: "mlx_manager.inflight_body.size",
+                unit: "By",
+                help: "Room that the bodies of open requests take of server.max_inflight_body, until their answers have begun.",
+                labels: &[],
                 buckets: &[],
             },
             Self::QueueDepth => &Definition {
