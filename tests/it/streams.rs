@@ -150,14 +150,16 @@ async fn read_slowly(daemon: &Daemon) -> TcpStream {
 
 #[tokio::test]
 async fn slow_readers_hold_up_nobody_on_their_connection() {
+    const SLOW: usize = 6;
+    const PIECES: usize = 2000;
     let upstream = Upstream::start_over(Wire::Http2 { streams: 100 }).await;
     let daemon = gateway(&upstream, "idle_timeout = \"60 s\"").await;
     is_answered(&daemon).await;
-    let long = "x".repeat(256 * 1024);
+    let long = "x".repeat(16 * 1024);
     let frame = openai_frames("gpt-x", false)[1].replace(WORDS[0], &long);
-    upstream.script((0..5).map(|_| Reply::Stream(vec![Piece::Text(frame.clone()); 400])));
+    upstream.script((0..SLOW).map(|_| Reply::Stream(vec![Piece::Text(frame.clone()); PIECES])));
     let mut slow = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..SLOW {
         slow.push(read_slowly(&daemon).await);
     }
     // Until nothing more goes into the windows and buffers between the provider and them.
@@ -168,8 +170,9 @@ async fn slow_readers_hold_up_nobody_on_their_connection() {
             (taken, since) = (upstream.taken(), Instant::now());
         }
     }
-    assert!(taken < 5 * 400, "they are held up themselves");
+    assert!(taken < SLOW * PIECES, "they are held up themselves");
     timeout(PATIENCE, is_answered(&daemon)).await.expect("another caller is answered");
+    assert_eq!(upstream.connections(), 1, "they share it");
 }
 
 /// A head that no provider has any use for.

@@ -23,7 +23,10 @@ use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, StatusCode, Version};
 use parking_lot::Mutex;
 use reqwest::{Client, ClientBuilder, Response, Url};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep, timeout, timeout_at},
+};
 
 use super::{
     body::{Outgoing, Sent},
@@ -33,8 +36,8 @@ use super::{
 /// The most lanes of a provider. Calls beyond what they carry wait for a stream.
 const MOST_LANES: usize = 64;
 /// How long a call may wait for a stream before it changes lanes: so many looks, so far apart. Looks and not time alone, since on
-/// a busy machine whatever would have let it go is late too.
-const LOOKS: u32 = 4;
+/// a busy machine whatever would have let it go is late too. One that changes lanes for nothing costs a connection.
+const LOOKS: u32 = 8;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(25);
 /// How often a call may change lanes.
 const MOST_CHANGES: u32 = 6;
@@ -54,6 +57,9 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection is silent before TCP asks whether the other side is there.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(20);
+/// After how many chunks that were there already an answer lets others go first. What reads a connection may stand behind who
+/// takes an answer from it, and with it the answers of all others there.
+const CHUNKS: usize = 16;
 /// The largest head of an answer, in bytes. The client itself gives up at four times that or a little more.
 const MAX_HEAD: usize = 256 * 1024;
 
@@ -346,8 +352,17 @@ impl Answering {
     /// Its body as it comes.
     pub(super) fn bytes_stream(self) -> impl Stream<Item = reqwest::Result<Bytes>> + Send {
         let Self { response, guard } = self;
-        response.bytes_stream().inspect(move |_| {
+        let mut taken = 0_usize;
+        response.bytes_stream().then(move |chunk| {
             let _: &LaneGuard = &guard;
+            taken += 1;
+            let is_long = taken.is_multiple_of(CHUNKS);
+            async move {
+                if is_long {
+                    yield_now().await;
+                }
+                chunk
+            }
         })
     }
 }

@@ -74,6 +74,8 @@ struct Ledger {
     /// Pieces of streams that were taken.
     taken: usize,
     leaving: CancellationToken,
+    /// Those over HTTP/2 that were taken.
+    connections: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -104,8 +106,12 @@ impl Upstream {
         TaskTracker::new().spawn(async move {
             match (wire, authority) {
                 (Wire::Http2 { streams }, Some(authority)) => {
-                    let leaving = move || ledger.lock().unwrap().leaving.clone();
-                    wire::serve(listener, authority.acceptor.clone(), streams, routes, leaving).await;
+                    let came = move || {
+                        let mut ledger = ledger.lock().unwrap();
+                        ledger.connections += 1;
+                        ledger.leaving.clone()
+                    };
+                    wire::serve(listener, authority.acceptor.clone(), streams, routes, came).await;
                 }
                 _ => axum::serve(listener, routes).await.unwrap(),
             }
@@ -132,6 +138,11 @@ impl Upstream {
     /// Says on every connection that is open over HTTP/2 that it takes no further call.
     pub fn leave(&self) {
         std::mem::take(&mut self.ledger.lock().unwrap().leaving).cancel();
+    }
+
+    /// How many connections over HTTP/2 came so far.
+    pub fn connections(&self) -> usize {
+        self.ledger.lock().unwrap().connections
     }
 
     /// How many pieces of streams were taken so far.

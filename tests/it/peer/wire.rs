@@ -70,18 +70,19 @@ impl Authority {
     }
 }
 
-/// Serves every connection over TLS and HTTP/2. Those that are open when `leaving` says so say that they take no further call.
+/// Serves every connection over TLS and HTTP/2, of each of which `came` hears. It says that it takes no further call when the
+/// token is cancelled that it got by that.
 pub async fn serve(
     listener: TcpListener,
     acceptor: Acceptor,
     streams: u32,
     routes: Router,
-    leaving: impl Fn() -> CancellationToken,
+    came: impl Fn() -> CancellationToken,
 ) {
     let tasks = TaskTracker::new();
     loop {
         let (socket, _) = listener.accept().await.unwrap();
-        let (acceptor, service, leaving) = (acceptor.0.clone(), TowerToHyperService::new(routes.clone()), leaving());
+        let (acceptor, service, leaving) = (acceptor.0.clone(), TowerToHyperService::new(routes.clone()), came());
         tasks.spawn(async move {
             socket.set_nodelay(true).unwrap();
             // The client may have thought better of it: it makes several connections at first and keeps one.
