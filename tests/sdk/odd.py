@@ -398,8 +398,8 @@ def choose(rng):
     groups = [WHOLE] if whole else [LINES, SAYS, SENT]
     count = rng.choice([1, 1, 2, 2, 3, 3, 4])
     names = {rng.choice(rng.choice(groups)).__name__ for _ in range(count)}
-    # What makes members of an object pairs comes last, as no other mutation looks into pairs.
-    order = sorted(names, key=lambda name: (name in {"twice", "escaped_keys"}, name))
+    # What makes members of an object pairs comes last, as no other mutation looks into pairs, and a long frame is one.
+    order = sorted(names, key=lambda name: (name in {"twice", "escaped_keys"}, name == "long_frame", name))
     return {"seed": seed, "whole": whole, "mutations": [[name, rng.randrange(10**6)] for name in order], "gone": []}
 
 

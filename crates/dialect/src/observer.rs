@@ -136,7 +136,8 @@ impl Observer {
             events.push(raw(&frame.raw, 0));
             return Ok(());
         }
-        self.readable = true;
+        // What comes after the end makes no answer of what came before it.
+        self.readable |= !self.complete;
         let kind = object.get("type").and_then(Raw::word);
         let kind = kind.unwrap_or_else(|| String::from_utf8_lossy(&frame.event));
         if kind == "message_stop" {

@@ -215,6 +215,8 @@ impl Reader {
     /// Reads what comes after the end: some clients read on, and a connection whose body was read to its end goes back to the
     /// pool. The end is handed on only after it, as other clients leave with it, and leave nothing behind that isn't ended.
     async fn linger(&mut self) {
+        // Whether the answer is whole, whatever comes after it.
+        let failed = self.observer.finish().err();
         let end = Instant::now() + LINGER;
         loop {
             while !self.ended
@@ -234,8 +236,7 @@ impl Reader {
             self.observe(&frame);
         }
         self.ended = true;
-        // The answer is whole, whatever came after it.
-        self.failed = None;
+        self.failed = failed;
     }
 
     fn observe(&mut self, frame: &sse::Frame) {
@@ -308,5 +309,7 @@ mod tests {
         let (frames, failed, _) =
             read(&[(0, "data: [DONE]\n\n"), (9, "data: {\"error\":\"no\"}\n\ndata: {}\n\n")]).await;
         assert!(failed.is_none() && frames.len() == 1, "an error after the end is none");
+        let (_, failed, _) = read(&[(0, "data: rubbish\n\ndata: [DONE]\n\n"), (9, "data: {}\n\n")]).await;
+        assert!(failed.is_some(), "nothing of it was an answer");
     }
 }

@@ -289,6 +289,7 @@ fn a_stream_is_whole_by_a_terminator_of_either_kind_or_by_a_reason() {
         (format!("{text}{}", reason("null")), (false, None)),
         (format!("data: rubbish\n\n{text}{done}"), (true, stop)),
         (format!("data: rubbish\n\n{done}"), (false, None)),
+        (format!("data: rubbish\n\n{done}{text}"), (false, None)),
         (done.to_owned(), (true, stop)),
         (String::new(), (false, None)),
     ] {
