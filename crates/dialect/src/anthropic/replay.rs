@@ -8,7 +8,13 @@ use super::super::{openai::replay::Object, raw::Raw};
 /// The events of a message, value by value as it came.
 pub(in super::super) fn stream(message: Raw<'_>) -> Bytes {
     let mut out = String::new();
-    event(&mut out, "message_start", &[("message", &emptied(message, &[("content", "[]")]))]);
+    let mut start = emptied(message, &[("content", "[]")]);
+    if message.get("usage").is_none() {
+        // Clients rely on it in a stream.
+        start.truncate(start.len() - 1);
+        start.push_str(r#","usage":{"input_tokens":0,"output_tokens":0}}"#);
+    }
+    event(&mut out, "message_start", &[("message", &start)]);
     for (index, block) in message.get("content").into_iter().flat_map(Raw::items).enumerate() {
         let index = index.to_string();
         // What comes in pieces begins empty, and its pieces tell it.
@@ -29,7 +35,7 @@ pub(in super::super) fn stream(message: Raw<'_>) -> Bytes {
     for name in ["stop_reason", "stop_sequence"] {
         delta.add(name, message.get(name).map_or("null", Raw::json));
     }
-    let usage = message.get("usage").map_or("{}", Raw::json);
+    let usage = message.get("usage").map_or(r#"{"output_tokens":0}"#, Raw::json);
     event(&mut out, "message_delta", &[("delta", &delta.finish()), ("usage", usage)]);
     event(&mut out, "message_stop", &[]);
     out.into()
