@@ -323,6 +323,12 @@ impl Plan {
         }
     }
 
+    /// Whether the client leaves at the last word of the protocol, as SDKs do, which is not to leave early.
+    pub fn hurries(&self) -> bool {
+        let ends = self.stream && self.oddity.is_good() && self.oddity != Oddity::NoTerminator;
+        ends && self.abort.is_none() && self.way.is_multiple_of(5)
+    }
+
     /// Dice for how this answer is cut into pieces and spiced.
     pub fn dice(&self) -> Dice {
         Dice::of(!self.seed, self.number)
