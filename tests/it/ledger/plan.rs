@@ -211,11 +211,11 @@ impl Counts {
         let cache_write = count(dice, 9_000);
         Self {
             fresh: 1 + count(dice, 30_000),
-            cache_read: if dice.chance(50) { 0 } else { count(dice, 60_000) },
+            cache_read: if dice.chance(30) { 0 } else { count(dice, 60_000) },
             cache_write,
             cache_write_1h: count(dice, cache_write as usize + 1),
             output,
-            reasoning: if dice.chance(50) { 0 } else { count(dice, output as usize) },
+            reasoning: if dice.chance(20) { 0 } else { 1 + count(dice, output as usize) },
             searches: 1 + count(dice, 4),
         }
     }
