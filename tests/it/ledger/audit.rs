@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::Value;
+
 use super::{
     books::{Books, Page, Row, TYPES, Told, model},
     plan::{Abort, Oddity, Plan},
@@ -174,6 +176,28 @@ fn of_cost(request: &Request, row: &Row, problems: &mut Vec<String>) {
     let outrun = matches!(request.plan.abort, Some(Abort::AfterWords(_))) && request.bill().sure != request.bill().told;
     if !fits && !outrun {
         problems.push(format!("it costs {expected:?}, not {:?}, for {:?}", row.told.cost, row.told.tokens));
+    }
+}
+
+/// Rows against the sums that `mlx-manager usage` prints of them.
+pub fn of_usage(books: &Books, printed: &str, found: &mut Vec<String>) {
+    let groups: Vec<Value> = serde_json::from_str(printed).unwrap();
+    let rows: Vec<&Row> = books.rows.values().flatten().collect();
+    let failed = rows.iter().filter(|row| row.told.outcome != "ok").count();
+    let tokens = |index: usize| rows.iter().filter_map(|row| row.told.tokens[index]).sum::<u64>() as f64;
+    let cost: f64 = rows.iter().filter_map(|row| row.told.cost).sum();
+    for (name, expected) in [
+        ("requests", rows.len() as f64),
+        ("failed", failed as f64),
+        ("input_tokens", tokens(0)),
+        ("output_tokens", tokens(1)),
+        ("cache_read_tokens", tokens(2)),
+        ("cost_usd", cost),
+    ] {
+        let sum: f64 = groups.iter().filter_map(|group| group[name].as_f64()).sum();
+        if (sum - expected).abs() > ROUNDING * expected.max(1.0) {
+            found.push(format!("`usage` says {name} {sum}, but all requests together have {expected}"));
+        }
     }
 }
 

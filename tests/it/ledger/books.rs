@@ -202,7 +202,8 @@ impl Page {
 
     /// The sum of a metric's series.
     pub fn total(&self, name: &str) -> f64 {
-        self.by(name, &[]).into_values().sum()
+        // The sum of nothing is -0, which prints so.
+        self.by(name, &[]).into_values().fold(0.0, |sum, value| sum + value)
     }
 
     /// The sums of a metric's series by the values of some labels.

@@ -211,11 +211,11 @@ impl Counts {
         let cache_write = count(dice, 9_000);
         Self {
             fresh: 1 + count(dice, 30_000),
-            cache_read: if dice.chance(50) { 0 } else { count(dice, 60_000) },
+            cache_read: if dice.chance(30) { 0 } else { count(dice, 60_000) },
             cache_write,
             cache_write_1h: count(dice, cache_write as usize + 1),
             output,
-            reasoning: if dice.chance(50) { 0 } else { count(dice, output as usize) },
+            reasoning: if dice.chance(20) { 0 } else { 1 + count(dice, output as usize) },
             searches: 1 + count(dice, 4),
         }
     }
@@ -321,6 +321,12 @@ impl Plan {
             tier,
             way: dice.below(60),
         }
+    }
+
+    /// Whether the client leaves at the last word of the protocol, as SDKs do, which is not to leave early.
+    pub fn hurries(&self) -> bool {
+        let ends = self.stream && self.oddity.is_good() && self.oddity != Oddity::NoTerminator;
+        ends && self.abort.is_none() && self.way.is_multiple_of(5)
     }
 
     /// Dice for how this answer is cut into pieces and spiced.
