@@ -250,7 +250,8 @@ pub fn estimate_prompt(request: &Request) -> u64 {
 
 /// Whether a stream has to be asked for its usage, since its caller doesn't.
 pub fn injects_usage(request: &Request) -> bool {
-    request.api.dialect() == Dialect::OpenAi && request.stream && !request.include_usage
+    let is_ours = request.api.dialect() == Dialect::OpenAi && request.stream && !request.include_usage;
+    is_ours && openai::upstream::stream_options(request).is_some()
 }
 
 /// The pieces of a body for a provider of the caller's own dialect: the buffer as it came, but for the model's name where the
@@ -258,7 +259,7 @@ pub fn injects_usage(request: &Request) -> bool {
 ///
 /// Nothing is copied: around what is put in the pieces are slices of the caller's buffer, which live as long as they do.
 pub fn prepare(request: &Request, model: &str, ask_usage: bool) -> Vec<Bytes> {
-    let options = (ask_usage && injects_usage(request)).then(|| openai::upstream::stream_options(request));
+    let options = (ask_usage && injects_usage(request)).then(|| openai::upstream::stream_options(request)).flatten();
     let body = &request.body;
     let mut changes: Vec<(Range<usize>, Bytes)> = Vec::new();
     if model != request.model {

@@ -4,6 +4,8 @@
 //! are for may well understand it. Only what the provider itself calls an error is one, and an answer of which nothing at all
 //! was readable.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use mlx_manager_llm::{Dialect, Error, ErrorKind, Event, FinishReason, Request, Usage};
 
@@ -22,8 +24,10 @@ pub struct Observer {
     seen: Seen,
     /// Frames that were forwarded without being understood.
     unreadable: u64,
-    /// Whether any frame was understood.
-    readable: bool,
+    /// Whether any frame was a piece of an answer.
+    answered: bool,
+    /// What was said last that is no piece of an answer, and an error only where nothing comes after it.
+    said: Option<Bytes>,
     /// Whether a terminator was seen.
     complete: bool,
 }
@@ -91,7 +95,7 @@ impl Observer {
             Dialect::OpenAi => Wire::OpenAi(openai::upstream::Observer::new(usage_injected)),
             Dialect::Anthropic => Wire::Anthropic(anthropic::upstream::Observer::default()),
         };
-        Self { wire, seen: Seen::new(capture), unreadable: 0, readable: false, complete: false }
+        Self { wire, seen: Seen::new(capture), unreadable: 0, answered: false, said: None, complete: false }
     }
 
     fn dialect(&self) -> Dialect {
@@ -114,6 +118,9 @@ impl Observer {
             return Err(upstream_error::decode(self.dialect(), None, data.cloned().unwrap_or_default()));
         }
         let Some(data) = data else {
+            if frame.is_foreign {
+                self.said = Some(frame.raw.clone());
+            }
             events.push(raw(&frame.raw, 0));
             return Ok(());
         };
@@ -128,7 +135,7 @@ impl Observer {
             return Ok(());
         };
         // Google's servers put a list around an error.
-        if refusal::is_error(&frame.event, object.items().next().unwrap_or(object)) {
+        if refusal::is_error(object.items().next().unwrap_or(object)) {
             return Err(upstream_error::decode(self.dialect(), None, data.clone()));
         }
         if !object.is_object() {
@@ -136,11 +143,22 @@ impl Observer {
             events.push(raw(&frame.raw, 0));
             return Ok(());
         }
+        if refusal::has_only_words(object) {
+            self.said = Some(data.clone());
+            events.push(raw(&frame.raw, 0));
+            return Ok(());
+        }
         // What comes after the end makes no answer of what came before it.
-        self.readable |= !self.complete;
+        if !self.complete {
+            self.answered = true;
+            self.said = None;
+        }
         let kind = object.get("type").and_then(Raw::word);
         let kind = kind.unwrap_or_else(|| String::from_utf8_lossy(&frame.event));
         if kind == "message_stop" {
+            if let (Wire::Anthropic(observer), Some(usage)) = (&mut self.wire, object.get("usage")) {
+                observer.count(usage, events);
+            }
             self.end(frame, events);
             return Ok(());
         }
@@ -157,7 +175,7 @@ impl Observer {
     fn end(&mut self, frame: &Frame, events: &mut Vec<Event>) {
         self.complete = true;
         events.push(raw(&frame.raw, 0));
-        if self.unreadable == 0 || self.readable {
+        if self.answered || self.unreadable == 0 && self.said.is_none() {
             let reason = if self.seen.calls { FinishReason::ToolCalls } else { FinishReason::Stop };
             self.seen.finished(reason, None, events);
         }
@@ -179,7 +197,11 @@ impl Observer {
     /// # Errors
     /// [`ErrorKind::Upstream`] when it isn't.
     pub fn finish(&self) -> Result<(), Error> {
-        let problem = match (self.complete || self.seen.finished, self.unreadable > 0 && !self.readable) {
+        let is_whole = self.complete || self.seen.finished;
+        if let Some(said) = self.said.as_ref().filter(|_| !is_whole || !self.answered) {
+            return Err(upstream_error::decode(self.dialect(), None, said.clone()));
+        }
+        let problem = match (is_whole, self.unreadable > 0 && !self.answered) {
             (_, true) => "sent nothing that can be read",
             (false, false) => "cut its answer off",
             (true, false) => return Ok(()),
@@ -208,7 +230,7 @@ pub fn observe_body(request: &Request, body: &Bytes, usage_injected: bool, captu
         (Some(value), Dialect::Anthropic) => value.get("content").is_some_and(Raw::is_list).then_some(value),
     };
     // An object with choices may be an error nevertheless, and one without is no answer whatever it says.
-    let Some(answer) = answer.filter(|answer| !refusal::is_error(b"", *answer)) else {
+    let Some(answer) = answer.filter(|answer| !refusal::is_error(*answer)) else {
         return Err(upstream_error::decode(dialect, None, body.clone()));
     };
     let mut seen = Seen::new(capture);
@@ -245,6 +267,11 @@ fn observe_whole_stream(request: &Request, stream: &[u8]) -> Result<Vec<Event>, 
     observer.finish()?;
     events.retain(|event| !matches!(event, Event::Raw { .. }));
     Ok(events)
+}
+
+/// Why an answer ended; an empty text is no reason, nor is one that says null.
+pub(super) fn reason(value: Option<Raw<'_>>) -> Option<Cow<'_, str>> {
+    value.and_then(Raw::word).filter(|reason| reason != "null")
 }
 
 pub(super) fn raw(frame: &Bytes, content: usize) -> Event {

@@ -50,8 +50,12 @@ impl<'a> Raw<'a> {
     }
 
     /// Whether a flag or an error that it stands for isn't raised, as most languages have it: it says nothing, `false` or 0.
+    /// An object of which each member is such says no more.
     pub(super) fn is_false(self) -> bool {
-        self.is_blank() || self.0 == "false" || !self.0.starts_with('"') && self.count() == Some(0)
+        let one = |value: Self| {
+            value.is_blank() || value.0 == "false" || !value.0.starts_with('"') && value.count() == Some(0)
+        };
+        one(self) || self.is_object() && self.members().all(|(_, value)| one(value))
     }
 
     /// Keys and values of an object in their order; none of anything else.
@@ -299,9 +303,13 @@ mod tests {
 
     #[test]
     fn false_is_what_clients_take_for_no_error() {
-        let falsy = ["null", "\"\"", "{}", "false", "0", "0.0", "-0", "[ ]"];
+        let falsy = ["null", "\"\"", "{}", "false", "0", "0.0", "-0", "[ ]", r#"{"code":0,"message":""}"#];
         assert!(falsy.iter().all(|text| parse(text).is_false()));
-        assert!(!["true", "1", "\"0\"", "\"false\"", "[0]", "NaN"].iter().any(|text| parse(text).is_false()));
+        assert!(
+            !["true", "1", "\"0\"", "\"false\"", "[0]", "NaN", r#"{"code":1}"#]
+                .iter()
+                .any(|text| parse(text).is_false())
+        );
     }
 
     fn any_json() -> impl Strategy<Value = Value> {

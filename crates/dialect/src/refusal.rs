@@ -6,22 +6,37 @@
 
 use std::borrow::Cow;
 
-use super::raw::Raw;
+use super::{raw::Raw, sse};
 
 /// The most characters of a provider's words that are handed on.
 const MAX_WORDS: usize = 2_000;
 /// How deep words are looked for.
-const MAX_DEPTH: usize = 4;
+const MAX_DEPTH: usize = 6;
 
 /// How many of a list are told.
 const MAX_ITEMS: usize = 16;
 
 /// Where words are, the most telling first.
-const WORDS: [&str; 9] =
-    ["message", "Message", "msg", "detail", "error_description", "error_message", "errors", "reason", "title"];
+const WORDS: [&str; 12] = [
+    "message",
+    "Message",
+    "msg",
+    "detail",
+    "error_description",
+    "error_message",
+    "status_msg",
+    "errors",
+    "error",
+    "base_resp",
+    "reason",
+    "title",
+];
+
+/// Where codes, types and statuses are.
+const NAMES: [&str; 8] = ["code", "type", "status", "status_code", "statusCode", "http_code", "__type", "error_code"];
 
 /// Members by which an object is an answer, or a part of one, though it has words too.
-const OF_ANSWERS: [&str; 8] = ["choices", "id", "object", "type", "usage", "model", "delta", "content"];
+const OF_ANSWERS: [&str; 4] = ["choices", "usage", "delta", "content"];
 
 /// An error answer, read.
 #[derive(Debug, Default)]
@@ -38,10 +53,22 @@ impl Refusal {
     /// What an error answer says; `None` if it says nothing that is for people: HTML, or nothing at all.
     pub(super) fn read(body: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(body);
-        match Raw::parse(&text).filter(|value| value.is_object() || value.is_list() || value.text().is_some()) {
+        if sse::begins(&text) {
+            // An error of a server that streams everything: its first frame says it.
+            let mut parser = sse::Parser::new(body.len());
+            parser.push(body);
+            let mut frames = std::iter::from_fn(|| parser.next_frame().ok().flatten().or_else(|| parser.finish()));
+            let said = frames.find_map(|frame| frame.error.or(frame.data).filter(|data| !data.trim_ascii().is_empty()));
+            return said.and_then(|said| Self::of_text(&String::from_utf8_lossy(&said)));
+        }
+        Self::of_text(&text)
+    }
+
+    fn of_text(text: &str) -> Option<Self> {
+        match Raw::parse(text).filter(|value| value.is_object() || value.is_list() || value.text().is_some()) {
             // Some servers put a list around it.
             Some(value) => Self::of(value).or_else(|| value.items().find_map(Self::of)),
-            None => plain(&text).map(|words| Self { words: Some(words), ..Self::default() }),
+            None => plain(text).map(|words| Self { words: Some(words), ..Self::default() }),
         }
     }
 
@@ -55,27 +82,31 @@ impl Refusal {
         let mut names = Vec::new();
         let mut status = None;
         for place in &places {
-            for name in ["code", "type", "status", "status_code"] {
+            for name in NAMES {
                 let Some(member) = place.get(name) else { continue };
                 let number = member.count().and_then(|code| u16::try_from(code).ok());
                 status = status.or(number.filter(|status| (400..600).contains(status)));
                 names.extend(member.word().filter(|_| member.count().is_none()).map(Cow::into_owned));
             }
         }
+        // Google tells the true one apart.
+        let details = error.and_then(|error| error.get("details")).into_iter().flat_map(Raw::items);
+        names.extend(details.filter_map(|detail| detail.get("reason")?.word()).map(Cow::into_owned).take(MAX_ITEMS));
         // The name of the shape is no name of the error.
         names.retain(|name| name != "error");
         (error.is_some() || words.is_some()).then_some(Self { words, status, names })
     }
 }
 
-/// Whether a frame's object is an error and no piece of an answer. `event` is what the frame calls itself.
-pub(super) fn is_error(event: &[u8], object: Raw<'_>) -> bool {
+/// Whether an object says of itself that it is an error.
+pub(super) fn is_error(object: Raw<'_>) -> bool {
     let is = |name: &str| object.get(name).and_then(Raw::text).is_some_and(|value| value == "error");
-    event == b"error"
-        || is("type")
-        || is("object")
-        || object.get("error").is_some_and(|error| !error.is_false())
-        || (words(object, MAX_DEPTH).is_some() && !object.members().any(|(key, _)| OF_ANSWERS.contains(&&*key)))
+    is("type") || is("object") || object.get("error").is_some_and(|error| !error.is_false())
+}
+
+/// Whether an object has words for people and no piece of an answer: how something is coming on, or why nothing is.
+pub(super) fn has_only_words(object: Raw<'_>) -> bool {
+    !object.members().any(|(key, _)| OF_ANSWERS.contains(&&*key)) && words(object, MAX_DEPTH).is_some()
 }
 
 fn words(value: Raw<'_>, depth: usize) -> Option<String> {
@@ -129,6 +160,11 @@ mod tests {
             (r#"{"error":{"message":"half \ud83d"}}"#, Some("half \u{fffd}")),
             (r#""no""#, Some("no")),
             ("\u{feff}no\n", Some("no")),
+            (r#"{"object":"error","message":{"detail":[{"loc":["n"],"msg":"no"}]}}"#, Some("n: no")),
+            (r#"{"base_resp":{"status_code":1008,"status_msg":"no"}}"#, Some("no")),
+            (r#"{"error":{"error":{"message":"no"}}}"#, Some("no")),
+            ("event: error\ndata: {\"error\":{\"message\":\"no\"}}\n\n", Some("no")),
+            (": sorry\n\ndata: no", Some("no")),
             (r#"{"error":{"message":"cut off"#, Some(r#"{"error":{"message":"cut off"#)),
             (r#"{"error":null}"#, None),
             ("<html>no</html>", None),
@@ -154,6 +190,12 @@ mod tests {
             ),
             (r#"{"type":"error","error":{"type":"overloaded_error"}}"#, None, vec!["overloaded_error"]),
             (r#"{"error":{"code":7}}"#, None, vec![]),
+            (
+                r#"{"statusCode":429,"__type":"ThrottlingException","message":"x"}"#,
+                Some(429),
+                vec!["ThrottlingException"],
+            ),
+            (r#"{"error":{"code":400,"details":[{"reason":"API_KEY_INVALID"}]}}"#, Some(400), vec!["API_KEY_INVALID"]),
         ] {
             let read = Refusal::read(body.as_bytes()).unwrap();
             assert_eq!((read.status, read.names), (status, names.into_iter().map(str::to_owned).collect()), "{body}");
@@ -162,23 +204,27 @@ mod tests {
 
     #[test]
     fn a_piece_of_an_answer_is_no_error() {
-        let is_error = |event: &str, text: &str| is_error(event.as_bytes(), Raw::parse(text).unwrap());
+        let read = |text: &str| {
+            let object = Raw::parse(text).unwrap();
+            (is_error(object), has_only_words(object))
+        };
         for text in [
             r#"{"error":null,"choices":[]}"#,
             r#"{"error":"","choices":[]}"#,
             r#"{"error":{},"id":"1"}"#,
             r#"{"error":0,"choices":[]}"#,
-            r#"{"error":false,"message":"hello","id":"1"}"#,
+            r#"{"error":{"code":0,"message":""},"choices":[]}"#,
             r#"{"type":"message_start","message":{"id":"m"}}"#,
             r#"{"choices":[{"message":{"content":"x"}}]}"#,
-            r#"{"type":"note","message":"hello"}"#,
             r#"{}"#,
         ] {
-            assert!(!is_error("", text), "{text}");
+            assert_eq!(read(text), (false, false), "{text}");
         }
-        for text in [r#"{"error":"x"}"#, r#"{"object":"error"}"#, r#"{"type":"error"}"#, r#"{"detail":"x"}"#] {
-            assert!(is_error("", text), "{text}");
+        for text in [r#"{"detail":"x"}"#, r#"{"type":"note","message":"hello"}"#, r#"{"id":"1","message":"hello"}"#] {
+            assert_eq!(read(text), (false, true), "{text}");
         }
-        assert!(is_error("error", "{}"));
+        for text in [r#"{"error":"x"}"#, r#"{"object":"error"}"#, r#"{"type":"error"}"#, r#"{"error":{"code":1}}"#] {
+            assert!(read(text).0, "{text}");
+        }
     }
 }

@@ -20,6 +20,8 @@ pub struct Frame {
     pub(super) data: Option<Bytes>,
     /// The `error` field.
     pub(super) error: Option<Bytes>,
+    /// Whether any of its lines is none of an event stream.
+    pub(super) is_foreign: bool,
 }
 
 /// Why a stream is no sequence of frames.
@@ -121,6 +123,7 @@ fn read_fields(raw: Bytes, first: bool) -> Frame {
     let mut event = Bytes::new();
     let mut data: Option<Bytes> = None;
     let mut error = None;
+    let mut is_foreign = false;
     // The empty line within a CRLF pair is no field and falls through.
     for line in text.split(|byte| matches!(byte, b'\r' | b'\n')) {
         let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
@@ -136,11 +139,12 @@ fn read_fields(raw: Bytes, first: bool) -> Frame {
                     Some(before) => [&before, value].join(&b'\n').into(),
                 });
             }
-            // `id`, `retry`, comments and unknown fields mean nothing to an answer; they are in `raw`.
-            _ => {}
+            // `id`, `retry` and comments mean nothing to an answer; they are in `raw`.
+            b"" | b"id" | b"retry" => {}
+            _ => is_foreign = true,
         }
     }
-    Frame { raw, event, data, error }
+    Frame { raw, event, data, error, is_foreign }
 }
 
 /// Whether a text begins as event streams do.

@@ -39,7 +39,8 @@ const QUOTA_WORDS: [&str; 6] = [
     "credit balance is too low",
     "out of credits",
 ];
-const QUOTA_NAMES: [&str; 8] = [
+const QUOTA_NAMES: [&str; 9] = [
+    "Arrearage",
     "insufficient_quota",
     "insufficient_balance",
     "insufficient_credits",
@@ -50,17 +51,20 @@ const QUOTA_NAMES: [&str; 8] = [
     "exceeded_current_quota_error",
 ];
 
+/// The same for a key that isn't taken, where the status says no more than that something is wrong.
+const KEY_WORDS: [&str; 3] = ["api key not valid", "invalid api key", "incorrect api key"];
+const KEY_NAMES: [&str; 3] = ["invalid_api_key", "API_KEY_INVALID", "authentication_error"];
+
 /// The neutral error for an error answer. `status` is that of the answer, if it had one that says anything: an error in a
 /// 200 or in a running stream names its own.
 pub(super) fn decode(dialect: Dialect, status: Option<u16>, body: Bytes) -> Error {
     let refusal = Refusal::read(&body);
     let said = refusal.as_ref();
     let names = said.map(|said| said.names.as_slice()).unwrap_or_default();
-    let status = status
-        .or_else(|| said.and_then(|said| said.status))
-        .or_else(|| names.iter().find_map(|name| status_of(name)))
-        .unwrap_or(500);
+    let status =
+        status.or_else(|| said.and_then(|said| said.status)).or_else(|| names.iter().find_map(|name| status_of(name)));
     let words = said.and_then(|said| said.words.as_deref()).unwrap_or_default().to_lowercase();
+    let status = status.or_else(|| status_by_words(&words)).unwrap_or(500);
     let (kind, fault) = classify(status, names, &words);
     if kind == ErrorKind::Unauthorized {
         // The key is ours, not the caller's, and such answers may quote parts of it: not passed on.
@@ -96,9 +100,23 @@ fn status_of(name: &str) -> Option<u16> {
         "not_found_error" | "model_not_found" | "NOT_FOUND" => 404,
         "request_too_large" => 413,
         "timeout_error" | "DEADLINE_EXCEEDED" => 504,
-        "UNAVAILABLE" => 503,
+        "UNAVAILABLE" | "service_tier_capacity_exceeded" | "server_is_overloaded" | "server_overloaded" => 503,
         "overloaded_error" => 529,
+        _ if name.to_ascii_lowercase().contains("throttling") => 429,
         _ => return None,
+    })
+}
+
+/// The status that goes with words in lower case, for where not even a name is there.
+fn status_by_words(words: &str) -> Option<u16> {
+    let any = |known: &[&str]| known.iter().any(|known| words.contains(known));
+    Some(match () {
+        () if any(&QUOTA_WORDS) => 402,
+        () if any(&CONTEXT_WORDS) => 400,
+        () if any(&KEY_WORDS) => 401,
+        () if any(&["too many requests", "rate limit", "rate exceeded"]) => 429,
+        () if any(&["overloaded", "no healthy upstream", "at capacity"]) => 503,
+        () => return None,
     })
 }
 
@@ -108,6 +126,7 @@ fn classify(status: u16, names: &[String], words: &str) -> (ErrorKind, Option<Fa
     let worded = |known: &[&str]| known.iter().any(|known| words.contains(known));
     match status {
         401 => (ErrorKind::Unauthorized, None),
+        400 | 403 if named(&KEY_NAMES) || worded(&KEY_WORDS) => (ErrorKind::Unauthorized, None),
         400..=499 if status == 402 || named(&QUOTA_NAMES) || worded(&QUOTA_WORDS) => {
             (ErrorKind::InsufficientQuota, None)
         }
@@ -115,7 +134,7 @@ fn classify(status: u16, names: &[String], words: &str) -> (ErrorKind, Option<Fa
         403 | 451 => (ErrorKind::Forbidden, None),
         404 | 410 => (ErrorKind::ModelNotFound, None),
         429 => (ErrorKind::RateLimited, None),
-        408 | 409 | 425 => (ErrorKind::Upstream, None),
+        408 | 409 | 424 | 425 => (ErrorKind::Upstream, None),
         // Another may well take a larger body, have the endpoint, see images or know the parameter.
         405 | 413 => (ErrorKind::UpstreamRefused, Some(Fault::Target)),
         400..=499 if lacks_support(words) => (ErrorKind::UpstreamRefused, Some(Fault::Target)),

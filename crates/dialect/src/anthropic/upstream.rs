@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use mlx_manager_llm::{Event, FinishReason, ServiceTier, ToolCallDelta, Usage};
 
 use super::super::{
-    observer::{Seen, raw},
+    observer::{Seen, raw, reason},
     raw::Raw,
     sse::Frame,
 };
@@ -106,15 +106,21 @@ impl Observer {
             }
             "message_delta" => {
                 events.push(raw(&frame.raw, 0));
-                if let Some(usage) = event.get("usage") {
-                    self.usage.update(usage);
-                    events.push(Event::Usage(self.usage.neutral()));
-                    events.push(Event::ReportedUsage(usage.json().into()));
+                let delta = event.get("delta").unwrap_or(event);
+                if let Some(usage) = event.get("usage").or_else(|| delta.get("usage")) {
+                    self.count(usage, events);
                 }
-                finish(event.get("delta").unwrap_or(event), seen, events);
+                finish(delta, seen, events);
             }
             _ => events.push(raw(&frame.raw, 0)),
         }
+    }
+
+    /// Takes a report of the usage.
+    pub(in super::super) fn count(&mut self, usage: Raw<'_>, events: &mut Vec<Event>) {
+        self.usage.update(usage);
+        events.push(Event::Usage(self.usage.neutral()));
+        events.push(Event::ReportedUsage(usage.json().into()));
     }
 
     fn start(&mut self, message: Raw<'_>, seen: &mut Seen, events: &mut Vec<Event>) {
@@ -144,7 +150,7 @@ pub(in super::super) fn observe_body(message: Raw<'_>, seen: &mut Seen, events: 
 }
 
 fn finish(of: Raw<'_>, seen: &mut Seen, events: &mut Vec<Event>) {
-    if let Some(reason) = of.get("stop_reason").and_then(Raw::word) {
+    if let Some(reason) = reason(of.get("stop_reason")) {
         let stop_sequence = of.get("stop_sequence").and_then(Raw::text).map(Cow::into_owned);
         seen.finished(finish_reason(&reason), stop_sequence, events);
     }

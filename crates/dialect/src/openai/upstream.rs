@@ -7,24 +7,27 @@
 
 use bytes::Bytes;
 use mlx_manager_llm::{Dialect, Error, ErrorKind, Event, FinishReason, Request, ServiceTier, ToolCallDelta, Usage};
-use serde_json::Value;
 
-use super::super::{
-    observer::{Seen, raw},
-    raw::Raw,
-    sse::Frame,
-    upstream_error,
+use super::{
+    super::{
+        observer::{Seen, raw, reason},
+        raw::Raw,
+        sse::Frame,
+        upstream_error,
+    },
+    replay::Object,
 };
 
-/// The caller's `stream_options`, with usage asked for.
-pub(in super::super) fn stream_options(request: &Request) -> String {
-    let mut options = request
-        .body
-        .get("stream_options")
-        .and_then(|raw| serde_json::from_str::<serde_json::Map<_, _>>(raw).ok())
-        .unwrap_or_default();
-    options.insert("include_usage".to_owned(), Value::Bool(true));
-    Value::Object(options).to_string()
+/// The caller's `stream_options`, with usage asked for; `None` where they are such that only the provider can say what is wrong
+/// with them.
+pub(in super::super) fn stream_options(request: &Request) -> Option<String> {
+    let given = request.body.get("stream_options").and_then(Raw::parse).filter(|given| !given.is_null());
+    let mut options = Object::default();
+    for (name, value) in given.into_iter().flat_map(Raw::members).filter(|(name, _)| name != "include_usage") {
+        options.add(&name, value.json());
+    }
+    options.add("include_usage", "true");
+    given.is_none_or(Raw::is_object).then(|| options.finish())
 }
 
 /// Reads the frames of a streamed answer.
@@ -44,6 +47,8 @@ struct Chunk<'a> {
     tier: Option<Raw<'a>>,
     /// Groq's own place for the usage.
     x_groq: Option<Raw<'a>>,
+    /// Whether anything else is there than what each chunk has.
+    has_more: bool,
 }
 
 #[derive(Default)]
@@ -71,7 +76,8 @@ impl<'a> Chunk<'a> {
                 "usage" => chunk.usage = Some(value),
                 "service_tier" => chunk.tier = Some(value),
                 "x_groq" => chunk.x_groq = Some(value),
-                _ => {}
+                "object" | "created" | "system_fingerprint" | "provider" | "obfuscation" => {}
+                _ => chunk.has_more = true,
             }
         }
         chunk
@@ -80,7 +86,7 @@ impl<'a> Chunk<'a> {
     /// Wherever providers put it.
     fn usage(&self) -> Option<Raw<'a>> {
         let places = [self.usage, self.x_groq.and_then(|groq| groq.get("usage"))];
-        let of_choices = self.choices.iter().map(|choice| choice.usage);
+        let of_choices = self.choices.iter().map(|choice| choice.usage.or_else(|| choice.delta?.get("usage")));
         places.into_iter().chain(of_choices).flatten().find(|usage| usage.is_object() && !usage.is_blank())
     }
 
@@ -160,7 +166,8 @@ impl Observer {
         events: &mut Vec<Event>,
     ) -> Result<(), Error> {
         let chunk = Chunk::read(object);
-        let nothing_else = chunk.choices.is_empty() && chunk.usage.is_some_and(|usage| !usage.is_null());
+        let has_usage = chunk.usage.is_some_and(|usage| !usage.is_null());
+        let nothing_else = has_usage && chunk.choices.is_empty() && !chunk.has_more;
         if !(self.usage_injected && nothing_else) {
             seen.started(chunk.id, chunk.model, Usage::default(), events);
             let bytes = match chunk.usage {
@@ -197,7 +204,7 @@ fn read(chunk: &Chunk<'_>, seen: &mut Seen, events: &mut Vec<Event>) -> Option<E
         let body = format!("{{\"error\":{}}}", error.json());
         return Some(upstream_error::decode(Dialect::OpenAi, None, body.into()));
     }
-    let reason = first.and_then(|choice| choice.finish_reason?.word())?;
+    let reason = reason(first.and_then(|choice| choice.finish_reason))?;
     if reason == "error" {
         let message = "the provider ended its answer with the finish_reason \"error\"";
         return Some(Error::new(ErrorKind::Upstream, message));

@@ -159,6 +159,97 @@ fn what_cant_come_in_pieces_is_replayed_where_it_was() {
     );
 }
 
+/// What comes of a stream that ended properly: the error that it is in the end, and what was forwarded.
+fn ended(api: Api, text: &str) -> (Option<Error>, String, Vec<Event>) {
+    let mut observer = Observer::new(&asked(api), false, false);
+    let (mut parser, mut events) = (sse::Parser::new(99_999), Vec::new());
+    parser.push(text.as_bytes());
+    while let Some(frame) = parser.next_frame().unwrap().or_else(|| parser.finish()) {
+        observer.observe(&frame, &mut events).unwrap();
+    }
+    let frames = String::from_utf8(forwarded(&events)).unwrap();
+    (observer.finish().err(), frames, events)
+}
+
+#[test]
+fn words_alone_are_an_error_only_where_no_answer_comes_after_them() {
+    let answer = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}]}\n\n";
+    let words = |error: Option<Error>| error.map(|error| error.upstream.and_then(|upstream| upstream.words));
+    for said in [
+        "data: {\"message\":\"queued\"}\n\n",
+        "event: status\ndata: {\"title\":\"queued\"}\n\n",
+        "data: {\"id\":\"7\",\"detail\":{\"reason\":\"queued\"}}\n\n",
+        "queued\n\n",
+    ] {
+        let (error, frames, _) = ended(Api::ChatCompletions, &format!("{said}{answer}{said}"));
+        assert!(error.is_none() && frames == format!("{said}{answer}{said}"), "{said}: {error:?}");
+        for end in ["", "data: [DONE]\n\n"] {
+            let (error, ..) = ended(Api::ChatCompletions, &format!("{said}{end}"));
+            assert_eq!(words(error), Some(Some("queued".to_owned())), "{said}{end}");
+        }
+    }
+    let (error, ..) = ended(Api::ChatCompletions, "data: {\"detail\":\"Rate limit reached\"}\n\n");
+    assert_eq!(error.unwrap().kind, ErrorKind::RateLimited);
+    let (error, ..) = ended(Api::Messages, ": working\n\n{\"error\":{\"message\":\"x\",\"code\":503}}");
+    assert_eq!(error.unwrap().status(), 503);
+}
+
+#[test]
+fn a_reason_that_says_null_is_none() {
+    for (api, frame) in [
+        (Api::ChatCompletions, r#"{"choices":[{"delta":{"content":"a"},"finish_reason":"null"}]}"#),
+        (Api::Messages, r#"{"type":"message_delta","delta":{"stop_reason":"null"}}"#),
+    ] {
+        let (error, ..) = ended(api, &format!("data: {frame}\n\n"));
+        assert_eq!(error.unwrap().message, "the provider cut its answer off", "{frame}");
+    }
+}
+
+#[test]
+fn a_chunk_of_usage_is_kept_back_only_if_nothing_else_is_in_it() {
+    let only = r#"data: {"id":"1","object":"o","created":1,"model":"m","choices":[],"usage":{"prompt_tokens":1}}"#;
+    for (chunk, kept_back) in [
+        (only.to_owned(), true),
+        (only.replace("\"choices\":[],", ""), true),
+        (only.replace("\"id\"", "\"citations\":[\"x\"],\"id\""), false),
+        (only.replace("\"choices\":[]", "\"response\":\"text\""), false),
+    ] {
+        let chunk = format!("{chunk}\n\n");
+        let mut events = Vec::new();
+        let mut observer = Observer::new(&asked(Api::ChatCompletions), true, false);
+        observer.observe(&super::frames(&chunk, 999)[0], &mut events).unwrap();
+        let expected = if kept_back { String::new() } else { chunk.clone() };
+        assert_eq!(String::from_utf8(forwarded(&events)).unwrap(), expected, "{chunk}");
+        assert!(events.iter().any(|event| matches!(event, Event::Usage(_))), "{chunk}");
+    }
+}
+
+#[test]
+fn usage_counts_in_the_last_places_too() {
+    for (api, frame) in [
+        (Api::Messages, r#"{"type":"message_stop","usage":{"output_tokens":7}}"#),
+        (Api::Messages, r#"{"type":"message_delta","delta":{"stop_reason":"end_turn","usage":{"output_tokens":7}}}"#),
+        (Api::ChatCompletions, r#"{"choices":[{"delta":{"usage":{"completion_tokens":7}},"finish_reason":"stop"}]}"#),
+    ] {
+        let (error, _, events) = ended(api, &format!("data: {frame}\n\n"));
+        let counted = events.iter().find_map(|event| match event {
+            Event::Usage(usage) => usage.output,
+            _ => None,
+        });
+        assert!(error.is_none() && counted == Some(7), "{frame}: {error:?}");
+    }
+}
+
+#[test]
+fn an_error_that_is_none_spoils_no_answer() {
+    for error in ["0", "false", "{}", r#"{"code":0,"message":""}"#, r#"{"code":null,"message":null}"#] {
+        let body = format!(r#"{{"choices":[{{"message":{{"content":"a"}}}}],"error":{error}}}"#);
+        assert!(observe_body(&asked(Api::ChatCompletions), &body.into(), false, false).is_ok(), "{error}");
+        let body = format!(r#"{{"type":"message","content":[],"error":{error}}}"#);
+        assert!(observe_body(&asked(Api::Messages), &body.into(), false, false).is_ok(), "{error}");
+    }
+}
+
 fn any_text() -> impl Strategy<Value = String> {
     "[a-zé\u{1f600}\"\\\\\n\r\u{2028} ]{0,8}"
 }

@@ -193,7 +193,6 @@ fn error_frames_end_the_stream_in_whatever_shape() {
         (OPENAI, r#"data: {"error":"x"}"#, upstream, Some("x")),
         (OPENAI, r#"data: [{"error":{"code":503,"message":"x","status":"UNAVAILABLE"}}]"#, upstream, Some("x")),
         (OPENAI, r#"data: {"object":"error","message":"x","code":400}"#, ErrorKind::UpstreamRefused, Some("x")),
-        (OPENAI, r#"data: {"detail":"x"}"#, upstream, Some("x")),
         (OPENAI, r#"data: {"choices":[{"finish_reason":"error","error":{"message":"x"}}]}"#, upstream, Some("x")),
         (OPENAI, "event: error\ndata: x", upstream, Some("x")),
         (OPENAI, r#"error: {"code":500,"message":"x"}"#, upstream, Some("x")),
@@ -525,6 +524,8 @@ fn a_providers_refusal_is_classified_and_quotes_nothing() {
         (openai, 429, refused, ErrorKind::RateLimited, Fault::Model, true),
         (anthropic, 529, long, ErrorKind::Upstream, Fault::Provider, true),
         (openai, 503, "busy, secret", ErrorKind::Upstream, Fault::Provider, false),
+        (openai, 424, refused, ErrorKind::Upstream, Fault::Provider, true),
+        (openai, 400, r#"{"code":"Arrearage","message":"x"}"#, ErrorKind::InsufficientQuota, Fault::Account, false),
         (openai, 501, refused, ErrorKind::Upstream, Fault::Target, true),
     ] {
         let error = decode_error(dialect, status, body.into());
@@ -534,7 +535,8 @@ fn a_providers_refusal_is_classified_and_quotes_nothing() {
         assert!(error.message.contains(&status.to_string()), "{error}");
     }
     // Our key is nobody's business, and a page of a proxy no answer.
-    for (status, body) in [(401, refused), (502, "<html>secret</html>"), (500, "")] {
+    let google = r#"[{"error":{"code":400,"message":"API key not valid. secret","status":"INVALID_ARGUMENT"}}]"#;
+    for (status, body) in [(401, refused), (400, google), (502, "<html>secret</html>"), (500, "")] {
         let error = decode_error(openai, status, body.into());
         assert!(error.upstream.is_none() && error.status() == error.kind.status(), "{error:?}");
     }
