@@ -182,14 +182,33 @@ pub struct UpstreamAnswer {
 
 impl UpstreamAnswer {
     /// Blots out a secret that it may echo.
-    pub fn blot_out(&mut self, secret: &str) {
-        let blot = |text: &str| text.contains(secret).then(|| text.replace(secret, "***"));
-        if let Some(words) = self.words.as_deref().and_then(blot) {
-            self.words = Some(words);
+    fn blot_out(&mut self, secret: &str) {
+        if let Some(words) = &mut self.words {
+            *words = words.replace(secret, BLOT);
         }
-        if let Some(body) = self.body.as_deref().and_then(|body| blot(&String::from_utf8_lossy(body))) {
-            self.body = Some(body.into());
+        let Some(body) = self.body.take() else { return };
+        let text = String::from_utf8_lossy(&body);
+        self.body = if text.contains(secret) {
+            Some(text.replace(secret, BLOT).into())
+        } else {
+            // Escaped it looks otherwise, and its words are enough.
+            let value = serde_json::from_str(&text).ok();
+            Some(body).filter(|_| value.is_some_and(|value: serde_json::Value| !mentions(&value, secret)))
+        };
+    }
+}
+
+/// What stands for a secret.
+const BLOT: &str = "***";
+
+fn mentions(value: &serde_json::Value, secret: &str) -> bool {
+    match value {
+        serde_json::Value::String(text) => text.contains(secret),
+        serde_json::Value::Array(items) => items.iter().any(|item| mentions(item, secret)),
+        serde_json::Value::Object(members) => {
+            members.iter().any(|(name, value)| name.contains(secret) || mentions(value, secret))
         }
+        _ => false,
     }
 }
 
@@ -242,6 +261,18 @@ impl Error {
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
         self.headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         self.retry_after = Some(after);
+        self
+    }
+
+    /// Blots out a secret that the provider may have echoed, wherever a caller or a log would read it.
+    #[must_use]
+    pub fn without(mut self, secret: &str) -> Self {
+        if self.message.contains(secret) {
+            self.message = self.message.replace(secret, BLOT);
+        }
+        if let Some(upstream) = &mut self.upstream {
+            upstream.blot_out(secret);
+        }
         self
     }
 

@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use http::HeaderMap;
 use jiff::Timestamp;
+use mlx_manager_config::Secret;
 use mlx_manager_dialect as dialect;
 use mlx_manager_llm as llm;
 use mlx_manager_llm::{Answer, Call, Error, ErrorKind, Fault};
@@ -19,7 +20,7 @@ use tracing::{Instrument, Span};
 use super::{
     Provider,
     lanes::{Answering, Unanswered},
-    provider, stream, without_key,
+    provider, stream, without_secrets,
 };
 
 /// The largest error body that is read, and how long for.
@@ -98,7 +99,7 @@ impl Provider {
             }
         };
         let status = response.status().as_u16();
-        let said = Said::of(response.headers());
+        let said = Said::of(response.headers(), &self.secrets);
         provider::note_rate_limits(self.kind, &self.name, response.headers());
         if !response.status().is_success() {
             observed.finish(Some(status), Some(response.status().as_str()));
@@ -152,7 +153,7 @@ impl Provider {
         if !error.message.contains(&format!("{:?}", self.name)) {
             error.message = format!("provider {:?}: {}", self.name, error.message);
         }
-        without_key(self.api_key.as_ref(), error)
+        without_secrets(&self.secrets, error)
     }
 }
 
@@ -165,14 +166,14 @@ struct Said {
 }
 
 impl Said {
-    fn of(headers: &HeaderMap) -> Self {
+    fn of(headers: &HeaderMap, secrets: &[Secret]) -> Self {
         let should_retry = headers.get("x-should-retry").and_then(|value| match value.as_bytes().trim_ascii() {
             b"true" => Some(true),
             b"false" => Some(false),
             _ => None,
         });
         let retry_after = llm::retry_after(headers, Timestamp::now());
-        Self { headers: provider::response_headers(headers), should_retry, retry_after }
+        Self { headers: provider::response_headers(headers, secrets), should_retry, retry_after }
     }
 
     fn add_to(self, mut error: Error) -> Error {

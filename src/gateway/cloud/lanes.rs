@@ -20,7 +20,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use http::{HeaderMap, StatusCode, Version};
+use http::{HeaderMap, StatusCode, Version, header};
 use parking_lot::Mutex;
 use reqwest::{Client, ClientBuilder, Response, Url};
 use tokio::{
@@ -347,6 +347,12 @@ impl Answering {
 
     pub(super) fn headers(&self) -> &HeaderMap {
         self.response.headers()
+    }
+
+    /// Whether its body ends with its connection, and nothing says how long it is.
+    pub(super) fn ends_with_connection(&self) -> bool {
+        let has = |name| self.response.headers().contains_key(name);
+        self.response.version() < Version::HTTP_2 && !has(header::CONTENT_LENGTH) && !has(header::TRANSFER_ENCODING)
     }
 
     /// Its body as it comes.

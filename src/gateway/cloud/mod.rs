@@ -58,6 +58,7 @@ pub struct Provider {
     kind: ProviderKind,
     prices: Arc<PriceList>,
     url: Url,
+    secrets: Secrets,
     api_key: Option<Secret>,
     auth: Auth,
     api_key_path: String,
@@ -85,7 +86,10 @@ impl Provider {
             http::HeaderValue::from_str(key.expose()).map_err(|_| ProviderError::Key)?;
         }
         let lanes = Lanes::new(config.calls.connect_timeout).map_err(ProviderError::Client)?;
+        let secrets = config.api_key.clone().into_iter().chain(provider::secrets(&url));
+        let secrets = secrets.filter(|secret| !secret.is_empty()).collect();
         Ok(Self {
+            secrets,
             name: config.name.clone(),
             kind: config.kind,
             prices: Arc::new(PriceList::new(vendor::dialect(config.kind), &config.base_url, &config.name, prices)),
@@ -155,26 +159,30 @@ impl Provider {
             answered => return answered,
         };
         // It was us who put it there, so what the provider has against it is not the caller's to hear.
-        UsageRefused { provider: &self.name }.emit();
-        self.refuses_usage.store(true, Ordering::Relaxed);
         AttemptFailed { provider: &self.name, error: &error }.emit();
+        UsageRefused { provider: &self.name }.emit();
         let again = Call { resend: call.resend + 1, ..call };
-        let mut answered = self.attempt(&again, false).await;
-        match &mut answered {
-            Ok(answer) => answer.retries += 1,
-            Err(error) => error.retries += 1,
+        match self.attempt(&again, false).await {
+            Ok(mut answer) => {
+                self.refuses_usage.store(true, Ordering::Relaxed);
+                answer.retries += 1;
+                Ok(answer)
+            }
+            // It may have quoted all of a request that was wrong in another way.
+            Err(mut error) => {
+                error.retries += 1;
+                Err(error)
+            }
         }
-        answered
     }
 }
 
-/// Blots out a provider's key, should an error of its echo it.
-fn without_key(key: Option<&Secret>, mut error: Error) -> Error {
-    let key = key.map(Secret::expose).filter(|key| !key.is_empty());
-    if let (Some(key), Some(upstream)) = (key, &mut error.upstream) {
-        upstream.blot_out(key);
-    }
-    error
+/// What must not come back in an answer of a provider's.
+type Secrets = Arc<[Secret]>;
+
+/// Blots out a provider's secrets, should an error of its echo them.
+fn without_secrets(secrets: &[Secret], error: Error) -> Error {
+    secrets.iter().fold(error, |error, secret| error.without(secret.expose()))
 }
 
 /// Whether a provider has something against being asked for the usage of a stream.

@@ -1,17 +1,16 @@
 //! From an answer's bytes to events, under time limits.
 
-use std::{collections::VecDeque, pin::Pin, time::Duration};
+use std::{collections::VecDeque, error::Error as _, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, stream};
-use mlx_manager_config::Secret;
 use mlx_manager_dialect as dialect;
 use mlx_manager_dialect::{Observer, sse};
 use mlx_manager_llm::{Error, ErrorKind, Event, EventStream, Request};
 use mlx_manager_signal::{event::FrameUnreadable, span};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Provider, lanes::Answering, without_key};
+use super::{Provider, Secrets, lanes::Answering, without_secrets};
 
 /// The largest frame of a stream, in bytes; a frame holds a few tokens, or one tool call.
 const MAX_FRAME: usize = 16 * 1024 * 1024;
@@ -64,8 +63,10 @@ pub(super) async fn begin(
     limits: Limits,
     usage_injected: bool,
 ) -> Result<EventStream, Error> {
-    let (name, key) = (provider.name.clone(), provider.api_key.clone());
-    let mut source = Source { provider: name, key, body: Box::pin(response.bytes_stream()), limits };
+    let (name, secrets) = (provider.name.clone(), Arc::clone(&provider.secrets));
+    let ends_with_connection = response.ends_with_connection();
+    let mut source =
+        Source { ends_with_connection, provider: name, secrets, body: Box::pin(response.bytes_stream()), limits };
     let mut head = BytesMut::new();
     if request.stream && is_stream(&mut source, &mut head).await? {
         return stream(source, request, head, usage_injected).await;
@@ -138,7 +139,9 @@ async fn stream(source: Source, request: &Request, head: BytesMut, usage_injecte
 struct Source {
     provider: String,
     /// What must not come back in an error.
-    key: Option<Secret>,
+    secrets: Secrets,
+    /// Whether nothing but the end of the connection says where they end.
+    ends_with_connection: bool,
     body: Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>,
     limits: Limits,
 }
@@ -150,6 +153,8 @@ impl Source {
             Err(_) => Err(self.limits.exceeded(&self.provider, content)),
             Ok(None) => Ok(None),
             Ok(Some(Ok(chunk))) => Ok(Some(chunk)),
+            // As an end it is as good as closing a connection without TLS.
+            Ok(Some(Err(error))) if self.ends_with_connection && is_bare_close(&error) => Ok(None),
             Ok(Some(Err(error))) => {
                 let message =
                     format!("the connection to the provider {:?} broke in the middle of its answer", self.provider);
@@ -157,6 +162,18 @@ impl Source {
             }
         }
     }
+}
+
+/// Whether a connection was closed without telling TLS, as some servers close all of theirs.
+fn is_bare_close(error: &reqwest::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if error.source().is_none() && error.to_string().contains("close_notify") {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// A stream being read.
@@ -245,7 +262,7 @@ impl Reader {
         let mut events = Vec::with_capacity(2);
         if let Err(error) = self.observer.observe(frame, &mut events) {
             self.ended = true;
-            self.failed = Some(without_key(self.source.key.as_ref(), error));
+            self.failed = Some(without_secrets(&self.source.secrets, error));
         }
         if self.observer.unreadable() > unreadable {
             FrameUnreadable { provider: &self.source.provider, is_first: unreadable == 0 }.emit();
@@ -278,7 +295,13 @@ mod tests {
         let head = br#"{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
         let request = dialect::decode_head(Api::ChatCompletions, Bytes::from_static(head)).unwrap();
         let mut reader = Reader {
-            source: Source { provider: "p".to_owned(), key: None, body: Box::pin(body), limits },
+            source: Source {
+                provider: "p".to_owned(),
+                secrets: Arc::default(),
+                ends_with_connection: true,
+                body: Box::pin(body),
+                limits,
+            },
             parser: sse::Parser::new(MAX_FRAME),
             observer: Observer::new(&request, false, false),
             read: VecDeque::new(),

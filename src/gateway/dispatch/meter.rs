@@ -57,6 +57,8 @@ pub struct Meter {
     last_content: Option<Instant>,
     /// What the provider's frames hold, in bytes as they are written.
     content_bytes: usize,
+    /// How many chunks had come when usage was reported last.
+    counted_at: Option<u64>,
     /// The tokens of the prompt, roughly; for where nobody counts.
     prompt_estimate: u64,
     /// Whether the head of a streamed answer went out, whatever comes after it.
@@ -106,6 +108,7 @@ impl Meter {
             first_content: None,
             last_content: None,
             content_bytes: 0,
+            counted_at: None,
             prompt_estimate: 0,
             head_sent: Arc::default(),
             captured: span::captures_content().then(Captured::default),
@@ -222,7 +225,10 @@ impl Meter {
             }
             Event::LateHeader(..) => {}
             Event::Queued(wait) => self.record.queue = Some(*wait),
-            Event::Usage(usage) => self.record.usage.update(*usage),
+            Event::Usage(usage) => {
+                self.record.usage.update(*usage);
+                self.counted_at = Some(self.record.chunks);
+            }
             Event::ReportedUsage(report) => {
                 let [first, last] = &mut self.reported_usage;
                 *if first.is_none() { first } else { last } = Some(report.clone());
@@ -293,11 +299,16 @@ impl Meter {
         record.finished_at = Timestamp::now();
         record.time_to_first_token = self.first_content.map(|first| first - arrived);
         record.generation = self.first_content.zip(self.last_content).map(|(first, last)| last - first);
+        let is_cloud = self.target.as_ref().is_some_and(|target| target.prices.is_some());
+        if is_cloud && record.chunks > 0 {
+            // Nothing is no count of something.
+            record.usage.output = record.usage.output.filter(|output| *output > 0);
+            record.usage.input = record.usage.input.filter(|input| *input > 0);
+        }
         record.usage_source = usage_source(record);
-        if record.usage_source != Some(UsageSource::Provider)
-            && record.chunks > 0
-            && self.target.as_ref().is_some_and(|target| target.prices.is_some())
-        {
+        // A count that came before the last of what it counts is no final one.
+        let is_final = self.counted_at == Some(record.chunks) && record.usage_source == Some(UsageSource::Provider);
+        if is_cloud && record.chunks > 0 && !is_final {
             // A provider that counts only at the end never came to it, and bills what it generated. A chunk is a token or
             // more, of which each has four bytes or so.
             let output = record.chunks.max(self.content_bytes as u64 / BYTES_PER_TOKEN);

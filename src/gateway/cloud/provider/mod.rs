@@ -3,6 +3,8 @@
 mod anthropic;
 mod openai;
 
+use std::borrow::Cow;
+
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION, request::Parts};
 use mlx_manager_config::{Auth, ProviderKind, Secret};
 use mlx_manager_signal::event::RateLimitSeen;
@@ -47,6 +49,18 @@ fn without_credentials(query: &str) -> Option<String> {
     };
     let kept: Vec<&str> = query.split('&').filter(|part| !part.is_empty() && !is_credential(part)).collect();
     (!kept.is_empty()).then(|| kept.join("&"))
+}
+
+/// What of a provider's own query is a secret.
+pub(super) fn secrets(url: &Url) -> Vec<Secret> {
+    let secret = |(name, value): (Cow<'_, str>, Cow<'_, str>)| {
+        let name = name.to_ascii_lowercase();
+        ["key", "token", "secret", "sig"]
+            .iter()
+            .any(|word| name.contains(word))
+            .then(|| Secret::new(value.into_owned()))
+    };
+    url.query_pairs().filter_map(secret).collect()
 }
 
 /// Where a call goes: the provider's own query comes first.
@@ -110,8 +124,11 @@ pub(super) fn request_headers(kind: ProviderKind, key: Option<(&Auth, &Secret)>,
 
 /// The headers of an answer that the caller should see. The provider's `x-request-id` gets another name, since that one
 /// carries our own id.
-pub(super) fn response_headers(headers: &HeaderMap) -> HeaderMap {
-    readable(headers.iter().filter_map(|(name, value)| {
+pub(super) fn response_headers(headers: &HeaderMap, secrets: &[Secret]) -> HeaderMap {
+    let echoes = |value: &HeaderValue| {
+        secrets.iter().any(|secret| String::from_utf8_lossy(value.as_bytes()).contains(secret.expose()))
+    };
+    readable(headers.iter().filter(|(_, value)| !echoes(value)).filter_map(|(name, value)| {
         let shown = match name.as_str() {
             "x-request-id" => UPSTREAM_REQUEST_ID,
             "retry-after" | "retry-after-ms" | "request-id" | "x-should-retry" => name.clone(),
@@ -201,7 +218,7 @@ mod tests {
             ("x-ratelimit-remaining-tokens", b"7"),
             ("retry-after", b"\xff"),
         ]);
-        let passed = response_headers(&sent);
+        let passed = response_headers(&sent, &[Secret::new("sk-echo")]);
         let expected = [
             ("x-upstream-request-id", &b"r"[..]),
             ("x-should-retry", b"false"),
