@@ -265,8 +265,7 @@ fn of_metrics(requests: &[Request], books: &Books, found: &mut Vec<String>) {
     for Request { entry, .. } in requests {
         let mut seen = BTreeSet::new();
         for (index, attempt) in entry.attempts.iter().enumerate() {
-            let resent = index > 0 && entry.attempts[index - 1].refused_options;
-            if !seen.insert(&attempt.target) && !resent {
+            if !seen.insert(&attempt.target) {
                 *retries.entry(vec![attempt.target.clone()]).or_default() += 1.0;
             }
             if index > 0 && entry.attempts[index - 1].target != attempt.target {

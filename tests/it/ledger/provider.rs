@@ -30,8 +30,6 @@ use super::{
 pub struct Attempt {
     /// Which of the providers was asked.
     pub target: String,
-    /// It was refused for `stream_options`.
-    pub refused_options: bool,
 }
 
 /// What was answered in the end.
@@ -109,7 +107,7 @@ async fn answer(State(providers): State<Providers>, uri: Uri, body: Bytes) -> Re
     let before = {
         let entry = &mut providers.entries.lock().unwrap()[plan.number];
         let before = entry.attempts.iter().filter(|attempt| attempt.target == target).count();
-        entry.attempts.push(Attempt { target: target.clone(), refused_options });
+        entry.attempts.push(Attempt { target: target.clone() });
         before
     };
     if refused_options {

@@ -237,7 +237,7 @@ impl RetryBudgetSpent<'_> {
     }
 }
 
-/// A provider refused that its stream was asked for usage; it isn't asked again.
+/// A provider refused that its stream was asked for usage; the call is made again without.
 #[derive(Debug)]
 pub struct UsageRefused<'a> {
     /// The `[[providers]]` name.
@@ -249,8 +249,10 @@ impl UsageRefused<'_> {
     pub fn emit(self) {
         tracing::warn!(
             target: target::SERVER_CLOUD, provider = self.provider,
-            "the provider takes no stream_options: usage of its streams is what it says unasked, else an estimate"
+            "retrying without stream_options: where they were what it refused, the usage of its streams is an estimate"
         );
+        let labels = Labels::none().with_text(Label::Provider, self.provider).with(Label::Reason, "usage_refused");
+        add(Counter::Retries, labels, 1);
     }
 }
 

@@ -14,7 +14,7 @@ use mlx_manager_signal::{
 };
 
 /// Values of the `reason` label of `retries_total`.
-const RETRY_REASONS: [&str; 5] = ["connect", "timeout", "rate_limited", "server_error", "conflict"];
+const RETRY_REASONS: [&str; 6] = ["connect", "timeout", "rate_limited", "server_error", "conflict", "usage_refused"];
 
 /// How a request may end before it reaches a target.
 const OUTCOMES_WITHOUT_TARGET: [Outcome; 7] = [

@@ -198,6 +198,7 @@ impl Label {
                 "rate_limited",
                 "server_error",
                 "conflict",
+                "usage_refused",
                 "idle",
                 "memory",
                 "request",
