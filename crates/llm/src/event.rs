@@ -132,6 +132,8 @@ pub struct Usage {
     pub reasoning: Option<u64>,
     /// Those of `cache_write` that stay for an hour, which costs more.
     pub cache_write_1h: Option<u64>,
+    /// Tokens of either side that are sound, which have prices of their own.
+    pub audio: Option<u64>,
     /// Searches of the web that the provider made for the answer, and bills.
     pub web_searches: Option<u64>,
     /// The tier that the provider served the request at.
@@ -148,6 +150,7 @@ impl Usage {
         self.cache_write = newer.cache_write.max(self.cache_write);
         self.reasoning = newer.reasoning.max(self.reasoning);
         self.cache_write_1h = newer.cache_write_1h.max(self.cache_write_1h);
+        self.audio = newer.audio.max(self.audio);
         self.web_searches = newer.web_searches.max(self.web_searches);
         self.tier = newer.tier.or(self.tier);
     }

@@ -141,7 +141,8 @@ struct Bundled<'a> {
 
 impl Bundled<'_> {
     fn cost_usd(self, usage: &Usage) -> Option<f64> {
-        let used = Used::of(usage)?;
+        // The list has prices for sound, of what it isn't told which part of either side that is.
+        let used = Used::of(usage).filter(|_| usage.audio.unwrap_or_default() == 0)?;
         // What is written for an hour is part of what is written, as the list has it too: it takes the one from the other.
         let counted: genai_prices::Usage = [
             (UsageKey::INPUT_TOKENS, used.input),

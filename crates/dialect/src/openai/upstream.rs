@@ -257,6 +257,7 @@ fn read_usage(usage: Raw<'_>) -> Usage {
         &["output_tokens_details", "reasoning_tokens"],
         &["reasoning_tokens"],
     ]);
+    let audio = |details: &str| count(&[details, "audio_tokens"]);
     let output = any(&[&["completion_tokens"], &["output_tokens"]]);
     Usage {
         input,
@@ -269,6 +270,10 @@ fn read_usage(usage: Raw<'_>) -> Usage {
         ]),
         cache_write: any(&[&["prompt_tokens_details", "cache_write_tokens"], &["cache_write_tokens"]]),
         reasoning,
+        audio: match (audio("prompt_tokens_details"), audio("completion_tokens_details")) {
+            (None, None) => None,
+            (heard, said) => Some(heard.unwrap_or(0).saturating_add(said.unwrap_or(0))),
+        },
         web_searches: any(&[&["num_search_queries"], &["server_tool_use", "web_search_requests"]]),
         ..Usage::default()
     }

@@ -352,6 +352,10 @@ fn usage_is_found_wherever_providers_put_it() {
             Usage { reasoning: Some(2), ..usage },
         ),
         (format!(r#""service_tier":"flex","usage":{{{counts}}}"#), Usage { tier: Some(ServiceTier::Flex), ..usage }),
+        (
+            format!(r#""usage":{{{counts},"prompt_tokens_details":{{"audio_tokens":5}}}}"#),
+            Usage { audio: Some(5), ..usage },
+        ),
         (r#""usage":{"prompt_tokens":-1,"completion_tokens":"many"}"#.to_owned(), Usage::default()),
     ] {
         assert_eq!(counted(&body), expected, "{body}");
@@ -380,6 +384,7 @@ data: {"type":"message_delta","delta":{},"usage":{"output_tokens":7}}
         cache_write: Some(10),
         cache_write_1h: Some(4),
         reasoning: Some(5),
+        audio: None,
         web_searches: Some(2),
         tier: Some(ServiceTier::Standard),
     };

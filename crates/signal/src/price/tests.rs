@@ -97,6 +97,12 @@ fn a_part_without_a_price_leaves_none() {
 }
 
 #[test]
+fn sound_has_prices_of_its_own_that_counts_dont_tell_apart() {
+    let audio = |audio| openai("gpt-4o", &Usage { audio: Some(audio), ..usage(100, 10) });
+    assert!(audio(0).is_some() && audio(7).is_none());
+}
+
+#[test]
 fn the_unknown_has_no_price() {
     assert_eq!(openai("our-own-model", &usage(10, 10)), None);
     assert_eq!(cost_usd(Dialect::OpenAi, "http://127.0.0.1:1/v1", "our-own-model", &usage(10, 10)), None);
