@@ -35,7 +35,7 @@ pub struct Observer {
 #[derive(Debug)]
 enum Wire {
     OpenAi(openai::upstream::Observer),
-    Anthropic(anthropic::upstream::Observer),
+    Anthropic(Box<anthropic::upstream::Observer>),
 }
 
 /// What an answer has said so far, in either dialect.
@@ -93,7 +93,7 @@ impl Observer {
     pub fn new(request: &Request, usage_injected: bool, capture: bool) -> Self {
         let wire = match request.api.dialect() {
             Dialect::OpenAi => Wire::OpenAi(openai::upstream::Observer::new(usage_injected)),
-            Dialect::Anthropic => Wire::Anthropic(anthropic::upstream::Observer::default()),
+            Dialect::Anthropic => Wire::Anthropic(Box::default()),
         };
         Self { wire, seen: Seen::new(capture), unreadable: 0, answered: false, said: None, complete: false }
     }
