@@ -20,6 +20,8 @@ use tower::{Service, service_fn};
 /// How long a client may take to send a request's head. The clock also runs while a kept connection is idle, so this must
 /// be longer than clients keep theirs (90 s is common), or they would send into a closed one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// The most headers of a request: more than any client sends, through however many proxies.
+const MAX_HEADERS: usize = 256;
 /// After a failed accept, most often for want of file descriptors, which others must give back first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -116,7 +118,7 @@ fn connection(
         routes.clone().call(request)
     }));
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_headers(MAX_HEADERS);
     builder.http2().timer(TokioTimer::new());
     let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
     let watched = graceful.watch(connection);

@@ -226,10 +226,10 @@ pub fn observe_body(request: &Request, body: &Bytes, usage_injected: bool, captu
             let problem = if text.trim().is_empty() { "answered nothing" } else { "sent something that can't be read" };
             return Err(Error::new(ErrorKind::Upstream, format!("the provider {problem}")));
         }
-        (Some(value), Dialect::OpenAi) => value.get("choices").is_some_and(Raw::is_list).then_some(value),
-        (Some(value), Dialect::Anthropic) => value.get("content").is_some_and(Raw::is_list).then_some(value),
+        (Some(value), Dialect::OpenAi) => Some(value).filter(|value| is_answer(*value, "choices", request.stream)),
+        (Some(value), Dialect::Anthropic) => Some(value).filter(|value| is_answer(*value, "content", request.stream)),
     };
-    // An object with choices may be an error nevertheless, and one without is no answer whatever it says.
+    // An object with choices may be an error nevertheless, and one without any of it is no answer whatever it says.
     let Some(answer) = answer.filter(|answer| !refusal::is_error(*answer)) else {
         return Err(upstream_error::decode(dialect, None, body.clone()));
     };
@@ -253,6 +253,13 @@ pub fn observe_body(request: &Request, body: &Bytes, usage_injected: bool, captu
     let reason = if seen.calls { FinishReason::ToolCalls } else { FinishReason::Stop };
     seen.finished(reason, None, &mut events);
     Ok(events)
+}
+
+/// Whether an object is an answer, by the member that holds what was said. What was counted was generated, in whatever shape it
+/// comes; but of another shape no stream can be made.
+fn is_answer(value: Raw<'_>, content: &str, stream: bool) -> bool {
+    let content = value.get(content);
+    if stream { content.is_some_and(Raw::is_list) } else { content.is_some() || value.get("usage").is_some() }
 }
 
 /// A stream that nobody asked for, read to its end. Its frames are not for the caller, who gets what they say.

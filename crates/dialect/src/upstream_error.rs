@@ -133,6 +133,8 @@ fn classify(status: u16, names: &[String], words: &str) -> (ErrorKind, Option<Fa
         400 | 413 | 422 if named(&CONTEXT_NAMES) || worded(&CONTEXT_WORDS) => (ErrorKind::ContextLength, None),
         403 | 451 => (ErrorKind::Forbidden, None),
         404 | 410 => (ErrorKind::ModelNotFound, None),
+        // It is this request that is too large for the rate, and others aren't.
+        429 if words.contains("request too large") => (ErrorKind::RateLimited, Some(Fault::Target)),
         429 => (ErrorKind::RateLimited, None),
         408 | 409 | 424 | 425 => (ErrorKind::Upstream, None),
         // Another may well take a larger body, have the endpoint, see images or know the parameter.

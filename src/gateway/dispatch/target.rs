@@ -157,9 +157,9 @@ impl Backend for Permitted<'_> {
 fn judge(permit: Permit, error: &Error) {
     match (error.kind, error.retry_after) {
         _ if verdict(error).blames => permit.fail(),
-        (ErrorKind::RateLimited, Some(wait)) => permit.pause(wait),
+        (ErrorKind::RateLimited, Some(wait)) if error.fault() == Fault::Model => permit.pause(wait),
         // It says no more of the model's health than that it is busy.
-        (ErrorKind::RateLimited, None) => drop(permit),
+        (ErrorKind::RateLimited, _) => drop(permit),
         _ => permit.succeed(),
     }
 }

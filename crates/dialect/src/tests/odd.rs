@@ -241,6 +241,21 @@ fn usage_counts_in_the_last_places_too() {
 }
 
 #[test]
+fn a_body_of_another_shape_is_forwarded_if_it_was_counted() {
+    for (api, body) in [
+        (Api::Messages, r#"{"type":"message","content":"text","usage":{"output_tokens":7}}"#),
+        (Api::Messages, r#"{"type":"message","content":null,"usage":{"output_tokens":7}}"#),
+        (Api::ChatCompletions, r#"{"choices":{"0":"text"},"usage":{"completion_tokens":7}}"#),
+        (Api::ChatCompletions, r#"{"object":"response","output":[],"usage":{"output_tokens":7}}"#),
+    ] {
+        let head = request(api, "");
+        let events = observe_body(&head, &body.into(), false, false).unwrap();
+        assert_eq!(String::from_utf8(forwarded(&events)).unwrap(), body);
+        assert!(events.iter().any(|event| matches!(event, Event::Usage(usage) if usage.output == Some(7))), "{body}");
+    }
+}
+
+#[test]
 fn an_error_that_is_none_spoils_no_answer() {
     for error in ["0", "false", "{}", r#"{"code":0,"message":""}"#, r#"{"code":null,"message":null}"#] {
         let body = format!(r#"{{"choices":[{{"message":{{"content":"a"}}}}],"error":{error}}}"#);

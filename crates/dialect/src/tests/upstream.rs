@@ -529,6 +529,7 @@ fn a_providers_refusal_is_classified_and_quotes_nothing() {
         (openai, 429, refused, ErrorKind::RateLimited, Fault::Model, true),
         (anthropic, 529, long, ErrorKind::Upstream, Fault::Provider, true),
         (openai, 503, "busy, secret", ErrorKind::Upstream, Fault::Provider, false),
+        (openai, 429, r#"{"error":{"message":"Request too large"}}"#, ErrorKind::RateLimited, Fault::Target, true),
         (openai, 424, refused, ErrorKind::Upstream, Fault::Provider, true),
         (openai, 400, r#"{"code":"Arrearage","message":"x"}"#, ErrorKind::InsufficientQuota, Fault::Account, false),
         (openai, 501, refused, ErrorKind::Upstream, Fault::Target, true),
