@@ -124,7 +124,8 @@ impl Observer {
             events.push(raw(&frame.raw, 0));
             return Ok(());
         };
-        if data.trim_ascii() == b"[DONE]" {
+        // Clients look no further.
+        if data.trim_ascii_start().starts_with(b"[DONE]") {
             self.end(frame, events);
             return Ok(());
         }

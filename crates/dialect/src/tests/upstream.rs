@@ -278,6 +278,7 @@ fn a_stream_is_whole_by_a_terminator_of_either_kind_or_by_a_reason() {
         (text.to_owned(), (false, None)),
         (format!("{text}{done}"), (true, stop)),
         (format!("{text}data: [DONE]"), (true, stop)),
+        (format!("{text}data: [DONE] {{}}\n\n"), (true, stop)),
         (format!("{call}{done}"), (true, calls)),
         (format!("{text}{stopped}"), (true, stop)),
         (format!("{text}event: message_stop\ndata: {{}}\n\n"), (true, stop)),
