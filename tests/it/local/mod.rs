@@ -3,6 +3,7 @@
 mod admin;
 mod answers;
 mod demo;
+mod lacks;
 mod logs;
 mod prompt_cache;
 mod pull;
