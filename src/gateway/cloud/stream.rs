@@ -224,16 +224,21 @@ impl Reader {
         }
         if !self.ended {
             self.ended = true;
-            self.failed = self.observer.finish().err();
+            self.failed = self.lacking();
         }
         Ok(())
+    }
+
+    /// What keeps the answer from being whole, now that it has ended.
+    fn lacking(&self) -> Option<Error> {
+        self.observer.finish().err().map(|error| without_secrets(&self.source.secrets, error))
     }
 
     /// Reads what comes after the end: some clients read on, and a connection whose body was read to its end goes back to the
     /// pool. The end is handed on only after it, as other clients leave with it, and leave nothing behind that isn't ended.
     async fn linger(&mut self) {
         // Whether the answer is whole, whatever comes after it.
-        let failed = self.observer.finish().err();
+        let failed = self.lacking();
         let end = Instant::now() + LINGER;
         loop {
             while !self.ended
@@ -280,6 +285,7 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
+    use mlx_manager_config::Secret;
     use mlx_manager_llm::Api;
 
     use super::*;
@@ -297,7 +303,7 @@ mod tests {
         let mut reader = Reader {
             source: Source {
                 provider: "p".to_owned(),
-                secrets: Arc::default(),
+                secrets: Arc::new([Secret::new("sk-secret")]),
                 ends_with_connection: true,
                 body: Box::pin(body),
                 limits,
@@ -319,6 +325,16 @@ mod tests {
             }
         }
         (frames, failed, began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_error_that_shows_only_at_the_end_keeps_secrets_too() {
+        const CHUNKS: &[(u64, &str)] = &[
+            (0, "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n"),
+            (0, "data: {\"detail\":\"no sk-secret\"}\n\n"),
+        ];
+        let (_, failed, _) = read(CHUNKS).await;
+        assert_eq!(failed.unwrap().upstream.unwrap().words.as_deref(), Some("no ***"));
     }
 
     #[tokio::test(start_paused = true)]
