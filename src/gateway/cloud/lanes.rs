@@ -60,7 +60,8 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(20);
 /// After how many chunks that were there already an answer lets others go first. What reads a connection may stand behind who
 /// takes an answer from it, and with it the answers of all others there.
 const CHUNKS: usize = 16;
-/// The largest head of an answer, in bytes. The client itself gives up at four times that or a little more.
+/// The largest head of an answer, in bytes. The client itself gives up somewhat above it over HTTP/1.1, and at four times that
+/// over HTTP/2.
 const MAX_HEAD: usize = 256 * 1024;
 
 /// Why a call has no answer.

@@ -49,7 +49,7 @@ const GLANCE: Row = Row {
         },
         Panel {
             title: "Open breakers",
-            description: "Providers that are left alone because they failed too often.",
+            description: "Providers of which a model is left alone because it failed too often.",
             queries: &[query("", "count(mlx_manager_breaker_state{$daemon} > 1) or vector(0)")],
             ..Panel::STAT
         },
@@ -256,7 +256,7 @@ const RESILIENCE: Row = Row {
         },
         Panel {
             title: "Circuit breakers",
-            description: "An open breaker lets no call pass; a half open one lets one pass, to see.",
+            description: "The worst among a provider's models: an open breaker lets no call pass; a half open one lets one pass, to see.",
             max: Some(2.0),
             words: &[("0", "closed"), ("1", "half open"), ("2", "open")],
             queries: &[query("{{provider}}", "max by (provider) (mlx_manager_breaker_state{$daemon})")],
