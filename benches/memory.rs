@@ -85,7 +85,7 @@ async fn soak(cores: Cores, length: Duration) -> Result<()> {
         "chats",
         arms.iter().map(|arm| format!("{:>32}", arm.name)).collect::<String>()
     );
-    let (whole, streamed) = (chat(false), chat(true));
+    let (whole, streamed) = (chat(false, 0), chat(true, 0));
     let started = Instant::now();
     for sample in 1..=SAMPLES {
         while started.elapsed() < length * sample / SAMPLES {

@@ -88,7 +88,7 @@ async fn measure(cores: Cores, outage: Duration) -> Result<()> {
         arms.push(Arm::start(name, cores, upstream).await.with_context(|| format!("{name:?} can't start"))?);
     }
     for arm in &mut arms {
-        arm.load.closed_loop(&chat(false), WARM_UP).await?;
+        arm.load.closed_loop(&chat(false, 0), WARM_UP).await?;
         arm.sent += WARM_UP;
     }
     println!(
@@ -162,7 +162,7 @@ spool = {{ dir = "spool", size = "10 GB" }}"#
 
     /// Milliseconds of each chat.
     async fn turn(&mut self) -> Result<Vec<f64>> {
-        let latencies = self.load.open_loop(&chat(false), TURN, INTERVAL).await?;
+        let latencies = self.load.open_loop(&chat(false, 0), TURN, INTERVAL).await?;
         self.sent += latencies.len();
         Ok(latencies.iter().map(|latency| latency.as_secs_f64() * 1e3).collect())
     }

@@ -1,11 +1,14 @@
-//! What a request through the daemon costs, with telemetry off and fully on, beside a proxy that does nothing.
+//! What a request through the daemon costs, with telemetry off and fully on, beside nginx and a proxy that does nothing.
 //!
 //! `cargo bench --bench overhead`. The arms run interleaved, so that a noisy machine is noisy for all of them. The first
 //! figure is processor time of the gateway process, which stays steady where latency doesn't. benches/README.md says more.
+//! `cargo bench --bench overhead -- pinned nginx off on` measures only what is named, with other binaries of the daemon
+//! beside it where `OVERHEAD_BESIDE` names some, as `PATH` does folders.
 #![expect(clippy::print_stdout, reason = "the figures go to stdout")]
 #![expect(clippy::disallowed_methods, reason = "nothing drains here: tasks end with the process")]
 
 mod rig {
+    pub mod arm;
     pub mod collector;
     pub mod config;
     pub mod connection;
@@ -14,6 +17,7 @@ mod rig {
     pub mod load;
     pub mod machine;
     pub mod memory;
+    pub mod nginx;
     pub mod null_proxy;
     pub mod pace;
     pub mod process;
@@ -24,112 +28,111 @@ mod rig {
     pub mod statistics;
 }
 
-use std::{env, fs, net::SocketAddr, time::Duration};
+use std::{env, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use tempfile::TempDir;
 use tokio::time::sleep;
 
 use rig::{
+    arm::{Arm, CONNECTIONS, INTERVAL, Kind, PACED, SETTLE, STREAMED, Telemetry, WHOLE, Work, Works},
     collector::Collector,
-    config::config,
-    connection::Connection,
     cores::Cores,
-    cost::Used,
-    load::{Chat, Load, chat},
     machine::machine,
-    memory::resident,
     null_proxy::null_proxy,
-    process::{Gateway, free_address},
-    provider::{CHUNKS, OUTPUT_TOKENS, Provider},
-    rounds::Rounds,
-    statistics::{metric, quantile},
+    provider::{CHUNKS, Provider},
+    statistics::quantile,
 };
 
 const ROUNDS: usize = 5;
-const CONNECTIONS: usize = 8;
-/// Per arm and round, in a closed loop.
-const WHOLE: usize = 2000;
-const STREAMED: usize = 150;
-/// Per arm and round, at a fixed rate, for the latency.
-const PACED: usize = 400;
-const INTERVAL: Duration = Duration::from_millis(2);
-const WARM_UP: usize = 500;
-/// What the daemon puts off is its cost too. Its longest delay is the exporter's half second.
-const SETTLE: Duration = Duration::from_millis(700);
-/// The aim, fully on: processor time per request, and as a multiple of the proxy that does nothing.
-const AIM_MICROSECONDS: f64 = 100.0;
-const AIM_RATIO: f64 = 1.5;
+/// The aims, as multiples of what nginx costs in the same rounds.
+const AIM_OFF: f64 = 2.0;
+const AIM_ON: f64 = 4.5;
+const AIM_LARGE: f64 = 1.5;
+/// A streamed chunk, as a multiple of the null proxy's.
+const AIM_CHUNK: f64 = 1.3;
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_mlx-manager");
 /// The first argument of this binary where it is to be the proxy; two addresses follow.
 const NULL_PROXY: &str = "null-proxy";
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<String> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
     if let [role, listen, provider] = arguments.as_slice()
         && role == NULL_PROXY
     {
         let (listen, provider) = (listen.parse()?, provider.parse()?);
         return runtime()?.block_on(null_proxy(listen, provider));
     }
-    // Of which the next line may take some away.
+    let is_place = |argument: &&String| ["pinned", "unpinned"].contains(&argument.as_str());
+    if let Some(place) = arguments.iter().find(is_place) {
+        let cores = if place == "pinned" { Cores::share_out() } else { Cores::Shared };
+        let named = arguments.iter().filter(|argument| !is_place(argument)).map(String::as_str).collect();
+        return runtime()?.block_on(measure(cores, named));
+    }
     println!("{}", machine());
-    let cores = Cores::share_out();
-    runtime()?.block_on(measure(cores))
+    // Each in a process of its own, since a process that moved to one core doesn't come back.
+    for place in ["pinned", "unpinned"] {
+        println!("\n## {place}\n");
+        let status = Command::new(env::current_exe()?).arg(place).args(&arguments).status()?;
+        ensure!(status.success(), "{place}: {status}");
+    }
+    Ok(())
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
 }
 
-/// A way from the load generator to the provider, and what was measured of it.
-struct Arm {
-    name: &'static str,
-    /// `None` is the direct way.
-    gateway: Option<Gateway>,
-    /// Of a daemon that is scraped.
-    metrics: Option<SocketAddr>,
-    /// Where chats go.
-    address: SocketAddr,
-    load: Load,
-    sent: usize,
-    whole: Rounds,
-    streamed: Rounds,
-    per_second: Rounds,
-    latencies: Vec<f64>,
-    _folder: TempDir,
+/// The arms by what they are called on the command line.
+fn arms() -> Vec<(&'static str, &'static str, Kind)> {
+    let daemon = PathBuf::from(DAEMON);
+    let on = |scraped, spans, everything| Telemetry { scraped, spans, everything };
+    let (off, everything) = (on(false, false, false), on(true, true, true));
+    let mut arms = vec![
+        ("direct", "direct", Kind::Direct),
+        ("null", "null proxy", Kind::NullProxy),
+        ("nginx", "nginx", Kind::Nginx),
+        ("off", "telemetry off", Kind::Daemon(daemon.clone(), off)),
+        ("metrics", "+ metrics", Kind::Daemon(daemon.clone(), on(true, false, false))),
+        ("spans", "+ spans", Kind::Daemon(daemon.clone(), on(true, true, false))),
+        ("on", "fully on", Kind::Daemon(daemon, everything)),
+    ];
+    let others = env::var_os("OVERHEAD_BESIDE").unwrap_or_default();
+    for other in env::split_paths(&others).filter(|path| !path.as_os_str().is_empty()) {
+        // A few for the process's life.
+        let name = |what: &str| -> &'static str {
+            format!("{what}, {}", other.file_name().unwrap_or_default().display()).leak()
+        };
+        arms.push(("off", name("off"), Kind::Daemon(other.clone(), off)));
+        arms.push(("on", name("on"), Kind::Daemon(other.clone(), everything)));
+    }
+    arms
 }
 
-async fn measure(cores: Cores) -> Result<()> {
+async fn measure(cores: Cores, named: Vec<&str>) -> Result<()> {
     let (provider, upstream) = Provider::start().await?;
     let (collector, otlp) = Collector::start().await?;
-    let mut arms = Vec::new();
-    for (name, telemetry) in [
-        ("direct", None),
-        ("null proxy", None),
-        ("telemetry off", Some(Telemetry { scraped: false, spans: false, everything: false })),
-        ("+ metrics", Some(Telemetry { scraped: true, spans: false, everything: false })),
-        ("+ spans", Some(Telemetry { scraped: true, spans: true, everything: false })),
-        ("fully on", Some(Telemetry { scraped: true, spans: true, everything: true })),
-    ] {
-        arms.push(
-            Arm::start(name, telemetry, cores, upstream, otlp)
-                .await
-                .with_context(|| format!("{name:?} can't start"))?,
-        );
+    let mut arms_measured = Vec::new();
+    for (short, name, kind) in arms() {
+        if !named.is_empty() && !named.contains(&short) {
+            continue;
+        }
+        if matches!(kind, Kind::Nginx) && rig::nginx::program().is_none() {
+            println!("nginx is not installed, so nothing is compared with it");
+            continue;
+        }
+        let arm = Arm::start(name, kind, cores, upstream, otlp).await;
+        arms_measured.push(arm.with_context(|| format!("{name:?} can't start"))?);
     }
-
-    let (whole, streamed) = (chat(false), chat(true));
+    let mut arms = arms_measured;
+    let works = Works::new();
     for arm in &mut arms {
-        arm.load.closed_loop(&whole, WARM_UP).await?;
-        arm.load.closed_loop(&streamed, WARM_UP / 10).await?;
-        arm.sent += WARM_UP + WARM_UP / 10;
+        arm.warm_up(&works).await?;
     }
     sleep(SETTLE).await;
     for _ in 0..ROUNDS {
         for arm in &mut arms {
-            arm.round(&whole, &streamed).await.with_context(|| format!("{:?} failed", arm.name))?;
+            arm.round(&works).await.with_context(|| format!("{:?} failed", arm.name))?;
         }
     }
 
@@ -137,146 +140,14 @@ async fn measure(cores: Cores) -> Result<()> {
     sleep(SETTLE).await;
     let sent: usize = arms.iter().map(|arm| arm.sent).sum();
     ensure!(provider.served() == sent, "{sent} chats were sent and {} served", provider.served());
-    ensure!(collector.bytes() > 0, "no span was exported");
     for arm in &arms {
+        ensure!(!arm.exports() || collector.bytes() > 0, "no span was exported");
         arm.check().await.with_context(|| format!("{:?} lost something", arm.name))?;
     }
     report(&arms, cores)
 }
 
-/// What is switched on.
-#[derive(Clone, Copy)]
-struct Telemetry {
-    scraped: bool,
-    spans: bool,
-    /// All three log sinks, and OTLP for metrics and logs too.
-    everything: bool,
-}
-
-impl Telemetry {
-    fn config(self, api: SocketAddr, metrics: SocketAddr, upstream: SocketAddr, otlp: SocketAddr) -> String {
-        let signals = match self {
-            Self { everything: true, .. } => r#"["traces", "metrics", "logs"]"#,
-            _ => r#"["traces"]"#,
-        };
-        let send = if self.spans { "always" } else { "never" };
-        // There are always counters, which off means nobody reads, and there is always the audit, in its file.
-        let quiet = if self.everything { "" } else { "[log]\nlevel = \"off\"\nsinks = []\n" };
-        let more = format!(
-            r#"[[otlp]]
-name = "collector"
-kind = "otlp"
-endpoint = "http://{otlp}"
-send = "{send}"
-signals = {signals}
-{quiet}"#
-        );
-        config(api, self.scraped.then_some(metrics), upstream, &more)
-    }
-}
-
-impl Arm {
-    async fn start(
-        name: &'static str,
-        telemetry: Option<Telemetry>,
-        cores: Cores,
-        upstream: SocketAddr,
-        otlp: SocketAddr,
-    ) -> Result<Self> {
-        let folder = TempDir::new()?;
-        let (address, metrics) = (free_address()?, free_address()?);
-        let gateway = match telemetry {
-            Some(telemetry) => {
-                fs::write(folder.path().join("config.toml"), telemetry.config(address, metrics, upstream, otlp))?;
-                let arguments = ["serve", "--config", "config.toml"];
-                Some(Gateway::start(cores.gateway(DAEMON.as_ref()), &arguments, folder.path(), address)?)
-            }
-            None if name == "direct" => None,
-            None => {
-                let arguments = [NULL_PROXY, &address.to_string(), &upstream.to_string()];
-                let proxy = cores.gateway(env::current_exe()?.as_os_str());
-                Some(Gateway::start(proxy, &arguments, folder.path(), address)?)
-            }
-        };
-        let address = if gateway.is_some() { address } else { upstream };
-        Ok(Self {
-            name,
-            gateway,
-            metrics: telemetry.filter(|telemetry| telemetry.scraped).map(|_| metrics),
-            address,
-            load: Load::open(address, CONNECTIONS).await?,
-            sent: 0,
-            whole: Rounds::default(),
-            streamed: Rounds::default(),
-            per_second: Rounds::default(),
-            latencies: Vec::new(),
-            _folder: folder,
-        })
-    }
-
-    async fn round(&mut self, whole: &Chat, streamed: &Chat) -> Result<()> {
-        // While the other arms had their turn, the old connections may have been idle for too long.
-        self.load = Load::open(self.address, CONNECTIONS).await?;
-        let (cost, elapsed) = self.window(whole, WHOLE).await?;
-        self.whole.0.extend(cost);
-        self.per_second.0.push(WHOLE as f64 / elapsed.as_secs_f64());
-        let (cost, _) = self.window(streamed, STREAMED).await?;
-        self.streamed.0.extend(cost);
-        let latencies = self.load.open_loop(whole, PACED, INTERVAL).await?;
-        self.sent += PACED;
-        self.latencies.extend(latencies.iter().map(|latency| latency.as_secs_f64() * 1e3));
-        Ok(())
-    }
-
-    /// Sends chats and returns the gateway's microseconds for each, all that it put off included, and how long it took.
-    async fn window(&mut self, chat: &Chat, count: usize) -> Result<(Option<f64>, Duration)> {
-        let before = self.used()?;
-        let started = std::time::Instant::now();
-        self.load.closed_loop(chat, count).await?;
-        self.sent += count;
-        let elapsed = started.elapsed();
-        self.scrape().await?;
-        sleep(SETTLE).await;
-        let used = self.used()?.zip(before).map(|(after, before)| after.since(&before));
-        Ok((used.map(|used| used.as_secs_f64() * 1e6 / count as f64), elapsed))
-    }
-
-    fn used(&self) -> Result<Option<Used>> {
-        self.gateway.as_ref().map(|gateway| Used::of(gateway.child.id())).transpose()
-    }
-
-    async fn scrape(&self) -> Result<Option<String>> {
-        match self.metrics {
-            Some(address) => Ok(Some(Connection::open(address).await?.get("/metrics").await?)),
-            None => Ok(None),
-        }
-    }
-
-    /// Holds what the daemon counted to what was sent.
-    async fn check(&self) -> Result<()> {
-        let Some(page) = self.scrape().await? else { return Ok(()) };
-        let mut wrong = Vec::new();
-        for (name, label, expected) in [
-            ("mlx_manager_requests_total", "outcome=\"ok\"", self.sent),
-            ("mlx_manager_tokens_total", "output", self.sent * usize::try_from(OUTPUT_TOKENS)?),
-            ("mlx_manager_audit_rows_written_total", "", self.sent),
-            ("mlx_manager_audit_rows_dropped_total", "", 0),
-            ("mlx_manager_telemetry_dropped_total", "", 0),
-            ("mlx_manager_log_records_dropped_total", "", 0),
-        ] {
-            let counted = metric(&page, name, label);
-            if counted != expected as f64 {
-                wrong.push(format!("{name} is {counted} instead of {expected}"));
-                wrong.extend(page.lines().filter(|line| line.starts_with(name)).map(str::to_owned));
-            }
-        }
-        ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
-        Ok(())
-    }
-}
-
 fn report(arms: &[Arm], cores: Cores) -> Result<()> {
-    let null = arms.iter().find(|arm| arm.name == "null proxy").context("there is no null proxy")?;
     println!(
         "{ROUNDS} rounds; per arm and round {WHOLE} whole and {STREAMED} streamed chats of {CHUNKS} chunks over {CONNECTIONS} connections,"
     );
@@ -288,36 +159,67 @@ fn report(arms: &[Arm], cores: Cores) -> Result<()> {
             Cores::Shared => "gateway, load and peers share the cores",
         }
     );
-    println!("medians (lowest–highest round); CPU is the gateway process's, in µs\n");
+    println!("medians (lowest–highest round); CPU is the gateway's, in µs, and × is of nginx's\n");
+    let median = |name: &str, work| arms.iter().find(|arm| arm.name == name).map(|arm| arm.cost(work).median());
+    let times = |figure: f64, of: Option<f64>| of.map_or_else(|| "–".to_owned(), |of| format!("{:.2}", figure / of));
     println!(
-        "{:<14} {:>17} {:>6} {:>20} {:>6} {:>9} {:>8} {:>8} {:>8} {:>7}",
-        "", "CPU/request", "× null", "CPU/streamed", "× null", "CPU/chunk", "req/s", "p50 ms", "p99 ms", "RSS MB"
+        "{:<18} {:>17} {:>6} {:>9} {:>8} {:>6} {:>8} {:>6} {:>8} {:>8} {:>8} {:>7}",
+        "", "CPU/request", "×", "CPU/chunk", "100 kB", "×", "1 MB", "×", "req/s", "p50 ms", "p99 ms", "RSS MB"
     );
     for arm in arms {
-        let measured = arm.gateway.is_some();
-        let shown = |figure: String| if measured { figure } else { "–".to_owned() };
-        let (whole, streamed) = (arm.whole.median(), arm.streamed.median());
-        let resident =
-            arm.gateway.as_ref().map(|gateway| resident(gateway.child.id())).transpose()?.unwrap_or_default();
+        let shown = |figure: String| if arm.is_measured() { figure } else { "–".to_owned() };
+        let whole = arm.cost(Work::Whole);
+        let of = |work| shown(times(arm.cost(work).median(), median("nginx", work)));
         println!(
-            "{:<14} {:>17} {:>6} {:>20} {:>6} {:>9} {:>8.0} {:>8.2} {:>8.2} {:>7}",
+            "{:<18} {:>17} {:>6} {:>9} {:>8} {:>6} {:>8} {:>6} {:>8.0} {:>8.2} {:>8.2} {:>7}",
             arm.name,
-            arm.whole.to_string(),
-            shown(format!("{:.2}", whole / null.whole.median())),
-            arm.streamed.to_string(),
-            shown(format!("{:.2}", streamed / null.streamed.median())),
-            // What a streamed chat costs beyond a whole one is its chunks.
-            shown(format!("{:.1}", (streamed - whole) / CHUNKS as f64)),
+            whole.to_string(),
+            of(Work::Whole),
+            shown(format!("{:.1}", arm.chunk())),
+            shown(format!("{:.0}", arm.cost(Work::Hundred).median())),
+            of(Work::Hundred),
+            shown(format!("{:.0}", arm.cost(Work::Megabyte).median())),
+            of(Work::Megabyte),
             arm.per_second.median(),
             quantile(&arm.latencies, 0.5),
             quantile(&arm.latencies, 0.99),
-            shown(format!("{:.0}", resident as f64 / 1e6)),
+            shown(format!("{:.0}", arm.resident()? as f64 / 1e6)),
         );
     }
-    let full = arms.last().context("there are no arms")?.whole.median();
-    let ratio = full / null.whole.median();
-    let verdict = |met| if met { "met" } else { "missed" };
-    println!("\naim, fully on: at most {AIM_MICROSECONDS} µs a request ({})", verdict(full <= AIM_MICROSECONDS));
-    println!("               at most {AIM_RATIO} × the null proxy ({})", verdict(ratio <= AIM_RATIO));
+    println!("\na whole chat by thread, µs");
+    for arm in arms.iter().filter(|arm| arm.is_measured()) {
+        println!("{:<18} {}", arm.name, arm.threads());
+    }
+    println!("\nby what is done: a probe; a chat that is refused once it was understood; a whole one; what the daemon calls its own");
+    for arm in arms.iter().filter(|arm| arm.is_daemon()) {
+        let [probe, refused, whole] =
+            [Work::Probe, Work::Refused, Work::Whole].map(|work| arm.cost(work).median());
+        println!("{:<18} {probe:>6.0} {refused:>6.0} {whole:>6.0}   {}", arm.name, arm.phases);
+    }
+
+    println!();
+    for (name, work, of, aim) in [
+        ("telemetry off", Work::Whole, "nginx", AIM_OFF),
+        ("fully on", Work::Whole, "nginx", AIM_ON),
+        ("telemetry off", Work::Megabyte, "nginx", AIM_LARGE),
+        ("fully on", Work::Megabyte, "nginx", AIM_LARGE),
+    ] {
+        if let (Some(cost), Some(peer)) = (median(name, work), median(of, work)) {
+            verdict(&format!("{name}, {}", work.name()), cost / peer, aim, of);
+        }
+    }
+    if let Some(null) = arms.iter().find(|arm| arm.name == "null proxy") {
+        for arm in arms.iter().filter(|arm| ["telemetry off", "fully on"].contains(&arm.name)) {
+            verdict(&format!("{}, a chunk", arm.name), arm.chunk() / null.chunk(), AIM_CHUNK, null.name);
+        }
+    }
     Ok(())
 }
+
+fn verdict(what: &str, ratio: f64, aim: f64, of: &str) {
+    let met = if ratio <= aim { "met" } else { "missed" };
+    println!("aim: {what} at most {aim} × {of}: {ratio:.2} ({met})");
+}
+
+/// How long the daemon puts work off at most.
+const _: () = assert!(SETTLE.as_millis() > Duration::from_millis(500).as_millis());

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Instant};
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
-use http::{Request, header};
+use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
@@ -29,7 +29,17 @@ impl Connection {
     }
 
     /// Posts a chat and hands over each piece of the answer with the time it came.
-    pub async fn chat(&mut self, body: Bytes, mut piece: impl FnMut(&Bytes, Instant)) -> Result<()> {
+    pub async fn chat(&mut self, body: Bytes, piece: impl FnMut(&Bytes, Instant)) -> Result<()> {
+        self.post(body, StatusCode::OK, piece).await
+    }
+
+    /// The same, where the answer's status is to be `expected`.
+    pub async fn post(
+        &mut self,
+        body: Bytes,
+        expected: StatusCode,
+        mut piece: impl FnMut(&Bytes, Instant),
+    ) -> Result<()> {
         let request = Request::post("/v1/chat/completions")
             .header(header::HOST, &self.host)
             .header(header::CONTENT_TYPE, "application/json")
@@ -37,17 +47,17 @@ impl Connection {
         self.sender.ready().await?;
         let mut response = self.sender.send_request(request).await?;
         let status = response.status();
-        let mut refusal = Vec::new();
+        let mut other = Vec::new();
         while let Some(frame) = response.frame().await {
             if let Ok(data) = frame?.into_data() {
-                if status.is_success() {
+                if status == expected {
                     piece(&data, Instant::now());
                 } else {
-                    refusal.extend_from_slice(&data);
+                    other.extend_from_slice(&data);
                 }
             }
         }
-        ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&refusal));
+        ensure!(status == expected, "{status}: {}", String::from_utf8_lossy(&other));
         Ok(())
     }
 

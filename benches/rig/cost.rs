@@ -1,16 +1,20 @@
 //! What a process used.
 
-use std::{collections::HashMap, fs, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    time::Duration,
+};
 
 use anyhow::Result;
 
 use super::ps::ps;
 
-/// Processor time that a process used since its start.
+/// Processor time that a process and its children used since their start.
 #[derive(Debug)]
 pub enum Used {
-    /// Nanoseconds of each thread. `/proc/PID/stat` would count in steps of 10 ms.
-    Threads(HashMap<String, u64>),
+    /// Name and nanoseconds of each thread. `/proc/PID/stat` would count in steps of 10 ms.
+    Threads(HashMap<u32, (String, u64)>),
     /// The sum, where the system has no account of threads.
     Sum(Duration),
 }
@@ -18,16 +22,22 @@ pub enum Used {
 impl Used {
     /// Of a process up to now.
     pub fn of(process: u32) -> Result<Self> {
-        let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else {
+        if fs::metadata("/proc/self/schedstat").is_err() {
             return Ok(Self::Sum(duration(&ps(process, "cputime")?)?));
-        };
+        }
         let mut threads = HashMap::new();
-        for task in tasks {
-            let task = task?;
-            // A thread may end between the listing and the look.
-            if let Ok(line) = fs::read_to_string(task.path().join("schedstat")) {
-                let nanoseconds = line.split(' ').next().unwrap_or_default().parse()?;
-                threads.insert(task.file_name().to_string_lossy().into_owned(), nanoseconds);
+        let mut processes = vec![process];
+        while let Some(process) = processes.pop() {
+            for task in fs::read_dir(format!("/proc/{process}/task"))? {
+                let task = task?;
+                // A thread may end between the listing and the look.
+                let read = |file: &str| fs::read_to_string(task.path().join(file));
+                let (Ok(times), Ok(name)) = (read("schedstat"), read("comm")) else { continue };
+                let nanoseconds = times.split(' ').next().unwrap_or_default().parse()?;
+                let id = task.file_name().to_string_lossy().parse()?;
+                threads.insert(id, (name.trim_end().to_owned(), nanoseconds));
+                let children = read("children").unwrap_or_default();
+                processes.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
             }
         }
         Ok(Self::Threads(threads))
@@ -36,12 +46,22 @@ impl Used {
     /// What was used between `before` and this. A thread that ended in between is left out.
     pub fn since(&self, before: &Self) -> Duration {
         match (self, before) {
-            (Self::Threads(after), Self::Threads(before)) => Duration::from_nanos(
-                after.iter().map(|(thread, time)| time - before.get(thread).copied().unwrap_or(0).min(*time)).sum(),
-            ),
             (Self::Sum(after), Self::Sum(before)) => after.saturating_sub(*before),
-            _ => Duration::ZERO,
+            _ => self.by_thread(before).values().sum(),
         }
+    }
+
+    /// The same by the names of threads; those that differ only in a number are one. Empty without an account of threads.
+    pub fn by_thread(&self, before: &Self) -> BTreeMap<String, Duration> {
+        let mut names = BTreeMap::new();
+        if let (Self::Threads(after), Self::Threads(before)) = (self, before) {
+            for (id, (name, time)) in after {
+                let earlier = before.get(id).map_or(0, |(_, time)| *time);
+                let name = name.trim_end_matches(|last: char| last.is_ascii_digit() || last == '-');
+                *names.entry(name.to_owned()).or_default() += Duration::from_nanos(time.saturating_sub(earlier));
+            }
+        }
+        names
     }
 }
 

@@ -10,8 +10,12 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
+use http::StatusCode;
 use serde_json::json;
-use tokio::{sync::Mutex, task::JoinSet};
+use tokio::{
+    sync::{Mutex, OwnedMutexGuard},
+    task::JoinSet,
+};
 
 use super::connection::Connection;
 
@@ -19,13 +23,17 @@ use super::connection::Connection;
 #[derive(Debug, Clone)]
 pub struct Chat {
     pub body: Bytes,
+    pub status: StatusCode,
     /// What the last bytes of the answer hold.
     pub ending: &'static [u8],
 }
 
-/// A chat of about 1 kB.
-pub fn chat(stream: bool) -> Chat {
-    let text = "The quick brown fox jumps over the lazy dog and runs on. ".repeat(14);
+/// What a chat of about 1 kB says.
+const TEXT: &str = "The quick brown fox jumps over the lazy dog and runs on. ";
+
+/// A chat of about so many bytes, and never less than 1 kB.
+pub fn chat(stream: bool, bytes: usize) -> Chat {
+    let text = TEXT.repeat(14.max(bytes / TEXT.len()));
     let mut body = json!({
         "model": "gpt-4o-mini", "temperature": 0.7, "max_tokens": 256,
         "messages": [{ "role": "system", "content": "You are a helpful assistant." }, { "role": "user", "content": text }],
@@ -34,7 +42,14 @@ pub fn chat(stream: bool) -> Chat {
         body["stream"] = json!(true);
         body["stream_options"] = json!({ "include_usage": true });
     }
-    Chat { body: Bytes::from(body.to_string()), ending: if stream { b"[DONE]" } else { b"\"finish_reason\":\"stop\"" } }
+    let ending: &[u8] = if stream { b"[DONE]" } else { b"\"finish_reason\":\"stop\"" };
+    Chat { body: Bytes::from(body.to_string()), status: StatusCode::OK, ending }
+}
+
+/// A chat that a daemon understands and refuses, for it has no such model.
+pub fn refused() -> Chat {
+    let body = json!({ "model": "nobody-has-it", "messages": [{ "role": "user", "content": TEXT.repeat(15) }] });
+    Chat { body: Bytes::from(body.to_string()), status: StatusCode::NOT_FOUND, ending: b"model_not_found" }
 }
 
 /// Several connections to one gateway.
@@ -53,14 +68,31 @@ impl Load {
 
     /// Sends `count` chats as fast as they are answered.
     pub async fn closed_loop(&self, chat: &Chat, count: usize) -> Result<()> {
+        let chat = chat.clone();
+        self.loops(count, move |mut connection| {
+            let chat = chat.clone();
+            async move { one(&mut connection, &chat).await }
+        })
+        .await
+    }
+
+    /// Reads a page `count` times.
+    pub async fn pages(&self, path: &'static str, count: usize) -> Result<()> {
+        self.loops(count, move |mut connection| async move { connection.get(path).await.map(drop) }).await
+    }
+
+    async fn loops<F, A>(&self, count: usize, ask: F) -> Result<()>
+    where
+        F: Fn(OwnedMutexGuard<Connection>) -> A + Clone + Send + Sync + 'static,
+        A: Future<Output = Result<()>> + Send,
+    {
         let sent = Arc::new(AtomicUsize::new(0));
         let mut workers = JoinSet::new();
         for connection in &self.connections {
-            let (connection, chat, sent) = (Arc::clone(connection), chat.clone(), Arc::clone(&sent));
+            let (connection, ask, sent) = (Arc::clone(connection), ask.clone(), Arc::clone(&sent));
             workers.spawn(async move {
-                let mut connection = connection.lock().await;
                 while sent.fetch_add(1, Ordering::Relaxed) < count {
-                    one(&mut connection, &chat).await?;
+                    ask(Arc::clone(&connection).lock_owned().await).await?;
                 }
                 anyhow::Ok(())
             });
@@ -74,7 +106,7 @@ impl Load {
 
 pub async fn one(connection: &mut Connection, chat: &Chat) -> Result<()> {
     let mut last = Bytes::new();
-    connection.chat(chat.body.clone(), |piece, _| last = piece.clone()).await.context("a chat failed")?;
+    connection.post(chat.body.clone(), chat.status, |piece, _| last = piece.clone()).await.context("a chat failed")?;
     ensure!(
         last.windows(chat.ending.len()).any(|window| window == chat.ending),
         "an answer is not whole; it ends with {}",

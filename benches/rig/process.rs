@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a process may take to open its port.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,7 +48,13 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        // It has nothing to deliver that was not measured, so it needn't drain; what can't be killed has ended.
+        // It has nothing to deliver that was not measured, so it needn't drain; what can't be killed has ended. Its own
+        // children come first, since nobody would know them after it.
+        let id = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        for child in children.split_whitespace().filter_map(|child| Pid::from_raw(child.parse().ok()?)) {
+            kill_process(child, Signal::KILL).unwrap_or_default();
+        }
         if self.child.kill().is_ok() {
             self.child.wait().map(drop).unwrap_or_default();
         }
