@@ -27,6 +27,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
+use http::StatusCode;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -195,7 +196,8 @@ async fn run(connection: &mut Connection) -> Result<(f64, u64)> {
         "chat_template_kwargs": { "enable_thinking": false },
     });
     let mut pieces: Vec<(Bytes, Instant)> = Vec::new();
-    connection.chat(Bytes::from(body.to_string()), |piece, at| pieces.push((piece.clone(), at))).await?;
+    let body = Bytes::from(body.to_string());
+    connection.post(body, StatusCode::OK, |piece, at| pieces.push((piece.clone(), at))).await?;
     let (mut first, mut last, mut usage) = (None, None, None);
     for (piece, at) in &pieces {
         for line in std::str::from_utf8(piece)?.lines().filter_map(|line| line.strip_prefix("data: ")) {

@@ -127,12 +127,12 @@ impl App {
         metrics.add_poller({
             // The page must not keep the dispatch, and with it the audit queue, from ending.
             let dispatch = Arc::downgrade(&dispatch);
-            move || dispatch.upgrade().into_iter().for_each(|dispatch| dispatch.refresh_breakers())
+            move || dispatch.upgrade().into_iter().for_each(|dispatch| dispatch.refresh())
         });
 
         let bodies = Bodies::new(&config.server);
         metrics.add_poller(bodies.poller());
-        let routes = stack(routes(&dispatch, bodies, &stop), &config.server);
+        let routes = routes(&dispatch, bodies, &stop);
         let drained = CancellationToken::new();
         Ok(Running { metrics, routes, dispatch, writer, give_up, tasks, stop, cut_off, drained })
     }
@@ -141,7 +141,7 @@ impl App {
 /// The daemon at work.
 struct Running {
     metrics: Arc<Metrics>,
-    routes: Router,
+    routes: Vec<Route>,
     dispatch: Arc<Dispatch>,
     /// Writes audit rows until its last sender is gone, or until it is told to give up.
     writer: JoinHandle<()>,
@@ -174,7 +174,14 @@ impl Running {
             });
         }
         let (stop, cut_off) = (self.stop.clone(), self.cut_off.clone());
-        let ended = listener::serve(api, self.routes.clone(), stop, config.server.drain_timeout, cut_off).await;
+        let ended = listener::serve(
+            api,
+            stack(self.routes.clone(), &config.server),
+            stop,
+            config.server.drain_timeout,
+            cut_off,
+        )
+        .await;
         if !ended {
             DrainTimedOut.emit();
         }

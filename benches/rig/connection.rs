@@ -28,12 +28,7 @@ impl Connection {
         Ok(Self { sender, host: address.to_string() })
     }
 
-    /// Posts a chat and hands over each piece of the answer with the time it came.
-    pub async fn chat(&mut self, body: Bytes, piece: impl FnMut(&Bytes, Instant)) -> Result<()> {
-        self.post(body, StatusCode::OK, piece).await
-    }
-
-    /// The same, where the answer's status is to be `expected`.
+    /// Posts a chat, whose answer has the `expected` status, and hands over each piece of that with the time it came.
     pub async fn post(
         &mut self,
         body: Bytes,

@@ -29,7 +29,7 @@ pub struct Chat {
 }
 
 /// What a chat of about 1 kB says.
-const TEXT: &str = "The quick brown fox jumps over the lazy dog and runs on. ";
+pub const TEXT: &str = "The quick brown fox jumps over the lazy dog and runs on. ";
 
 /// A chat of about so many bytes, and never less than 1 kB.
 pub fn chat(stream: bool, bytes: usize) -> Chat {
@@ -44,12 +44,6 @@ pub fn chat(stream: bool, bytes: usize) -> Chat {
     }
     let ending: &[u8] = if stream { b"[DONE]" } else { b"\"finish_reason\":\"stop\"" };
     Chat { body: Bytes::from(body.to_string()), status: StatusCode::OK, ending }
-}
-
-/// A chat that a daemon understands and refuses, for it has no such model.
-pub fn refused() -> Chat {
-    let body = json!({ "model": "nobody-has-it", "messages": [{ "role": "user", "content": TEXT.repeat(15) }] });
-    Chat { body: Bytes::from(body.to_string()), status: StatusCode::NOT_FOUND, ending: b"model_not_found" }
 }
 
 /// Several connections to one gateway.
@@ -76,12 +70,8 @@ impl Load {
         .await
     }
 
-    /// Reads a page `count` times.
-    pub async fn pages(&self, path: &'static str, count: usize) -> Result<()> {
-        self.loops(count, move |mut connection| async move { connection.get(path).await.map(drop) }).await
-    }
-
-    async fn loops<F, A>(&self, count: usize, ask: F) -> Result<()>
+    /// Does something with the connections, `count` times in all.
+    pub async fn loops<F, A>(&self, count: usize, ask: F) -> Result<()>
     where
         F: Fn(OwnedMutexGuard<Connection>) -> A + Clone + Send + Sync + 'static,
         A: Future<Output = Result<()>> + Send,

@@ -5,4 +5,5 @@
 pub(crate) mod api;
 pub(crate) mod cloud;
 pub mod dispatch;
+mod encoding;
 pub(crate) mod local;

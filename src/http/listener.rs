@@ -1,13 +1,14 @@
 //! Listeners: bind, serve, and drain when told to stop.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 
-use axum::{Router, body::Body, extract::ConnectInfo};
-use hyper::{Request, body::Incoming};
+use axum::extract::ConnectInfo;
+use bytes::Bytes;
+use http_body::Body;
+use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
-    service::TowerToHyperService,
 };
 use mlx_manager_signal::event::{AcceptFailed, ConnectionFailed, NoDelayRefused};
 use tokio::{
@@ -15,7 +16,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::{Service, service_fn};
+use tower::{BoxError, Service, ServiceExt};
 
 /// How long a client may take to send a request's head. The clock also runs while a kept connection is idle, so this must
 /// be longer than clients keep theirs (90 s is common), or they would send into a closed one.
@@ -62,13 +63,17 @@ pub async fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener,
 /// Serves `routes` until `stop` is cancelled, then takes no new connections and lets open requests go on for at most
 /// `drain`. What is open then is dropped, after `cut_off` was cancelled, by which it can tell that no client left. Returns
 /// whether all of them ended by themselves.
-pub async fn serve(
+pub async fn serve<S, B>(
     listener: TcpListener,
-    routes: Router,
+    routes: S,
     stop: CancellationToken,
     drain: Duration,
     cut_off: CancellationToken,
-) -> bool {
+) -> bool
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
     let graceful = GracefulShutdown::new();
     let connections = TaskTracker::new();
     loop {
@@ -102,21 +107,24 @@ pub async fn serve(
     drained
 }
 
-fn connection(
+fn connection<S, B>(
     stream: TcpStream,
     peer: SocketAddr,
-    routes: Router,
+    routes: S,
     graceful: &GracefulShutdown,
-) -> impl Future<Output = ()> + use<> {
+) -> impl Future<Output = ()> + use<S, B>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
     // Tokens are small frames that someone waits for.
     if let Err(error) = stream.set_nodelay(true) {
         NoDelayRefused { error: &error }.emit();
     }
-    let service = TowerToHyperService::new(service_fn(move |request: Request<Incoming>| {
-        let mut request = request.map(Body::new);
+    let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
-        routes.clone().call(request)
-    }));
+        routes.clone().oneshot(request)
+    });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_headers(MAX_HEADERS);
     builder.http2().timer(TokioTimer::new());

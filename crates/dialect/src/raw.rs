@@ -7,6 +7,10 @@
 
 use std::borrow::Cow;
 
+use memchr::memchr2;
+
+/// Texts up to this length, in bytes, are the rule.
+const SHORT: usize = 16;
 /// No count of anything is larger, and above it floats skip whole numbers.
 const MAX_COUNT: f64 = 9_007_199_254_740_992.0;
 
@@ -67,7 +71,7 @@ impl<'a> Raw<'a> {
                 return None;
             }
             let key = scan.key()?;
-            let value = scan.value()?;
+            let value = scan.skip()?;
             more = scan.eat(b',');
             Some((key, value))
         })
@@ -81,7 +85,7 @@ impl<'a> Raw<'a> {
             if !more {
                 return None;
             }
-            let value = scan.value()?;
+            let value = scan.skip()?;
             more = scan.eat(b',');
             Some(value)
         })
@@ -89,8 +93,19 @@ impl<'a> Raw<'a> {
 
     /// A member that isn't null.
     pub(super) fn get(self, name: &str) -> Option<Raw<'a>> {
-        let (_, value) = self.members().filter(|(key, _)| key == name).last()?;
-        (!value.is_null()).then_some(value)
+        let [value] = self.pick([name]);
+        value
+    }
+
+    /// Several of them, for one look at the object.
+    pub(super) fn pick<const N: usize>(self, names: [&str; N]) -> [Option<Raw<'a>>; N] {
+        let mut picked = [None; N];
+        for (key, value) in self.members() {
+            if let Some(place) = names.iter().position(|name| key == *name).and_then(|at| picked.get_mut(at)) {
+                *place = Some(value).filter(|value| !value.is_null());
+            }
+        }
+        picked
     }
 
     /// A text, with a replacement character for what is none (half a surrogate pair).
@@ -183,30 +198,68 @@ impl<'a> Scan<'a> {
         found
     }
 
-    /// Passes a text, quotes included.
-    fn string(&mut self) -> Option<()> {
+    /// Passes a text, quotes included, and says whether something in it is escaped.
+    fn string(&mut self) -> Option<bool> {
         self.eat(b'"').then_some(())?;
+        let mut escaped = false;
         loop {
+            let rest = self.text.as_bytes().get(self.at..)?;
+            // Keys and most values are short, and looking for their ends by hand takes less than setting out to do it fast.
+            let end = |byte: &u8| matches!(byte, b'"' | b'\\');
+            let near = rest.iter().take(SHORT).position(end);
+            self.at += near.or_else(|| Some(SHORT + memchr2(b'"', b'\\', rest.get(SHORT..)?)?))?;
             match self.peek()? {
                 b'"' => break,
                 // What is escaped may be a quote.
-                b'\\' => self.at += 2,
-                _ => self.at += 1,
+                _ => self.at += 2,
             }
+            escaped = true;
         }
         self.at += 1;
-        Some(())
+        Some(escaped)
     }
 
     fn key(&mut self) -> Option<Cow<'a, str>> {
         self.space();
         let begin = self.at;
-        self.string()?;
-        let key = Raw(self.text.get(begin..self.at)?).text();
+        let escaped = self.string()?;
+        let key = self.text.get(begin + 1..self.at - 1)?;
         self.eat(b':').then_some(())?;
-        key
+        Some(if escaped { Cow::Owned(unescape(key)) } else { Cow::Borrowed(key) })
     }
 
+    /// Passes a value of which is known that it is one.
+    fn skip(&mut self) -> Option<Raw<'a>> {
+        self.space();
+        let begin = self.at;
+        let mut depth = 0_usize;
+        loop {
+            match self.peek()? {
+                b'"' => {
+                    self.string()?;
+                }
+                b'{' | b'[' => {
+                    depth += 1;
+                    self.at += 1;
+                }
+                b'}' | b']' => {
+                    depth = depth.checked_sub(1)?;
+                    self.at += 1;
+                }
+                byte if is_word(byte) => {
+                    while self.peek().is_some_and(is_word) {
+                        self.at += 1;
+                    }
+                }
+                _ => self.at += 1,
+            }
+            if depth == 0 {
+                return self.text.get(begin..self.at).map(Raw);
+            }
+        }
+    }
+
+    /// Passes a value if there is one.
     fn value(&mut self) -> Option<Raw<'a>> {
         self.space();
         let begin = self.at;
@@ -215,7 +268,9 @@ impl<'a> Scan<'a> {
         loop {
             self.space();
             match self.peek()? {
-                b'"' => self.string()?,
+                b'"' => {
+                    self.string()?;
+                }
                 opening @ (b'{' | b'[') => {
                     self.at += 1;
                     let close = if opening == b'{' { b'}' } else { b']' };

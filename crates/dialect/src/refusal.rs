@@ -100,8 +100,9 @@ impl Refusal {
 
 /// Whether an object says of itself that it is an error.
 pub(super) fn is_error(object: Raw<'_>) -> bool {
-    let is = |name: &str| object.get(name).and_then(Raw::text).is_some_and(|value| value == "error");
-    is("type") || is("object") || object.get("error").is_some_and(|error| !error.is_false())
+    let [kind, shape, error] = object.pick(["type", "object", "error"]);
+    let is_named = [kind, shape].into_iter().flatten().filter_map(Raw::text).any(|name| name == "error");
+    is_named || error.is_some_and(|error| !error.is_false())
 }
 
 /// Whether an object has words for people and no piece of an answer: how something is coming on, or why nothing is.

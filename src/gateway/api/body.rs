@@ -23,7 +23,8 @@ use tokio::{
 };
 use tokio_util::io::StreamReader;
 
-use super::{buffer::Buffer, encoding::Encoding};
+use super::buffer::Buffer;
+use crate::gateway::encoding::Encoding;
 
 /// What room is counted in, in bytes.
 const UNIT: usize = 1024;

@@ -3,7 +3,6 @@
 mod admin;
 mod body;
 mod buffer;
-mod encoding;
 mod inference;
 mod models;
 

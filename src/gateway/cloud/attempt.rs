@@ -1,10 +1,10 @@
 //! One physical call, with its span: from the request to an answer that has begun.
 
-use std::{pin::pin, time::Duration};
+use std::{error::Error as StdError, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
 use http::HeaderMap;
+use http_body_util::BodyExt;
 use jiff::Timestamp;
 use mlx_manager_config::Secret;
 use mlx_manager_dialect as dialect;
@@ -19,7 +19,9 @@ use tracing::{Instrument, Span};
 
 use super::{
     Provider,
-    lanes::{Answering, Unanswered},
+    body::decoded,
+    connections::{Answering, Letter, Unanswered},
+    dial::DialError,
     provider, stream, without_secrets,
 };
 
@@ -66,8 +68,7 @@ impl Provider {
     pub(super) async fn attempt(&self, call: &Call, asks_usage: bool) -> Result<Answer, Error> {
         let span = span::attempt(&call.span, &self.url, call.resend);
         let mut observed = Observed { provider: self, span: span.clone(), started: Instant::now(), finished: false };
-        let mut headers =
-            provider::request_headers(self.kind, self.api_key.as_ref().map(|key| (&self.auth, key)), &call.headers);
+        let mut headers = provider::request_headers(self.kind, &self.headers, &call.headers);
         if self.send_trace_context {
             propagate::inject(&span, &mut headers);
         }
@@ -75,8 +76,8 @@ impl Provider {
         // A call that is not streamed shows nothing before its end, so only its deadline can judge it.
         let silence = if call.request.stream { self.calls.first_token_timeout } else { Duration::MAX };
         let limits = stream::Limits { first_token: silence, idle: self.calls.idle_timeout, deadline: call.deadline };
-        let url = provider::url(&self.url, call.query.as_deref());
-        let answer = self.lanes.send(&url, &headers, &pieces, limits.until(silence)).instrument(span.clone()).await;
+        let letter = Letter { uri: provider::uri(&self.uri, call.query.as_deref()), headers, pieces };
+        let answer = self.connections.send(letter, limits.until(silence)).instrument(span.clone()).await;
         let response = match answer {
             Ok(response) => response,
             Err(Unanswered::TookTooLong) => {
@@ -90,12 +91,14 @@ impl Provider {
                     format!("the provider {:?} sent a head that is too large", self.name),
                 ));
             }
+            Err(Unanswered::NotConnected(error)) => {
+                let is_late = matches!(error, DialError::TookTooLong(_));
+                observed.finish(None, Some(if is_late { "timeout" } else { "connect" }));
+                return Err(self.unreachable(error));
+            }
             Err(Unanswered::Failed(error)) => {
-                observed.finish(None, Some(if error.is_timeout() { "timeout" } else { "connect" }));
-                let message = format!("the provider {:?} can't be reached", self.name);
-                // The URL has no secret, but it says nothing that the message doesn't.
-                let error = Error::new(ErrorKind::Upstream, message).with_source(error.without_url());
-                return Err(error.with_fault(Fault::Network));
+                observed.finish(None, Some("connect"));
+                return Err(self.unreachable(error));
             }
         };
         let status = response.status().as_u16();
@@ -122,6 +125,11 @@ impl Provider {
                 Err(said.add_to(self.named(error)))
             }
         }
+    }
+
+    fn unreachable(&self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+        let message = format!("the provider {:?} can't be reached", self.name);
+        Error::new(ErrorKind::Upstream, message).with_source(cause).with_fault(Fault::Network)
     }
 
     /// An answer that is an error by its status.
@@ -186,10 +194,10 @@ impl Said {
 
 async fn error_body(response: Answering) -> Bytes {
     let mut body = BytesMut::new();
-    let mut chunks = pin!(response.bytes_stream());
+    let mut frames = decoded(response);
     let read = async {
-        while let Some(Ok(chunk)) = chunks.next().await {
-            body.extend_from_slice(&chunk);
+        while let Some(Ok(frame)) = frames.frame().await {
+            body.extend_from_slice(&frame.into_data().unwrap_or_default());
             if body.len() > MAX_ERROR_BODY {
                 body.truncate(MAX_ERROR_BODY);
                 break;

@@ -1,19 +1,26 @@
-//! The body that a provider is sent: pieces of the caller's buffer, and the news of whether any of it is on its way. Until then
-//! it can be withdrawn.
+//! The body that a provider is sent, and the one that it sends.
 //!
-//! An HTTP/2 client asks for the first piece before it has a stream to send it on, and for the second when the first has gone.
-//! So the first is a single byte, with which no provider can do anything.
+//! Ours is pieces of the caller's buffer, and the news of whether any of it is on its way. Until then it can be withdrawn.
+//! That is for HTTP/2, whose client asks for the first piece before it has a stream to send it on, and for the second when the first
+//! has gone. So the first is then a single byte, with which no provider can do anything.
 
 use std::{
     collections::VecDeque,
+    io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyDataStream, BodyExt, Either, StreamBody};
 use tokio::sync::SetOnce;
+use tokio_util::io::{ReaderStream, StreamReader};
+
+use super::connections::Answering;
+use crate::gateway::encoding::Encoding;
 
 /// A request body on its way out. Its length is known, so a provider gets it as one of that length and not in chunks.
 #[derive(Debug)]
@@ -21,9 +28,10 @@ pub(super) struct Outgoing {
     pieces: VecDeque<Bytes>,
     /// In bytes.
     left: u64,
-    /// Whether its first byte was.
+    /// Whether its first byte was asked for.
     asked: bool,
-    fate: Arc<SetOnce<Fate>>,
+    /// Where somebody wants to know.
+    fate: Option<Arc<SetOnce<Fate>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,23 +51,24 @@ pub(super) struct Withdrawn;
 pub(super) struct Sent(Arc<SetOnce<Fate>>);
 
 impl Outgoing {
-    /// A body of these pieces, which are shared and not copied, and what tells when it goes.
-    #[expect(clippy::new_ret_no_self, reason = "nobody needs a body that the client can't send")]
-    pub(super) fn new(pieces: &[Bytes]) -> (reqwest::Body, Sent) {
-        let (outgoing, sent) = Self::of(pieces);
-        (reqwest::Body::wrap(outgoing), sent)
+    /// A body of these pieces, which are shared and not copied.
+    pub(super) fn new(pieces: &[Bytes]) -> Self {
+        // One without bytes would be a frame that says nothing.
+        let pieces: VecDeque<_> = pieces.iter().filter(|piece| !piece.is_empty()).cloned().collect();
+        let left = pieces.iter().map(|piece| piece.len() as u64).sum();
+        Self { pieces, left, asked: false, fate: None }
     }
 
-    fn of(pieces: &[Bytes]) -> (Self, Sent) {
-        // One without bytes would be a frame that says nothing.
-        let mut pieces: VecDeque<_> = pieces.iter().filter(|piece| !piece.is_empty()).cloned().collect();
-        if let Some(first) = pieces.front_mut().filter(|first| first.len() > 1) {
+    /// The same, and what tells when it goes.
+    pub(super) fn told(pieces: &[Bytes]) -> (Self, Sent) {
+        let mut outgoing = Self::new(pieces);
+        if let Some(first) = outgoing.pieces.front_mut().filter(|first| first.len() > 1) {
             let byte = first.split_to(1);
-            pieces.push_front(byte);
+            outgoing.pieces.push_front(byte);
         }
-        let left = pieces.iter().map(|piece| piece.len() as u64).sum();
         let fate = Arc::new(SetOnce::new());
-        (Self { pieces, left, asked: false, fate: Arc::clone(&fate) }, Sent(fate))
+        outgoing.fate = Some(Arc::clone(&fate));
+        (outgoing, Sent(fate))
     }
 }
 
@@ -90,12 +99,15 @@ impl Body for Outgoing {
     type Error = Withdrawn;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Withdrawn>>> {
-        if std::mem::replace(&mut self.asked, true) || self.pieces.len() < 2 {
-            // Set already, it stays so.
-            drop(self.fate.set(Fate::Begun));
-        }
-        if self.fate.get() == Some(&Fate::Withdrawn) {
-            return Poll::Ready(Some(Err(Withdrawn)));
+        let asked = std::mem::replace(&mut self.asked, true);
+        if let Some(fate) = &self.fate {
+            if asked || self.pieces.len() < 2 {
+                // Set already, it stays so.
+                drop(fate.set(Fate::Begun));
+            }
+            if fate.get() == Some(&Fate::Withdrawn) {
+                return Poll::Ready(Some(Err(Withdrawn)));
+            }
         }
         let piece = self.pieces.pop_front();
         self.left -= piece.as_ref().map_or(0, |piece| piece.len() as u64);
@@ -111,6 +123,21 @@ impl Body for Outgoing {
     }
 }
 
+/// Why an answer's body broke.
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The body of an answer as it was before the provider encoded it, which it isn't asked to.
+pub(super) fn decoded(answering: Answering) -> impl Body<Data = Bytes, Error = BoxError> + Unpin + Send {
+    // What isn't known is left to whoever reads it.
+    let Some(encoding) = Encoding::of(answering.headers()).unwrap_or(None) else {
+        return Either::Left(answering.map_err(Into::into as fn(_) -> BoxError));
+    };
+    let bytes = BodyDataStream::new(answering).map_err(io::Error::other);
+    let decoding = encoding.decoder(StreamReader::new(bytes));
+    let frames = stream::once(decoding).map_ok(ReaderStream::new).try_flatten().map_ok(Frame::data);
+    Either::Right(StreamBody::new(frames.map_err(BoxError::from).boxed()))
+}
+
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
@@ -121,7 +148,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_on_its_way_is_told_and_the_length_is_known() {
         let pieces = [Bytes::from_static(b"ab"), Bytes::new(), Bytes::from_static(b"cde")];
-        let (mut body, sent) = Outgoing::of(&pieces);
+        let (mut body, sent) = Outgoing::told(&pieces);
         assert_eq!((body.size_hint().exact(), body.is_end_stream()), (Some(5), false));
         assert!(sent.begun().now_or_never().is_none());
         let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
@@ -137,11 +164,11 @@ mod tests {
     #[tokio::test]
     async fn one_that_was_withdrawn_never_goes() {
         let pieces = [Bytes::from_static(b"ab")];
-        let (mut body, sent) = Outgoing::of(&pieces);
+        let (mut body, sent) = Outgoing::told(&pieces);
         assert!(sent.withdraw());
         assert!(sent.begun().now_or_never().is_none());
         assert!(body.frame().await.unwrap().is_err());
-        let (mut body, sent) = Outgoing::of(&pieces);
+        let (mut body, sent) = Outgoing::told(&pieces);
         assert!(body.frame().await.unwrap().is_ok(), "the first byte");
         drop(sent);
         assert!(body.frame().await.unwrap().is_err(), "nobody waits for its answer");

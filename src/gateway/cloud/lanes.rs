@@ -1,36 +1,34 @@
-//! Ways to one provider: where one connection's streams are all taken, another connection is opened.
+//! Connections over HTTP/2: where the streams of one are all taken, another is opened.
 //!
-//! Over HTTP/2 a client has one connection to a provider, and calls beyond the number of streams that the provider allows on it
-//! wait inside the client for as long as others are being answered. So there are several *lanes*, each with a client and thus a
-//! connection of its own. How many streams a connection has is told by nobody: a call whose body isn't asked for though its
-//! lane has a connection waits for a stream. Nothing of it went out, so it is made on another lane, and how many calls the full
-//! lane had is remembered.
-//!
-//! Over HTTP/1.1 a client opens as many connections as it needs, and there is one lane.
+//! One connection carries many calls, but calls beyond the number of streams that the provider allows on it wait inside the client for
+//! as long as others are being answered. So there are several *lanes*, each a connection of its own. How many streams a connection
+//! has is told by nobody: a call whose body isn't asked for waits for a stream. Nothing of it went out, so it is made on another
+//! lane, and how many calls the full lane had is remembered.
 
 use std::{
     error::Error as _,
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
-use http::{HeaderMap, StatusCode, Version, header};
-use parking_lot::Mutex;
-use reqwest::{Client, ClientBuilder, Response, Url};
-use tokio::{
-    task::yield_now,
-    time::{Instant, sleep, timeout, timeout_at},
+use http::Response;
+use hyper::{
+    body::Incoming,
+    client::conn::http2::{Builder, SendRequest},
+    rt::Executor,
 };
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
     body::{Outgoing, Sent},
-    dial::Dials,
+    connections::{Letter, Unanswered},
+    dial::{Dialed, Dialer, Io},
 };
 
 /// The most lanes of a provider. Calls beyond what they carry wait for a stream.
@@ -45,44 +43,25 @@ const MOST_CHANGES: u32 = 6;
 const REFUSALS: Duration = Duration::from_millis(20);
 /// How long the number of streams is remembered. A provider may allow more later.
 const MEMORY: Duration = Duration::from_secs(60);
-/// How long a lane beyond the first, and an idle connection, is kept.
+/// How long a lane is kept that nobody is on.
 const IDLE: Duration = Duration::from_secs(90);
 
 /// The window of one stream, which is what a slow reader lets pile up here.
 const STREAM_WINDOW: u32 = 512 * 1024;
 /// That of a connection, so large that the windows of slow readers never fill it, and their neighbours' answers come on.
 const CONNECTION_WINDOW: u32 = 1 << 30;
-/// How often a connection over HTTP/2 has to prove that it is alive, and how long it may take for that.
+/// How often a connection has to prove that it is alive, and how long it may take for that.
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection is silent before TCP asks whether the other side is there.
-const TCP_KEEPALIVE: Duration = Duration::from_secs(20);
-/// After how many chunks that were there already an answer lets others go first. What reads a connection may stand behind who
-/// takes an answer from it, and with it the answers of all others there.
-const CHUNKS: usize = 16;
-/// The largest head of an answer, in bytes. The client itself gives up somewhat above it over HTTP/1.1, and at four times that
-/// over HTTP/2.
-const MAX_HEAD: usize = 256 * 1024;
+/// The largest head of an answer that the client takes, in bytes.
+const MAX_HEAD: u32 = 1024 * 1024;
 
-/// Why a call has no answer.
-#[derive(Debug)]
-pub(super) enum Unanswered {
-    /// No head of one came in time.
-    TookTooLong,
-    /// Its head has more than [`MAX_HEAD`] bytes.
-    HeadTooLarge,
-    /// The provider can't be reached, or the connection broke.
-    Failed(reqwest::Error),
-}
-
-/// All ways to one provider.
-#[derive(Debug)]
-pub(super) struct Lanes(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
-    connect_timeout: Duration,
+/// All connections over HTTP/2 to one provider.
+#[derive(Debug, Default)]
+pub(super) struct Lanes {
     state: Mutex<State>,
+    /// Held by whoever opens a lane, so that those who come meanwhile wait for it and open none of their own.
+    opening: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -92,26 +71,33 @@ struct State {
     streams: Option<(usize, Instant)>,
 }
 
-/// A client of its own, and who is on it.
+/// A connection, and who is on it.
 #[derive(Debug)]
 struct Lane {
-    client: Client,
-    dials: Dials,
+    sender: SendRequest<Outgoing>,
     /// From the choice of this lane to the end of the answer.
     calls: AtomicUsize,
     /// Those of the calls whose request went out.
     open: AtomicUsize,
-    /// Whether its last answer came over HTTP/1.1.
-    wide: AtomicBool,
     left: Mutex<Instant>,
 }
 
 impl Lane {
-    fn new(connect_timeout: Duration) -> reqwest::Result<Self> {
-        let dials = Dials::default();
-        let client = client(connect_timeout).connector_layer(dials.clone()).build()?;
+    async fn new(io: Box<dyn Io>) -> hyper::Result<Self> {
+        let (sender, connection) = Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(MAX_HEAD)
+            .handshake(io)
+            .await?;
+        // Its end is seen by the calls that are on it. Nothing waits for it: it ends with the last who may send.
+        TokioExecutor::new().execute(async move { drop(connection.await) });
         let (calls, open) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Ok(Self { client, dials, calls, open, wide: AtomicBool::new(false), left: Mutex::new(Instant::now()) })
+        Ok(Self { sender, calls, open, left: Mutex::new(Instant::now()) })
     }
 
     fn calls(&self) -> usize {
@@ -122,18 +108,17 @@ impl Lane {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Whether it takes any number of calls, as far as is known.
-    fn is_wide(&self) -> bool {
-        self.wide.load(Ordering::Relaxed)
+    /// Whether somebody is on it, or was not long ago.
+    fn is_wanted(&self) -> bool {
+        self.calls() > 0 || self.left.lock().elapsed() < IDLE
     }
 
     /// Resolves when a call that `may_change` lanes has waited for a stream in vain, and has been withdrawn.
     async fn is_full(&self, guard: &mut LaneGuard, sent: &Sent, may_change: bool) {
         let mut looks = 0;
         while timeout(BETWEEN_LOOKS, sent.begun()).await.is_err() {
-            // Where no stream is open none is missing, and the call waits for a connection.
-            let waits = self.open() > 0 && self.dials.are_quiet_for(BETWEEN_LOOKS);
-            looks = if waits { looks + 1 } else { 0 };
+            // Where no stream is open none is missing.
+            looks = if self.open() > 0 { looks + 1 } else { 0 };
             if may_change && looks >= LOOKS && sent.withdraw() {
                 return;
             }
@@ -143,75 +128,62 @@ impl Lane {
     }
 }
 
-/// A client with one connection, as every lane has it.
-fn client(connect_timeout: Duration) -> ClientBuilder {
-    Client::builder()
-        .user_agent(concat!("mlx-manager/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(connect_timeout)
-        .pool_idle_timeout(IDLE)
-        .tcp_nodelay(true)
-        .tcp_keepalive(TCP_KEEPALIVE)
-        .http2_keep_alive_interval(PING_EVERY)
-        .http2_keep_alive_timeout(PING_TIMEOUT)
-        .http2_keep_alive_while_idle(true)
-        .http2_initial_stream_window_size(STREAM_WINDOW)
-        .http2_initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_max_header_list_size(4 * MAX_HEAD as u32)
-        // Following one would send the request, and its key, to another place than the user configured.
-        .redirect(reqwest::redirect::Policy::none())
-}
-
 /// How one try of a call on one lane went.
 enum Try {
-    Answered(Response),
+    Answered(Response<Incoming>),
     /// It waited for a stream, and nothing of it went out.
     Full,
     /// The provider says that it did nothing of it.
-    Refused(reqwest::Error),
-    Failed(Unanswered),
+    Refused(hyper::Error),
+    /// The connection is no more, and nothing of it went out.
+    Gone(hyper::Error),
+    Failed(hyper::Error),
+}
+
+/// What becomes of a call that is to be made over HTTP/2.
+pub(super) enum Made {
+    Answered(Response<Incoming>, LaneGuard),
+    /// The provider spoke HTTP/1.1 when it was called.
+    Otherwise(Box<dyn Io>),
 }
 
 impl Lanes {
-    /// With one lane; connects to nothing.
-    ///
-    /// # Errors
-    /// When a client can't be made.
-    pub(super) fn new(connect_timeout: Duration) -> reqwest::Result<Self> {
-        let state = State { lanes: vec![Arc::new(Lane::new(connect_timeout)?)], streams: None };
-        Ok(Self(Arc::new(Shared { connect_timeout, state: Mutex::new(state) })))
-    }
-
-    /// Posts a request, and waits until `limit` for the head of its answer.
+    /// Makes a call, and waits until `limit` for the head of its answer.
     ///
     /// # Errors
     /// When none came.
     pub(super) async fn send(
-        &self,
-        url: &Url,
-        headers: &HeaderMap,
-        pieces: &[Bytes],
+        self: &Arc<Self>,
+        dialer: &Dialer,
+        letter: &Letter,
         limit: Instant,
-    ) -> Result<Answering, Unanswered> {
+    ) -> Result<Made, Unanswered> {
         let mut avoided: Vec<Arc<Lane>> = Vec::new();
         let mut changes = 0;
         loop {
-            let mut guard = self.0.board(&avoided).map_err(Unanswered::Failed)?;
+            let boarded = timeout_at(limit, self.board(dialer, &avoided)).await;
+            let mut guard = match boarded.map_err(|_| Unanswered::TookTooLong)?? {
+                Boarded::On(guard) => guard,
+                Boarded::Otherwise(io) => return Ok(Made::Otherwise(io)),
+            };
             let lane = Arc::clone(&guard.lane);
-            let tried = timeout_at(limit, post(&mut guard, url, headers, pieces, changes < MOST_CHANGES)).await;
-            match tried {
+            match timeout_at(limit, post(&mut guard, letter, changes < MOST_CHANGES)).await {
                 Err(_) => {
-                    if guard.opened && !lane.is_wide() {
+                    if guard.opened {
                         // Its connection may have gone dead without a word.
                         guard.retire();
                     }
                     return Err(Unanswered::TookTooLong);
                 }
-                Ok(Try::Answered(response)) => return Ok(Answering { response, guard }),
-                Ok(Try::Failed(why)) => return Err(why),
-                Ok(Try::Full) => self.0.learn(lane.open()),
-                Ok(Try::Refused(error)) if changes >= MOST_CHANGES || Instant::now() + REFUSALS >= limit => {
+                Ok(Try::Answered(response)) => return Ok(Made::Answered(response, guard)),
+                Ok(Try::Failed(error)) => return Err(Unanswered::Failed(error)),
+                Ok(Try::Gone(error) | Try::Refused(error))
+                    if changes >= MOST_CHANGES || Instant::now() + REFUSALS >= limit =>
+                {
                     return Err(Unanswered::Failed(error));
                 }
+                Ok(Try::Full) => self.learn(lane.open()),
+                Ok(Try::Gone(_)) => guard.retire(),
                 Ok(Try::Refused(_)) => {
                     drop(guard);
                     sleep(REFUSALS).await;
@@ -220,20 +192,83 @@ impl Lanes {
                         changes += MOST_CHANGES / 2;
                         continue;
                     }
-                    self.0.learn(lane.open());
+                    self.learn(lane.open());
                 }
             }
             changes += 1;
             avoided.push(lane);
         }
     }
+
+    /// A place on a lane: the first that has room and is none of those `avoided`, else a new one, else the emptiest.
+    async fn board(self: &Arc<Self>, dialer: &Dialer, avoided: &[Arc<Lane>]) -> Result<Boarded, Unanswered> {
+        if let Some(guard) = self.find(avoided, false) {
+            return Ok(Boarded::On(guard));
+        }
+        let _opening = self.opening.lock().await;
+        if let Some(guard) = self.find(avoided, false) {
+            return Ok(Boarded::On(guard));
+        }
+        if self.state.lock().lanes.len() >= MOST_LANES
+            && let Some(guard) = self.find(&[], true)
+        {
+            return Ok(Boarded::On(guard));
+        }
+        match dialer.dial(true).await.map_err(Unanswered::NotConnected)? {
+            Dialed { io, is_http2: false } => Ok(Boarded::Otherwise(io)),
+            Dialed { io, .. } => Ok(Boarded::On(self.add(io).await?)),
+        }
+    }
+
+    /// Opens a lane over a connection that was made, with a place on it for who made it.
+    pub(super) async fn add(self: &Arc<Self>, io: Box<dyn Io>) -> Result<LaneGuard, Unanswered> {
+        let lane = Lane::new(io).await.map_err(Unanswered::Failed)?;
+        let lane = Arc::new(lane);
+        lane.calls.fetch_add(1, Ordering::Relaxed);
+        self.state.lock().lanes.push(Arc::clone(&lane));
+        Ok(LaneGuard { lanes: Arc::clone(self), lane, opened: false })
+    }
+
+    /// A place on a lane that there is, be it one without room if it has to be.
+    fn find(self: &Arc<Self>, avoided: &[Arc<Lane>], crowded: bool) -> Option<LaneGuard> {
+        let mut state = self.state.lock();
+        state.lanes.retain(|lane| !lane.sender.is_closed() && lane.is_wanted());
+        let streams = state.streams.filter(|(_, learned)| learned.elapsed() < MEMORY).map(|(streams, _)| streams);
+        let has_room = |lane: &&Arc<Lane>| {
+            let room = streams.is_none_or(|streams| lane.calls() < streams);
+            room && !avoided.iter().any(|other| Arc::ptr_eq(other, lane))
+        };
+        let lane = match crowded {
+            false => state.lanes.iter().find(has_room)?,
+            true => state.lanes.iter().min_by_key(|lane| lane.calls())?,
+        };
+        // Under the lock, so that no other takes the same place.
+        lane.calls.fetch_add(1, Ordering::Relaxed);
+        Some(LaneGuard { lanes: Arc::clone(self), lane: Arc::clone(lane), opened: false })
+    }
+
+    fn learn(&self, streams: usize) {
+        self.state.lock().streams = Some((streams.max(1), Instant::now()));
+    }
+
+    /// Closes what nobody has been on for long.
+    pub(super) fn prune(&self) {
+        self.state.lock().lanes.retain(|lane| lane.is_wanted());
+    }
+}
+
+/// Where a call is to be made.
+enum Boarded {
+    On(LaneGuard),
+    /// The provider chose HTTP/1.1.
+    Otherwise(Box<dyn Io>),
 }
 
 /// Posts on the lane of `guard`. Where it `may_change`, waiting for a stream comes to an end.
-async fn post(guard: &mut LaneGuard, url: &Url, headers: &HeaderMap, pieces: &[Bytes], may_change: bool) -> Try {
+async fn post(guard: &mut LaneGuard, letter: &Letter, may_change: bool) -> Try {
     let lane = Arc::clone(&guard.lane);
-    let (body, sent) = Outgoing::new(pieces);
-    let answer = lane.client.post(url.clone()).headers(headers.clone()).body(body).send();
+    let (body, sent) = Outgoing::told(&letter.pieces);
+    let answer = lane.sender.clone().try_send_request(letter.clone().with(body));
     let answer = {
         let (answer, full) = (pin!(answer), pin!(lane.is_full(guard, &sent, may_change)));
         tokio::select! {
@@ -244,18 +279,21 @@ async fn post(guard: &mut LaneGuard, url: &Url, headers: &HeaderMap, pieces: &[B
     };
     guard.opened();
     match answer {
-        Ok(response) => {
-            lane.wide.store(response.version() != Version::HTTP_2, Ordering::Relaxed);
-            let head: usize = response.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-            if head > MAX_HEAD { Try::Failed(Unanswered::HeadTooLarge) } else { Try::Answered(response) }
+        Ok(response) => Try::Answered(response),
+        Err(mut error) => {
+            let is_whole = error.take_message().is_some();
+            let error = error.into_error();
+            match is_unprocessed(&error) {
+                true => Try::Refused(error),
+                false if is_whole => Try::Gone(error),
+                false => Try::Failed(error),
+            }
         }
-        Err(error) if is_unprocessed(&error) => Try::Refused(error),
-        Err(error) => Try::Failed(Unanswered::Failed(error)),
     }
 }
 
 /// Whether the provider said that it did nothing of a call, which may then be sent again without being done twice.
-fn is_unprocessed(error: &reqwest::Error) -> bool {
+fn is_unprocessed(error: &hyper::Error) -> bool {
     let mut cause = error.source();
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<h2::Error>() {
@@ -268,45 +306,10 @@ fn is_unprocessed(error: &reqwest::Error) -> bool {
     false
 }
 
-impl Shared {
-    /// Chooses a lane: the first that has room and is none of those `avoided`, else a new one, else the emptiest.
-    fn board(self: &Arc<Self>, avoided: &[Arc<Lane>]) -> reqwest::Result<LaneGuard> {
-        let mut state = self.state.lock();
-        let mut is_first = true;
-        state
-            .lanes
-            .retain(|lane| std::mem::take(&mut is_first) || lane.calls() > 0 || lane.left.lock().elapsed() < IDLE);
-        let streams = state.streams.filter(|(_, learned)| learned.elapsed() < MEMORY).map(|(streams, _)| streams);
-        let has_room = |lane: &&Arc<Lane>| {
-            let room = streams.is_none_or(|streams| lane.calls() < streams) || lane.is_wide();
-            room && !avoided.iter().any(|other| Arc::ptr_eq(other, lane))
-        };
-        let lane = match state.lanes.iter().find(has_room) {
-            Some(lane) => Arc::clone(lane),
-            None if state.lanes.len() < MOST_LANES => {
-                let lane = Arc::new(Lane::new(self.connect_timeout)?);
-                state.lanes.push(Arc::clone(&lane));
-                lane
-            }
-            None => match state.lanes.iter().min_by_key(|lane| lane.calls()) {
-                Some(lane) => Arc::clone(lane),
-                None => Arc::new(Lane::new(self.connect_timeout)?),
-            },
-        };
-        // Under the lock, so that no other takes the same place.
-        lane.calls.fetch_add(1, Ordering::Relaxed);
-        Ok(LaneGuard { shared: Arc::clone(self), lane, opened: false })
-    }
-
-    fn learn(&self, streams: usize) {
-        self.state.lock().streams = Some((streams.max(1), Instant::now()));
-    }
-}
-
 /// A call's place on its lane, until it is dropped.
 #[derive(Debug)]
 pub(super) struct LaneGuard {
-    shared: Arc<Shared>,
+    lanes: Arc<Lanes>,
     lane: Arc<Lane>,
     opened: bool,
 }
@@ -320,7 +323,7 @@ impl LaneGuard {
 
     /// Lets no further call on this lane. Those that are there go on.
     fn retire(&self) {
-        self.shared.state.lock().lanes.retain(|lane| !Arc::ptr_eq(lane, &self.lane));
+        self.lanes.state.lock().lanes.retain(|lane| !Arc::ptr_eq(lane, &self.lane));
     }
 }
 
@@ -331,45 +334,5 @@ impl Drop for LaneGuard {
         if self.opened {
             self.lane.open.fetch_sub(1, Ordering::Relaxed);
         }
-    }
-}
-
-/// An answer whose head has come. It keeps its call's place on its lane.
-#[derive(Debug)]
-pub(super) struct Answering {
-    response: Response,
-    guard: LaneGuard,
-}
-
-impl Answering {
-    pub(super) fn status(&self) -> StatusCode {
-        self.response.status()
-    }
-
-    pub(super) fn headers(&self) -> &HeaderMap {
-        self.response.headers()
-    }
-
-    /// Whether its body ends with its connection, and nothing says how long it is.
-    pub(super) fn ends_with_connection(&self) -> bool {
-        let has = |name| self.response.headers().contains_key(name);
-        self.response.version() < Version::HTTP_2 && !has(header::CONTENT_LENGTH) && !has(header::TRANSFER_ENCODING)
-    }
-
-    /// Its body as it comes.
-    pub(super) fn bytes_stream(self) -> impl Stream<Item = reqwest::Result<Bytes>> + Send {
-        let Self { response, guard } = self;
-        let mut taken = 0_usize;
-        response.bytes_stream().then(move |chunk| {
-            let _: &LaneGuard = &guard;
-            taken += 1;
-            let is_long = taken.is_multiple_of(CHUNKS);
-            async move {
-                if is_long {
-                    yield_now().await;
-                }
-                chunk
-            }
-        })
     }
 }

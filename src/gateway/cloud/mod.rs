@@ -1,23 +1,26 @@
 //! Cloud providers: a [`Provider`] answers calls over HTTPS in the caller's own dialect.
 //!
-//! [`attempt`] is one physical call, [`lanes`] the connections that it may take, [`stream`] turns the answer's bytes into
-//! events, and each file in [`provider`] knows one API's paths and headers. What the bytes mean is for [`dialect`] to say;
-//! nothing here measures, routes or decides whether to try again.
+//! [`attempt`] is one physical call, [`connections`] what it may go by, [`stream`] turns the answer's bytes into events, and
+//! each file in [`provider`] knows one API's paths and headers. What the bytes mean is for [`dialect`] to say; nothing here
+//! measures, routes or decides whether to try again.
 
 mod attempt;
 mod body;
+mod connections;
 mod dial;
 mod lanes;
 mod provider;
 mod stream;
+mod wire;
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
 
+use http::{HeaderMap, Uri};
 use mlx_manager_config as config;
-use mlx_manager_config::{Auth, Calls, ProviderKind, Secret};
+use mlx_manager_config::{Calls, ProviderKind, Secret};
 use mlx_manager_dialect as dialect;
 use mlx_manager_llm::{Answer, Call, Dialect, Error, ErrorKind};
 use mlx_manager_signal::{
@@ -25,9 +28,9 @@ use mlx_manager_signal::{
     price::PriceList,
     provider as vendor,
 };
-use reqwest::Url;
+use url::Url;
 
-use self::lanes::Lanes;
+use self::connections::Connections;
 
 pub use provider::Passed;
 
@@ -46,9 +49,9 @@ pub enum ProviderError {
     /// Its key can't stand in a header.
     #[error("its api_key has characters that an HTTP header can't carry")]
     Key,
-    /// The HTTP client can't be made.
-    #[error("the HTTP client can't be made")]
-    Client(#[source] reqwest::Error),
+    /// No certificate can be checked.
+    #[error("there is no TLS to reach it by")]
+    Tls(#[source] Option<rustls::Error>),
 }
 
 /// One `[[providers]]` entry, ready to be called.
@@ -58,13 +61,16 @@ pub struct Provider {
     kind: ProviderKind,
     prices: Arc<PriceList>,
     url: Url,
+    /// The same, without credentials.
+    uri: Uri,
+    /// What every request has.
+    headers: HeaderMap,
     secrets: Secrets,
     api_key: Option<Secret>,
-    auth: Auth,
     api_key_path: String,
     send_trace_context: bool,
     calls: Calls,
-    lanes: Lanes,
+    connections: Connections,
     /// Whether it was found to refuse that a stream is asked for its usage.
     refuses_usage: AtomicBool,
 }
@@ -78,14 +84,17 @@ impl Provider {
         let mut url = Url::parse(&config.base_url)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-            // Its query may hold a key.
-            .ok_or_else(|| ProviderError::Url(config.base_url.split('?').next().unwrap_or_default().to_owned()))?;
+            .ok_or_else(|| ProviderError::Url(shown(&config.base_url)))?;
         let path = format!("{}{}", url.path().trim_end_matches('/'), provider::path(config.kind));
         url.set_path(&path);
         if let Some(key) = &config.api_key {
             http::HeaderValue::from_str(key.expose()).map_err(|_| ProviderError::Key)?;
         }
-        let lanes = Lanes::new(config.calls.connect_timeout).map_err(ProviderError::Client)?;
+        let key = config.api_key.as_ref().map(|key| (&config.auth, key));
+        let headers = provider::own_headers(&url, key);
+        let uri = without_credentials(&url).as_str().parse::<Uri>();
+        let uri = uri.map_err(|_| ProviderError::Url(shown(&config.base_url)))?;
+        let connections = Connections::new(&uri, config.calls.connect_timeout)?;
         let secrets = config.api_key.clone().into_iter().chain(provider::secrets(&url));
         let secrets = secrets.filter(|secret| !secret.is_empty()).collect();
         Ok(Self {
@@ -94,12 +103,13 @@ impl Provider {
             kind: config.kind,
             prices: Arc::new(PriceList::new(vendor::dialect(config.kind), &config.base_url, &config.name, prices)),
             url,
+            uri,
+            headers,
             api_key: config.api_key.clone(),
-            auth: config.auth.clone(),
             api_key_path: config.api_key_path.clone(),
             send_trace_context: config.send_trace_context,
             calls: config.calls.clone(),
-            lanes,
+            connections,
             refuses_usage: AtomicBool::new(false),
         })
     }
@@ -143,6 +153,11 @@ impl Provider {
         })
     }
 
+    /// Closes connections that were not used for long.
+    pub fn prune(&self) {
+        self.connections.prune();
+    }
+
     /// How it is to be called.
     pub fn calls(&self) -> &Calls {
         &self.calls
@@ -175,6 +190,20 @@ impl Provider {
             }
         }
     }
+}
+
+/// What may be shown of a URL, whose query may hold a key.
+fn shown(url: &str) -> String {
+    url.split('?').next().unwrap_or_default().to_owned()
+}
+
+fn without_credentials(url: &Url) -> Url {
+    let mut url = url.clone();
+    // It has a host, so both can be taken away.
+    let taken = url.set_username("").and_then(|()| url.set_password(None));
+    taken.unwrap_or_default();
+    url.set_fragment(None);
+    url
 }
 
 /// What must not come back in an answer of a provider's.

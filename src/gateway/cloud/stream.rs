@@ -1,16 +1,30 @@
 //! From an answer's bytes to events, under time limits.
 
-use std::{collections::VecDeque, error::Error as _, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    error::Error as StdError,
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{StreamExt, stream};
+use http_body::Body;
 use mlx_manager_dialect as dialect;
 use mlx_manager_dialect::{Observer, sse};
 use mlx_manager_llm::{Error, ErrorKind, Event, EventStream, Request};
 use mlx_manager_signal::{event::FrameUnreadable, span};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{Provider, Secrets, lanes::Answering, without_secrets};
+use super::{
+    Provider, Secrets,
+    body::{BoxError, decoded},
+    connections::Answering,
+    without_secrets,
+};
 
 /// The largest frame of a stream, in bytes; a frame holds a few tokens, or one tool call.
 const MAX_FRAME: usize = 16 * 1024 * 1024;
@@ -65,8 +79,9 @@ pub(super) async fn begin(
 ) -> Result<EventStream, Error> {
     let (name, secrets) = (provider.name.clone(), Arc::clone(&provider.secrets));
     let ends_with_connection = response.ends_with_connection();
-    let mut source =
-        Source { ends_with_connection, provider: name, secrets, body: Box::pin(response.bytes_stream()), limits };
+    let patience = Patience::new(&limits);
+    let body = decoded(response);
+    let mut source = Source { provider: name, secrets, ends_with_connection, body, limits, patience };
     let mut head = BytesMut::new();
     if request.stream && is_stream(&mut source, &mut head).await? {
         return stream(source, request, head, usage_injected).await;
@@ -94,7 +109,7 @@ fn bought(mut error: Error) -> Error {
 }
 
 /// Whether what comes is an event stream, by its first byte that says anything.
-async fn is_stream(source: &mut Source, head: &mut BytesMut) -> Result<bool, Error> {
+async fn is_stream<B: Bytewise>(source: &mut Source<B>, head: &mut BytesMut) -> Result<bool, Error> {
     loop {
         let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
         // The beginning of a byte order mark says nothing either.
@@ -111,7 +126,12 @@ async fn is_stream(source: &mut Source, head: &mut BytesMut) -> Result<bool, Err
     }
 }
 
-async fn stream(source: Source, request: &Request, head: BytesMut, usage_injected: bool) -> Result<EventStream, Error> {
+async fn stream<B: Bytewise + Send + 'static>(
+    source: Source<B>,
+    request: &Request,
+    head: BytesMut,
+    usage_injected: bool,
+) -> Result<EventStream, Error> {
     let mut parser = sse::Parser::new(MAX_FRAME);
     parser.push(&head);
     let mut reader = Reader {
@@ -135,38 +155,101 @@ async fn stream(source: Source, request: &Request, head: BytesMut, usage_injecte
     Ok(stream::unfold(reader, |mut reader| async move { reader.next().await.map(|event| (event, reader)) }).boxed())
 }
 
+/// What an answer's bytes come from.
+trait Bytewise: Body<Data = Bytes, Error = BoxError> + Unpin {}
+
+impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Bytewise for B {}
+
 /// An answer's bytes.
-struct Source {
+struct Source<B> {
     provider: String,
     /// What must not come back in an error.
     secrets: Secrets,
     /// Whether nothing but the end of the connection says where they end.
     ends_with_connection: bool,
-    body: Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>,
+    body: B,
     limits: Limits,
+    patience: Patience,
 }
 
-impl Source {
+/// What became of waiting for bytes.
+enum Waited {
+    Came(Bytes),
+    Ended,
+    Broke(BoxError),
+    InVain,
+}
+
+impl<B: Bytewise> Source<B> {
     /// More of them, within `silence`; `None` when they ended as they should.
     async fn next(&mut self, silence: Duration, content: bool) -> Result<Option<Bytes>, Error> {
-        match timeout_at(self.limits.until(silence), self.body.next()).await {
-            Err(_) => Err(self.limits.exceeded(&self.provider, content)),
-            Ok(None) => Ok(None),
-            Ok(Some(Ok(chunk))) => Ok(Some(chunk)),
+        match self.wait(self.limits.until(silence)).await {
+            // Where there is always more, nobody ever waits.
+            Waited::Came(_) if Instant::now() >= self.limits.deadline => {
+                Err(self.limits.exceeded(&self.provider, content))
+            }
+            Waited::Came(bytes) => Ok(Some(bytes)),
+            Waited::Ended => Ok(None),
+            Waited::InVain => Err(self.limits.exceeded(&self.provider, content)),
             // As an end it is as good as closing a connection without TLS.
-            Ok(Some(Err(error))) if self.ends_with_connection && is_bare_close(&error) => Ok(None),
-            Ok(Some(Err(error))) => {
+            Waited::Broke(error) if self.ends_with_connection && is_bare_close(&error) => Ok(None),
+            Waited::Broke(error) => {
                 let message =
                     format!("the connection to the provider {:?} broke in the middle of its answer", self.provider);
-                Err(Error::new(ErrorKind::Upstream, message).with_source(error.without_url()))
+                Err(Error::new(ErrorKind::Upstream, message).with_source(error))
             }
+        }
+    }
+
+    /// Waits for more until `end`.
+    async fn wait(&mut self, end: Instant) -> Waited {
+        poll_fn(|task| {
+            loop {
+                return match Pin::new(&mut self.body).poll_frame(task) {
+                    Poll::Pending => self.patience.poll(end, task).map(|()| Waited::InVain),
+                    Poll::Ready(None) => Poll::Ready(Waited::Ended),
+                    Poll::Ready(Some(Err(error))) => Poll::Ready(Waited::Broke(error)),
+                    Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                        Ok(bytes) => Poll::Ready(Waited::Came(bytes)),
+                        // Trailers say nothing.
+                        Err(_) => continue,
+                    },
+                };
+            }
+        })
+        .await
+    }
+}
+
+/// A timer whose end is moved with each piece that comes. Moving it away costs nothing: that is seen to when it is over.
+struct Patience(Pin<Box<Sleep>>);
+
+impl Patience {
+    fn new(limits: &Limits) -> Self {
+        Self(Box::pin(sleep_until(limits.deadline)))
+    }
+
+    fn poll(&mut self, end: Instant, task: &mut Context<'_>) -> Poll<()> {
+        // A timer is given no turn by a task whose turns went all to bytes that never end.
+        if Instant::now() >= end {
+            return Poll::Ready(());
+        }
+        if end < self.0.deadline() {
+            self.0.as_mut().reset(end);
+        }
+        loop {
+            ready!(self.0.as_mut().poll(task));
+            if self.0.deadline() >= end {
+                return Poll::Ready(());
+            }
+            self.0.as_mut().reset(end);
         }
     }
 }
 
 /// Whether a connection was closed without telling TLS, as some servers close all of theirs.
-fn is_bare_close(error: &reqwest::Error) -> bool {
-    let mut cause = error.source();
+fn is_bare_close(error: &BoxError) -> bool {
+    let mut cause: Option<&dyn StdError> = Some(&**error);
     while let Some(error) = cause {
         if error.source().is_none() && error.to_string().contains("close_notify") {
             return true;
@@ -177,8 +260,8 @@ fn is_bare_close(error: &reqwest::Error) -> bool {
 }
 
 /// A stream being read.
-struct Reader {
-    source: Source,
+struct Reader<B> {
+    source: Source<B>,
     parser: sse::Parser,
     observer: Observer,
     /// Read but not handed on.
@@ -192,7 +275,7 @@ struct Reader {
     ended: bool,
 }
 
-impl Reader {
+impl<B: Bytewise> Reader<B> {
     async fn next(&mut self) -> Option<Result<Event, Error>> {
         while self.read.is_empty() && !self.ended {
             if let Err(error) = self.read_more().await {
@@ -246,9 +329,9 @@ impl Reader {
             {
                 self.observe(&frame);
             }
-            match timeout_at(end, self.source.body.next()).await {
-                Ok(Some(Ok(chunk))) if !self.ended => self.parser.push(&chunk),
-                Ok(Some(Ok(_))) => {}
+            match self.source.wait(end).await {
+                Waited::Came(chunk) if !self.ended => self.parser.push(&chunk),
+                Waited::Came(_) => {}
                 _ => break,
             }
         }
@@ -285,6 +368,8 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
+    use http_body::Frame;
+    use http_body_util::StreamBody;
     use mlx_manager_config::Secret;
     use mlx_manager_llm::Api;
 
@@ -294,7 +379,7 @@ mod tests {
     async fn read(chunks: &'static [(u64, &'static str)]) -> (Vec<Bytes>, Option<Error>, Duration) {
         let body = stream::iter(chunks).then(|(wait, text)| async move {
             tokio::time::sleep(Duration::from_millis(*wait)).await;
-            Ok::<_, reqwest::Error>(Bytes::from_static(text.as_bytes()))
+            Ok::<_, BoxError>(Frame::data(Bytes::from_static(text.as_bytes())))
         });
         let (minute, began) = (Duration::from_secs(60), Instant::now());
         let limits = Limits { first_token: minute, idle: minute, deadline: began + minute };
@@ -305,7 +390,8 @@ mod tests {
                 provider: "p".to_owned(),
                 secrets: Arc::new([Secret::new("sk-secret")]),
                 ends_with_connection: true,
-                body: Box::pin(body),
+                body: StreamBody::new(Box::pin(body)),
+                patience: Patience::new(&limits),
                 limits,
             },
             parser: sse::Parser::new(MAX_FRAME),

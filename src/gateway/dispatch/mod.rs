@@ -138,9 +138,13 @@ impl Dispatch {
         self.engine.ready() || self.providers.values().any(|watched| watched.provider.is_off().is_none())
     }
 
-    /// Lets breakers whose time has come half open, so that their gauge is true without a call.
-    pub(crate) fn refresh_breakers(&self) {
-        self.providers.values().for_each(|watched| watched.breaker.refresh());
+    /// Lets breakers whose time has come half open, so that their gauge is true without a call, and closes connections that no
+    /// call has used for long.
+    pub(crate) fn refresh(&self) {
+        for watched in self.providers.values() {
+            watched.breaker.refresh();
+            watched.provider.prune();
+        }
     }
 
     /// The models that have a name: local ones, and those that a route names without a glob.

@@ -10,14 +10,9 @@ use std::{
     task::{Context as TaskContext, Poll, ready},
 };
 
-use axum::{
-    body::Body,
-    extract::{ConnectInfo, MatchedPath, Request, State},
-    middleware::Next,
-    response::Response,
-};
+use axum::{body::Body, extract::ConnectInfo};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use mlx_manager_llm::Context;
 use mlx_manager_signal::{
@@ -37,23 +32,34 @@ const MAX_REQUEST_ID: usize = 128;
 const OTHER: &str = "_other";
 
 /// The routes that there are, as labels, and what is made of their requests.
-#[derive(Debug, Clone)]
-pub struct Labels(Arc<[(&'static str, Kind)]>);
+pub struct Labels(matchit::Router<(&'static str, Kind)>);
 
 impl Labels {
     /// The labels of these routes.
     pub fn of(routes: &[Route]) -> Self {
-        Self(routes.iter().map(|route| (route.path, route.kind)).collect())
+        let mut labels = matchit::Router::new();
+        for route in routes {
+            // Whoever serves them refuses a path that is none, or that is there twice.
+            labels.insert(route.path, (route.path, route.kind)).unwrap_or_default();
+        }
+        Self(labels)
     }
 
-    fn find(&self, matched: &MatchedPath) -> Option<(&'static str, Kind)> {
-        self.0.iter().copied().find(|(path, _)| *path == matched.as_str())
+    fn find(&self, path: &str) -> Option<(&'static str, Kind)> {
+        self.0.at(path).ok().map(|found| *found.value)
     }
 }
 
 /// Gives a request its [`Context`], runs it inside its server span and sees it to its end.
-pub async fn observe(State(labels): State<Labels>, mut request: Request, next: Next) -> Response {
-    let known = request.extensions().get::<MatchedPath>().and_then(|matched| labels.find(matched));
+pub async fn observe<B, A>(
+    labels: Arc<Labels>,
+    mut request: Request<B>,
+    answer: impl FnOnce(Request<B>) -> A,
+) -> Response<ObservedBody>
+where
+    A: Future<Output = Response<Body>>,
+{
+    let known = labels.find(request.uri().path());
     let matched = known.map(|(path, _)| path);
     let (route, kind) = known.unwrap_or((OTHER, Kind::Question));
     let method = method_label(request.method());
@@ -70,13 +76,13 @@ pub async fn observe(State(labels): State<Labels>, mut request: Request, next: N
     let mut exchange = Exchange::begin(span.clone(), method, route, kind);
     let context = Context::new(Arc::clone(&request_id), span.clone());
     request.extensions_mut().insert(Context { arrived: exchange.started, ..context });
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let mut response = answer(request).instrument(span.clone()).await;
     exchange.status = Some(response.status().as_u16());
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     propagate::inject(&span, response.headers_mut());
-    response.map(|body| Body::new(ObservedBody { body, exchange }))
+    response.map(|body| ObservedBody { body, exchange })
 }
 
 fn method_label(method: &Method) -> &'static str {
@@ -160,7 +166,7 @@ fn status_label(status: u16) -> &'static str {
 }
 
 /// A response body that ends its exchange with its last frame.
-struct ObservedBody {
+pub struct ObservedBody {
     body: Body,
     exchange: Exchange,
 }

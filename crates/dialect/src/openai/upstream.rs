@@ -184,8 +184,7 @@ impl Observer {
 fn read(chunk: &Chunk<'_>, seen: &mut Seen, events: &mut Vec<Event>) -> Option<Error> {
     let first = chunk.first();
     if let Some(said) = first.and_then(Choice::said) {
-        seen.calls |=
-            ["tool_calls", "function_call"].iter().any(|name| said.get(name).is_some_and(|calls| !calls.is_blank()));
+        seen.calls |= said.pick(["tool_calls", "function_call"]).into_iter().flatten().any(|calls| !calls.is_blank());
         if seen.captures() {
             capture(said, events);
         }
@@ -245,36 +244,41 @@ fn without_usage(frame: &Frame, data: &Bytes, null: Raw<'_>) -> Bytes {
 }
 
 fn read_usage(usage: Raw<'_>) -> Usage {
-    // A count that is no number is unknown: accounting must not break an answer that is otherwise whole.
-    let count = |path: &[&str]| {
-        let value = path.iter().try_fold(usage, |value, name| value.get(name))?;
-        value.count()
-    };
-    let any = |paths: &[&[&str]]| paths.iter().find_map(|path| count(path));
-    let input = any(&[&["prompt_tokens"], &["input_tokens"]]);
-    let reasoning = any(&[
-        &["completion_tokens_details", "reasoning_tokens"],
-        &["output_tokens_details", "reasoning_tokens"],
-        &["reasoning_tokens"],
+    fn of<'a>(details: Option<Raw<'a>>, name: &str) -> Option<Raw<'a>> {
+        details?.get(name)
+    }
+    let [prompt, input, completion, output, total] =
+        usage.pick(["prompt_tokens", "input_tokens", "completion_tokens", "output_tokens", "total_tokens"]);
+    let [prompt_details, input_details, completion_details, output_details, server_tools] = usage.pick([
+        "prompt_tokens_details",
+        "input_tokens_details",
+        "completion_tokens_details",
+        "output_tokens_details",
+        "server_tool_use",
     ]);
-    let audio = |details: &str| count(&[details, "audio_tokens"]);
-    let output = any(&[&["completion_tokens"], &["output_tokens"]]);
+    let [hit, cached, written, thought, searches] = usage.pick([
+        "prompt_cache_hit_tokens",
+        "cached_tokens",
+        "cache_write_tokens",
+        "reasoning_tokens",
+        "num_search_queries",
+    ]);
+    // A count that is no number is unknown: accounting must not break an answer that is otherwise whole.
+    let any = |places: &[Option<Raw<'_>>]| places.iter().flatten().find_map(|count| count.count());
+    let input = any(&[prompt, input]);
+    let reasoning = any(&[of(completion_details, "reasoning_tokens"), of(output_details, "reasoning_tokens"), thought]);
+    let audio = |details| of(details, "audio_tokens").and_then(Raw::count);
     Usage {
         input,
-        output: output.map(|output| with_reasoning(input, output, reasoning, count(&["total_tokens"]))),
-        cache_read: any(&[
-            &["prompt_tokens_details", "cached_tokens"],
-            &["input_tokens_details", "cached_tokens"],
-            &["prompt_cache_hit_tokens"],
-            &["cached_tokens"],
-        ]),
-        cache_write: any(&[&["prompt_tokens_details", "cache_write_tokens"], &["cache_write_tokens"]]),
+        output: any(&[completion, output]).map(|output| with_reasoning(input, output, reasoning, any(&[total]))),
+        cache_read: any(&[of(prompt_details, "cached_tokens"), of(input_details, "cached_tokens"), hit, cached]),
+        cache_write: any(&[of(prompt_details, "cache_write_tokens"), written]),
         reasoning,
-        audio: match (audio("prompt_tokens_details"), audio("completion_tokens_details")) {
+        audio: match (audio(prompt_details), audio(completion_details)) {
             (None, None) => None,
             (heard, said) => Some(heard.unwrap_or(0).saturating_add(said.unwrap_or(0))),
         },
-        web_searches: any(&[&["num_search_queries"], &["server_tool_use", "web_search_requests"]]),
+        web_searches: any(&[searches, of(server_tools, "web_search_requests")]),
         ..Usage::default()
     }
 }

@@ -5,10 +5,18 @@ mod openai;
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION, request::Parts};
+use base64::{Engine as _, prelude::BASE64_STANDARD as STANDARD};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Uri,
+    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, USER_AGENT},
+    request::Parts,
+};
 use mlx_manager_config::{Auth, ProviderKind, Secret};
 use mlx_manager_signal::event::RateLimitSeen;
-use reqwest::Url;
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+use super::dial::AGENT;
 
 /// The caller's header that both APIs know.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -64,13 +72,16 @@ pub(super) fn secrets(url: &Url) -> Vec<Secret> {
 }
 
 /// Where a call goes: the provider's own query comes first.
-pub(super) fn url(base: &Url, query: Option<&str>) -> Url {
-    let mut url = base.clone();
-    if let Some(query) = query {
-        let joined = base.query().filter(|own| !own.is_empty()).map(|own| format!("{own}&{query}"));
-        url.set_query(Some(joined.as_deref().unwrap_or(query)));
-    }
-    url
+pub(super) fn uri(base: &Uri, query: Option<&str>) -> Uri {
+    let Some(query) = query else { return base.clone() };
+    let path = match base.query().filter(|own| !own.is_empty()) {
+        Some(own) => format!("{}?{own}&{query}", base.path()),
+        None => format!("{}?{query}", base.path()),
+    };
+    let mut parts = base.clone().into_parts();
+    // A query that came in one request line can stand in another.
+    parts.path_and_query = path.parse().ok().or(parts.path_and_query);
+    Uri::from_parts(parts).unwrap_or_else(|_| base.clone())
 }
 
 /// With the values that are text; of others nobody knows what to make.
@@ -93,31 +104,47 @@ pub(super) fn path(kind: ProviderKind) -> &'static str {
     }
 }
 
-/// The headers of a request: content type, credentials, and the caller's own that this API knows.
-pub(super) fn request_headers(kind: ProviderKind, key: Option<(&Auth, &Secret)>, passed: &HeaderMap) -> HeaderMap {
+/// The headers that every request has: content type, who asks, credentials. Those may also stand in a URL, from where a key
+/// takes their place.
+pub(super) fn own_headers(url: &Url, key: Option<(&Auth, &Secret)>) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let own = match kind {
-        ProviderKind::OpenAi => openai::OWN_HEADERS,
-        ProviderKind::Anthropic => anthropic::OWN_HEADERS,
-    };
-    for (name, value) in passed.iter().filter(|(name, _)| *name == IDEMPOTENCY_KEY || name.as_str().starts_with(own)) {
-        headers.append(name, value.clone());
-    }
-    match kind {
-        ProviderKind::OpenAi => {}
-        ProviderKind::Anthropic => anthropic::complete(&mut headers),
-    }
-    if let Some((auth, key)) = key {
-        let (name, value) = match auth {
-            Auth::Bearer => (AUTHORIZATION, format!("Bearer {}", key.expose())),
-            Auth::Header(name) => (name.clone(), key.expose().to_owned()),
-        };
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+    // Else any encoding would do, and each would have to be undone.
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    headers.insert(USER_AGENT, AGENT);
+    let plain = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let (name, password) = (plain(url.username()), plain(url.password().unwrap_or_default()));
+    let has_name = !name.is_empty() || !password.is_empty();
+    let basic = has_name.then(|| (AUTHORIZATION, format!("Basic {}", STANDARD.encode(format!("{name}:{password}")))));
+    let key = key.map(|(auth, key)| match auth {
+        Auth::Bearer => (AUTHORIZATION, format!("Bearer {}", key.expose())),
+        Auth::Header(name) => (name.clone(), key.expose().to_owned()),
+    });
+    for (name, value) in basic.into_iter().chain(key) {
         // The key was checked when the provider was made.
         if let Ok(mut value) = HeaderValue::try_from(value) {
             value.set_sensitive(true);
             headers.insert(name, value);
         }
+    }
+    headers
+}
+
+/// The headers of a request: those that every one has, and the caller's own that this API knows.
+pub(super) fn request_headers(kind: ProviderKind, own: &HeaderMap, passed: &HeaderMap) -> HeaderMap {
+    let mut headers = own.clone();
+    let prefix = match kind {
+        ProviderKind::OpenAi => openai::OWN_HEADERS,
+        ProviderKind::Anthropic => anthropic::OWN_HEADERS,
+    };
+    for (name, value) in passed.iter().filter(|(name, _)| *name == IDEMPOTENCY_KEY || name.as_str().starts_with(prefix))
+    {
+        headers.append(name, value.clone());
+    }
+    match kind {
+        ProviderKind::OpenAi => {}
+        ProviderKind::Anthropic => anthropic::complete(&mut headers),
     }
     headers
 }
@@ -180,7 +207,9 @@ mod tests {
         let passed = known(&sent);
         let key = Secret::new("k");
         let anthropic = Auth::Header(HeaderName::from_static("x-api-key"));
-        let request = request_headers(ProviderKind::Anthropic, Some((&anthropic, &key)), &passed);
+        let url = Url::parse("https://h/v1").unwrap();
+        let own = |auth| own_headers(&url, Some((auth, &key)));
+        let request = request_headers(ProviderKind::Anthropic, &own(&anthropic), &passed);
         assert_eq!(request.get_all("anthropic-beta").iter().collect::<Vec<_>>(), ["a", "b,c"]);
         assert_eq!(
             (&request["anthropic-workspace"], &request["idempotency-key"]),
@@ -188,9 +217,9 @@ mod tests {
         );
         assert_eq!(request["x-api-key"], "k");
         assert!(!request.contains_key("openai-project") && !request.contains_key("authorization"));
-        let request = request_headers(ProviderKind::OpenAi, Some((&Auth::Bearer, &key)), &passed);
+        let request = request_headers(ProviderKind::OpenAi, &own(&Auth::Bearer), &passed);
         let names: Vec<_> = request.keys().map(HeaderName::as_str).collect();
-        assert_eq!(names.len(), 4, "{names:?}");
+        assert_eq!(names.len(), 7, "{names:?}");
         assert_eq!(
             (&request["openai-project"], &request["authorization"]),
             (&"p".parse().unwrap(), &"Bearer k".parse().unwrap())
@@ -198,10 +227,19 @@ mod tests {
     }
 
     #[test]
+    fn credentials_of_a_url_are_sent_where_there_is_no_key() {
+        let url = Url::parse("https://na%20me:p%C3%A4ss@h/v1").unwrap();
+        let sent = |key| own_headers(&url, key)[AUTHORIZATION].to_str().unwrap().to_owned();
+        assert_eq!(sent(None), "Basic bmEgbWU6cMOkc3M=");
+        assert_eq!(sent(Some((&Auth::Bearer, &Secret::new("k")))), "Bearer k");
+        assert!(!own_headers(&Url::parse("https://h/v1").unwrap(), None).contains_key(AUTHORIZATION));
+    }
+
+    #[test]
     fn the_callers_query_follows_the_providers_own_without_credentials() {
-        let own = Url::parse("http://h/d/chat/completions?api-version=1").unwrap();
-        let plain = Url::parse("http://h/v1/messages").unwrap();
-        let of = |base: &Url, query: &str| url(base, without_credentials(query).as_deref()).to_string();
+        let own = Uri::from_static("http://h/d/chat/completions?api-version=1");
+        let plain = Uri::from_static("http://h/v1/messages");
+        let of = |base: &Uri, query: &str| uri(base, without_credentials(query).as_deref()).to_string();
         assert_eq!(of(&own, "beta=true&x=%20a"), format!("{own}&beta=true&x=%20a"));
         assert_eq!(of(&plain, "beta=true"), "http://h/v1/messages?beta=true");
         assert_eq!(of(&plain, "a&key=k&API_KEY=k&b=&t%6Fken=k&api-key&access_token=k"), "http://h/v1/messages?a&b=");

@@ -1,4 +1,4 @@
-//! Encoded request bodies: which encodings are read, and their bytes as they were before.
+//! Encoded bodies of requests and answers: which encodings are read, and their bytes as they were before.
 
 use std::{io, pin::Pin};
 
@@ -65,9 +65,9 @@ impl Encoding {
     ///
     /// # Errors
     /// When the first bytes can't be read, or already say that the rest can't be decoded.
-    pub(super) async fn decoder<'a, R>(self, reader: &'a mut R) -> io::Result<Pin<Box<dyn AsyncRead + Send + 'a>>>
+    pub(super) async fn decoder<'a, R>(self, mut reader: R) -> io::Result<Pin<Box<dyn AsyncRead + Send + 'a>>>
     where
-        R: AsyncBufRead + Unpin + Send,
+        R: AsyncBufRead + Unpin + Send + 'a,
     {
         let first = reader.fill_buf().await?.first().copied().unwrap_or_default();
         Ok(match self {
