@@ -11,7 +11,7 @@ use mlx_manager_llm::{Dialect, Error, ErrorKind, Event, FinishReason, Request, U
 
 use super::{
     anthropic, openai,
-    raw::Raw,
+    raw::{Node, Raw},
     refusal,
     sse::{self, Frame},
     upstream_error,
@@ -21,6 +21,8 @@ use super::{
 #[derive(Debug)]
 pub struct Observer {
     wire: Wire,
+    /// For the index of a frame.
+    room: Vec<Node>,
     seen: Seen,
     /// Frames that were forwarded without being understood.
     unreadable: u64,
@@ -95,7 +97,15 @@ impl Observer {
             Dialect::OpenAi => Wire::OpenAi(openai::upstream::Observer::new(usage_injected)),
             Dialect::Anthropic => Wire::Anthropic(Box::default()),
         };
-        Self { wire, seen: Seen::new(capture), unreadable: 0, answered: false, said: None, complete: false }
+        Self {
+            wire,
+            room: Vec::new(),
+            seen: Seen::new(capture),
+            unreadable: 0,
+            answered: false,
+            said: None,
+            complete: false,
+        }
     }
 
     fn dialect(&self) -> Dialect {
@@ -129,8 +139,21 @@ impl Observer {
             self.end(frame, events);
             return Ok(());
         }
+        let mut room = std::mem::take(&mut self.room);
+        let observed = self.observe_data(frame, data, &mut room, events);
+        self.room = room;
+        observed
+    }
+
+    fn observe_data(
+        &mut self,
+        frame: &Frame,
+        data: &Bytes,
+        room: &mut Vec<Node>,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Error> {
         let text = String::from_utf8_lossy(data);
-        let Some(object) = Raw::parse(&text).filter(|value| value.is_object() || value.is_list()) else {
+        let Some(object) = Raw::indexed(&text, room).filter(|value| value.is_object() || value.is_list()) else {
             self.unreadable += 1;
             events.push(raw(&frame.raw, 0));
             return Ok(());
@@ -220,7 +243,8 @@ pub fn observe_body(request: &Request, body: &Bytes, usage_injected: bool, captu
     let dialect = request.api.dialect();
     let text = String::from_utf8_lossy(body);
     let text = text.trim_start_matches('\u{feff}');
-    let value = Raw::parse(text).filter(|value| value.is_object() || value.is_list());
+    let mut room = Vec::new();
+    let value = Raw::indexed(text, &mut room).filter(|value| value.is_object() || value.is_list());
     let answer = match (value, dialect) {
         (None, _) if !request.stream && sse::begins(text) => return observe_whole_stream(request, text.as_bytes()),
         (None, _) => {

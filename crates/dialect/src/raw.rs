@@ -14,9 +14,24 @@ const SHORT: usize = 16;
 /// No count of anything is larger, and above it floats skip whole numbers.
 const MAX_COUNT: f64 = 9_007_199_254_740_992.0;
 
+/// The most values that an index has. What holds more is read without one, which takes longer and no memory.
+const MAX_NODES: usize = 1 << 18;
+
 /// A JSON value, as the text it stands in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Raw<'a>(&'a str);
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Raw<'a> {
+    text: &'a str,
+    /// Its own node and those of what is in it; none without an index.
+    nodes: &'a [Node],
+}
+
+/// A key or a value: where it begins and ends in the whole text, and how many nodes it has with all that is in it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Node {
+    begin: u32,
+    end: u32,
+    size: u32,
+}
 
 impl<'a> Raw<'a> {
     /// The one value that a text is; `None` if it is none, or more than one.
@@ -27,26 +42,51 @@ impl<'a> Raw<'a> {
         (scan.at == text.len()).then_some(value)
     }
 
+    /// The same with an index, which makes every further look short, in room that is used again.
+    pub(super) fn indexed(text: &'a str, room: &'a mut Vec<Node>) -> Option<Self> {
+        match index(text, room)? {
+            Indexed::Whole => Some(Self { text: room.first()?.of(text)?, nodes: room }),
+            Indexed::TooMuch => Self::parse(text),
+        }
+    }
+
+    fn plain(text: &'a str) -> Self {
+        Self { text, nodes: &[] }
+    }
+
+    /// The values that it holds, or keys and values in turn, by its index.
+    fn children(self) -> impl Iterator<Item = Raw<'a>> {
+        let begin = self.nodes.first().map_or(0, |own| own.begin);
+        let mut rest = self.nodes.get(1..).unwrap_or_default();
+        std::iter::from_fn(move || {
+            let node = rest.first()?;
+            let (nodes, others) = rest.split_at_checked(node.size as usize)?;
+            rest = others;
+            let text = self.text.get((node.begin - begin) as usize..(node.end - begin) as usize)?;
+            Some(Raw { text, nodes })
+        })
+    }
+
     /// Its text.
     pub(super) fn json(self) -> &'a str {
-        self.0
+        self.text
     }
 
     pub(super) fn is_object(self) -> bool {
-        self.0.starts_with('{')
+        self.text.starts_with('{')
     }
 
     pub(super) fn is_list(self) -> bool {
-        self.0.starts_with('[')
+        self.text.starts_with('[')
     }
 
     pub(super) fn is_null(self) -> bool {
-        self.0 == "null"
+        self.text == "null"
     }
 
     /// Whether it says nothing: null, or an empty text, list or object.
     pub(super) fn is_blank(self) -> bool {
-        match self.0.as_bytes() {
+        match self.text.as_bytes() {
             b"null" | b"\"\"" => true,
             [b'[' | b'{', inner @ .., _] => inner.trim_ascii().is_empty(),
             _ => false,
@@ -57,16 +97,22 @@ impl<'a> Raw<'a> {
     /// An object of which each member is such says no more.
     pub(super) fn is_false(self) -> bool {
         let one = |value: Self| {
-            value.is_blank() || value.0 == "false" || !value.0.starts_with('"') && value.count() == Some(0)
+            value.is_blank() || value.text == "false" || !value.text.starts_with('"') && value.count() == Some(0)
         };
         one(self) || self.is_object() && self.members().all(|(_, value)| one(value))
     }
 
     /// Keys and values of an object in their order; none of anything else.
     pub(super) fn members(self) -> impl Iterator<Item = (Cow<'a, str>, Raw<'a>)> {
-        let mut scan = Scan { text: self.0, at: 1 };
-        let mut more = self.is_object() && !scan.is_at(b'}');
+        let mut children = self.children();
+        let mut scan = Scan { text: self.text, at: 1 };
+        let mut more = self.is_object() && self.nodes.is_empty() && !scan.is_at(b'}');
+        let is_indexed_object = self.is_object() && !self.nodes.is_empty();
         std::iter::from_fn(move || {
+            if is_indexed_object {
+                let (key, value) = (children.next()?, children.next()?);
+                return Some((key.text()?, value));
+            }
             if !more {
                 return None;
             }
@@ -79,9 +125,14 @@ impl<'a> Raw<'a> {
 
     /// The values of a list; none of anything else.
     pub(super) fn items(self) -> impl Iterator<Item = Raw<'a>> {
-        let mut scan = Scan { text: self.0, at: 1 };
-        let mut more = self.is_list() && !scan.is_at(b']');
+        let mut children = self.children();
+        let mut scan = Scan { text: self.text, at: 1 };
+        let mut more = self.is_list() && self.nodes.is_empty() && !scan.is_at(b']');
+        let is_indexed_list = self.is_list() && !self.nodes.is_empty();
         std::iter::from_fn(move || {
+            if is_indexed_list {
+                return children.next();
+            }
             if !more {
                 return None;
             }
@@ -110,7 +161,7 @@ impl<'a> Raw<'a> {
 
     /// A text, with a replacement character for what is none (half a surrogate pair).
     pub(super) fn text(self) -> Option<Cow<'a, str>> {
-        let inner = self.0.strip_prefix('"')?.strip_suffix('"')?;
+        let inner = self.text.strip_prefix('"')?.strip_suffix('"')?;
         Some(if inner.contains('\\') { Cow::Owned(unescape(inner)) } else { Cow::Borrowed(inner) })
     }
 
@@ -121,12 +172,96 @@ impl<'a> Raw<'a> {
 
     /// A whole number that isn't negative, in whatever way it is written: `7`, `7.0`, `"7"`.
     pub(super) fn count(self) -> Option<u64> {
-        let text = self.0.trim_matches('"');
+        let text = self.text.trim_matches('"');
         if let Ok(count) = text.parse::<u64>() {
             return Some(count).filter(|count| *count as f64 <= MAX_COUNT);
         }
         let number: f64 = text.parse().ok()?;
         ((0.0..=MAX_COUNT).contains(&number) && number.fract() == 0.0).then_some(number as u64)
+    }
+}
+
+impl Node {
+    fn of(self, text: &str) -> Option<&str> {
+        text.get(self.begin as usize..self.end as usize)
+    }
+}
+
+/// What became of an index.
+enum Indexed {
+    Whole,
+    TooMuch,
+}
+
+/// Makes the index of a text; `None` if that isn't one value.
+fn index(text: &str, nodes: &mut Vec<Node>) -> Option<Indexed> {
+    nodes.clear();
+    if u32::try_from(text.len()).is_err() {
+        return Some(Indexed::TooMuch);
+    }
+    let mut scan = Scan { text, at: 0 };
+    // The node of the list or object that is open. Until it is closed its size is the place of the one around it.
+    let mut open: Option<usize> = None;
+    loop {
+        scan.space();
+        let begin = scan.at as u32;
+        let mut opened = false;
+        match scan.peek()? {
+            b'"' => {
+                scan.string()?;
+            }
+            b'{' | b'[' => {
+                scan.at += 1;
+                opened = true;
+            }
+            byte if is_word(byte) => scan.word(),
+            _ => return None,
+        }
+        nodes.push(Node { begin, end: scan.at as u32, size: 1 });
+        if nodes.len() > MAX_NODES {
+            return Some(Indexed::TooMuch);
+        }
+        if opened {
+            let place = nodes.len() - 1;
+            nodes.last_mut()?.size = open.map_or(NOWHERE, |around| around as u32);
+            open = Some(place);
+            if !scan.is_at(close_of(text, begin)?) {
+                if text.as_bytes().get(begin as usize) == Some(&b'{') {
+                    scan.key_of(nodes)?;
+                }
+                continue;
+            }
+        }
+        loop {
+            let Some(place) = open else {
+                scan.space();
+                return (scan.at == text.len()).then_some(Indexed::Whole);
+            };
+            let close = close_of(text, nodes.get(place)?.begin)?;
+            if !opened && scan.eat(b',') {
+                if close == b'}' {
+                    scan.key_of(nodes)?;
+                }
+                break;
+            }
+            opened = false;
+            scan.eat(close).then_some(())?;
+            let (end, size) = (scan.at as u32, (nodes.len() - place) as u32);
+            let node = nodes.get_mut(place)?;
+            open = Some(node.size).filter(|around| *around != NOWHERE).map(|around| around as usize);
+            (node.end, node.size) = (end, size);
+        }
+    }
+}
+
+/// Stands for no place in an index.
+const NOWHERE: u32 = u32::MAX;
+
+/// What closes the list or object that begins there.
+fn close_of(text: &str, begin: u32) -> Option<u8> {
+    match text.as_bytes().get(begin as usize)? {
+        b'{' => Some(b'}'),
+        _ => Some(b']'),
     }
 }
 
@@ -228,6 +363,22 @@ impl<'a> Scan<'a> {
         Some(if escaped { Cow::Owned(unescape(key)) } else { Cow::Borrowed(key) })
     }
 
+    /// Passes a key and its colon, and puts it into an index.
+    fn key_of(&mut self, nodes: &mut Vec<Node>) -> Option<()> {
+        self.space();
+        let begin = self.at as u32;
+        self.string()?;
+        nodes.push(Node { begin, end: self.at as u32, size: 1 });
+        self.eat(b':').then_some(())
+    }
+
+    /// Passes a number or the like.
+    fn word(&mut self) {
+        while self.peek().is_some_and(is_word) {
+            self.at += 1;
+        }
+    }
+
     /// Passes a value of which is known that it is one.
     fn skip(&mut self) -> Option<Raw<'a>> {
         self.space();
@@ -246,15 +397,11 @@ impl<'a> Scan<'a> {
                     depth = depth.checked_sub(1)?;
                     self.at += 1;
                 }
-                byte if is_word(byte) => {
-                    while self.peek().is_some_and(is_word) {
-                        self.at += 1;
-                    }
-                }
+                byte if is_word(byte) => self.word(),
                 _ => self.at += 1,
             }
             if depth == 0 {
-                return self.text.get(begin..self.at).map(Raw);
+                return self.text.get(begin..self.at).map(Raw::plain);
             }
         }
     }
@@ -282,15 +429,11 @@ impl<'a> Scan<'a> {
                         continue;
                     }
                 }
-                byte if is_word(byte) => {
-                    while self.peek().is_some_and(is_word) {
-                        self.at += 1;
-                    }
-                }
+                byte if is_word(byte) => self.word(),
                 _ => return None,
             }
             loop {
-                let Some(close) = open.last().copied() else { return self.text.get(begin..self.at).map(Raw) };
+                let Some(close) = open.last().copied() else { return self.text.get(begin..self.at).map(Raw::plain) };
                 if self.eat(b',') {
                     if close == b'}' {
                         self.key()?;
@@ -326,7 +469,7 @@ mod tests {
         assert_eq!(odd.get("a").unwrap().text().unwrap(), "last");
         assert_eq!(odd.get("b").unwrap().json(), "NaN");
         assert_eq!(odd.get("c").unwrap().items().count(), 2);
-        assert_eq!(odd.get("n"), None);
+        assert!(odd.get("n").is_none());
         assert_eq!(parse(r#""\ud83d\ude00 \ud83d!\n\"\\\/""#).text().unwrap(), "\u{1f600} \u{fffd}!\n\"\\/");
         let deep = "[".repeat(200_000) + &"]".repeat(200_000);
         assert!(Raw::parse(&deep).is_some());
@@ -336,8 +479,18 @@ mod tests {
     fn what_is_no_json_is_none() {
         for text in ["", " ", "{not json", "{not: 1}", r#"{"a":}"#, "[1,]", "[1}", "{} {}", r#"{"a" 1}"#, "\"\\\"", "<"]
         {
-            assert_eq!(Raw::parse(text), None, "{text}");
+            assert!(Raw::parse(text).is_none() && Raw::indexed(text, &mut Vec::new()).is_none(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_too_much_for_an_index_is_read_without_one() {
+        let text = format!("{{\"a\":[{}0],\"b\":7}}", "0,".repeat(MAX_NODES));
+        let mut room = Vec::new();
+        let raw = Raw::indexed(&text, &mut room).unwrap();
+        assert_eq!(raw.get("a").unwrap().items().count(), MAX_NODES + 1);
+        assert_eq!(raw.get("b").unwrap().count(), Some(7));
+        assert!(raw.nodes.is_empty());
     }
 
     #[test]
@@ -402,12 +555,16 @@ mod tests {
         fn good_json_is_read_as_others_read_it(value in any_json(), pretty in any::<bool>()) {
             let text = if pretty { serde_json::to_string_pretty(&value) } else { serde_json::to_string(&value) }.unwrap();
             let read: Value = serde_json::from_str(&text).unwrap();
-            prop_assert_eq!(tree(parse(&text)), read);
+            prop_assert_eq!(tree(parse(&text)), read.clone());
+            prop_assert_eq!(tree(Raw::indexed(&text, &mut Vec::new()).unwrap()), read);
         }
 
         #[test]
         fn no_text_makes_it_panic(text in r#"([\[\]{}:,"\\ a1é]|\\u[0-9a-fé]{0,4}){0,40}"#) {
-            if let Some(raw) = Raw::parse(&text) {
+            let mut room = Vec::new();
+            let read = [Raw::parse(&text), Raw::indexed(&text, &mut room)];
+            prop_assert_eq!(read[0].is_some(), read[1].is_some());
+            for raw in read.into_iter().flatten() {
                 raw.members().for_each(|(_, value)| { value.text(); value.count(); });
                 raw.items().for_each(|value| { value.is_blank(); });
                 raw.text();
