@@ -6,6 +6,7 @@
 mod agree;
 mod bodies;
 mod config;
+mod connections;
 mod delivery;
 mod failover;
 mod floors;

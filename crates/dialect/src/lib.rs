@@ -25,6 +25,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use memchr::memmem;
 use mlx_manager_llm::{Api, Chat, Dialect, Error, ErrorKind, Event, Fault, Request};
 
 use self::fold::Folded;
@@ -233,10 +234,14 @@ pub fn estimate_prompt(request: &Request) -> u64 {
     /// What no picture is smaller than, in base64.
     const LONG_TEXT: usize = 16 * 1024;
     const PICTURE_TOKENS: usize = 1600;
+    /// What stands beside data in base64.
+    const ENCODED: [&str; 2] = ["base64", "input_audio"];
     let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'-' | b'_');
     let prompt = request.body.iter().filter(|(name, _)| matches!(*name, "messages" | "system" | "tools"));
     let tokens = prompt.map(|(_, text)| {
-        if text.len() <= LONG_TEXT {
+        // Long texts are the rule, and looking through each for what isn't text would cost more than all else that is done with it.
+        let has_data = || ENCODED.iter().any(|word| memmem::find(text.as_bytes(), word.as_bytes()).is_some());
+        if text.len() <= LONG_TEXT || !has_data() {
             return text.len() / BYTES_PER_TOKEN;
         }
         let tokens = text.split('"').map(|text| match text.rsplit_once(',').map_or(text, |(_, data)| data) {

@@ -408,3 +408,18 @@ fn numbers_of_tools_and_calls_are_not_rounded() {
         (schema, schema)
     );
 }
+
+#[test]
+fn a_prompt_is_as_many_tokens_as_its_text_and_a_picture_as_pictures_are_taken_for() {
+    let estimated = |content: serde_json::Value| {
+        let body = json!({ "model": "m", "messages": [{ "role": "user", "content": content }] });
+        crate::estimate_prompt(&decode_head(OPENAI, body.to_string().as_bytes()).unwrap())
+    };
+    let words = "word ".repeat(40_000);
+    assert!((50_000..50_020).contains(&estimated(json!(words))));
+    let data = "QUJD".repeat(100_000);
+    let picture = json!([{ "type": "image_url", "image_url": { "url": format!("data:image/png;base64,{data}") } }]);
+    assert!((1_600..1_650).contains(&estimated(picture)));
+    let sound = json!([{ "type": "input_audio", "input_audio": { "data": data, "format": "wav" } }]);
+    assert!((1_600..1_650).contains(&estimated(sound)));
+}
