@@ -42,6 +42,8 @@ pub struct Traces {
     /// The OpenTelemetry layer. It is to be given our own spans only; an event given to it becomes a span event, and one at
     /// ERROR makes its span a failed one.
     pub layer: BoxedLayer,
+    /// Whether somebody exports the spans.
+    pub recording: bool,
     /// Ends it all.
     pub handle: TraceHandle,
     /// Where log records go out; `None` when no destination wants them.
@@ -70,19 +72,20 @@ pub fn build(
     let logs = OtlpLogs::new(exporters.logs()?);
     // Exporters bring their own resources, and the default one would be read from OTEL_* variables.
     let provider = SdkTracerProvider::builder().with_resource(Resource::builder_empty().build());
+    let recording = !queues.is_empty();
     let conventions = Conventions {
-        recording: !queues.is_empty(),
+        recording,
         version: traces.semconv,
         capture_content: traces.capture_content,
         propagator: &*PROPAGATOR,
     };
-    let provider = if queues.is_empty() {
-        provider.with_sampler(Sampler::Never).build()
-    } else {
+    let provider = if recording {
         provider
             .with_sampler(Sampler::Share(traces.sample_ratio))
             .with_span_processor(Router::new(queues, traces, pending.clone()))
             .build()
+    } else {
+        provider.with_sampler(Sampler::Never).build()
     };
     let layer = tracing_opentelemetry::layer()
         .with_tracer(provider.tracer_with_scope(otlp::scope()))
@@ -101,7 +104,7 @@ pub fn build(
         .and_then(conventions)
         .and_then(pending::follower(pending));
     let handle = TraceHandle { exporters: Arc::new(exporters), _provider: provider };
-    Ok(Traces { layer: Box::new(layer), handle, logs })
+    Ok(Traces { layer: Box::new(layer), recording, handle, logs })
 }
 
 /// Keeps export going; held until the end.
