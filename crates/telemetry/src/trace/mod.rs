@@ -62,14 +62,14 @@ pub fn build(
     build: Build,
 ) -> Result<Traces, TraceError> {
     let exporters = Exporters::start(telemetry, otlp, build)?;
-    let (kinds, queues): (Vec<_>, Vec<_>) = exporters.spans()?.into_iter().unzip();
+    let (kinds, queues): (Vec<_>, Vec<_>) = exporters.spans().into_iter().unzip();
     let logfire = kinds.iter().zip(&queues).filter(|(kind, _)| **kind == OtlpKind::Logfire);
     let logfire: Vec<_> = logfire.map(|(_, queue)| queue.clone()).collect();
     let pending = (!logfire.is_empty()).then(|| Arc::new(Pending::new(logfire)));
     if let Some(pending) = &pending {
         exporters.spawn(Pending::run(Arc::downgrade(pending)));
     }
-    let logs = OtlpLogs::new(exporters.logs()?);
+    let logs = OtlpLogs::new(exporters.logs());
     // Exporters bring their own resources, and the default one would be read from OTEL_* variables.
     let provider = SdkTracerProvider::builder().with_resource(Resource::builder_empty().build());
     let recording = !queues.is_empty();
