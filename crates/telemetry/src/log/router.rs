@@ -270,17 +270,8 @@ impl Layer<Registry> for Router {
         }
     }
 
-    fn on_enter(&self, id: &Id, context: Context<'_, Registry>) {
-        if let Some(traces) = &self.traces {
-            traces.on_enter(id, context);
-        }
-    }
-
-    fn on_exit(&self, id: &Id, context: Context<'_, Registry>) {
-        if let Some(traces) = &self.traces {
-            traces.on_exit(id, context);
-        }
-    }
+    // Entering and leaving are not passed on. The trace layer would note the time at each, that is at each poll of a request,
+    // for spans that nobody ends; ours are ended by who knows how it went, or with their last handle.
 
     fn on_close(&self, id: Id, context: Context<'_, Registry>) {
         if let Some(traces) = &self.traces {

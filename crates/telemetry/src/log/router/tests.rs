@@ -75,7 +75,9 @@ impl SpanExporter for Kept {
 fn traced(level: Limit, observer: Option<Arc<dyn RecordObserver>>, run: impl FnOnce()) -> Vec<SpanData> {
     let exporter = Kept::default();
     let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
-    let layer: BoxedLayer = Box::new(tracing_opentelemetry::layer().with_tracer(provider.tracer("test")));
+    // As the daemon has it; the router passes no entering on.
+    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test")).with_context_activation(false);
+    let layer: BoxedLayer = Box::new(layer);
     let (router, _handle) =
         build(&config(level), Terminal::default(), Some(TraceLayer { layer, recording: true }), observer).unwrap();
     with_default(Registry::default().with(router), run);
