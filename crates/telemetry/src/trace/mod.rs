@@ -50,8 +50,8 @@ pub struct Traces {
     pub logs: Option<OtlpLogs>,
 }
 
-/// Makes the layer and starts the exporters. Without an active destination spans have ids, for log lines, audit rows and
-/// `traceparent`, but record nothing and start no thread.
+/// Makes the layer and starts the exporters. Without an active destination the outermost spans have ids, for log lines, audit
+/// rows and `traceparent`, but nothing is recorded and no thread started.
 ///
 /// # Errors
 /// When a destination can't be served as configured.
