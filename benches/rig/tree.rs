@@ -23,7 +23,7 @@ use mlx_manager_dialect as dialect;
 use mlx_manager_llm as llm;
 use mlx_manager_llm::{Answer, Api, Context, Dialect, Event, FinishReason, Usage};
 use mlx_manager_signal::{
-    event::{AttemptFinished, HttpRequestFinished, HttpRequestStarted, RouteDecided},
+    event::{AttemptFinished, HttpRequestFinished, HttpRequestStarted, RequestDecoded, RouteDecided, TargetCalled},
     price::PriceList,
     propagate,
     route::Kind,
@@ -41,6 +41,8 @@ use super::statistics::metric;
 
 const MODEL: &str = "gpt-4o-mini";
 const ROUTE: &str = Api::ChatCompletions.path();
+/// The usage as the provider writes it.
+const REPORTED: &str = r#"{"prompt_tokens":250,"completion_tokens":50,"total_tokens":300,"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}"#;
 /// What is put off is put off for half a second at most.
 const SETTLE: Duration = Duration::from_millis(800);
 
@@ -154,6 +156,9 @@ impl Daemon {
         let started = context.arrived;
         meter.decoded(request);
         let model = meter.model().clone();
+        span.in_scope(|| {
+            RequestDecoded { model: &model, stream: request.stream, bytes: self.body.len() }.emit();
+        });
         let routed = span::route(&span, &model);
         routed.in_scope(|| {
             span::route_finished(&routed, "gpt-*", &["openai".to_owned()]);
@@ -161,11 +166,13 @@ impl Daemon {
         });
         let (address, port) = ("api.openai.com", 443);
         let destination = Destination::Cloud { provider: "openai", kind: ProviderKind::OpenAi, address, port };
+        span.in_scope(|| TargetCalled { provider: "openai", model: &model }.emit());
         let asked = InferenceStart { request, model: &model, destination, capture: dialect::CAPTURE };
         let inference = span::inference(&span, &asked);
         meter.target(destination, &model, Some(&self.prices), &inference);
         inference.in_scope(|| {
             let attempt = span::attempt(&inference, &self.url, 0);
+            propagate::inject(&attempt, &mut HeaderMap::new());
             span::attempt_finished(&attempt, Some(200), None);
             let (status, error_type) = (Some(200), None);
             AttemptFinished { provider: "openai", address, port, status, error_type, duration: started.elapsed() }
@@ -183,6 +190,7 @@ impl Daemon {
             },
             Event::Raw { frame: "{}".into(), content: 1 },
             Event::Usage(usage),
+            Event::ReportedUsage(REPORTED.into()),
             Event::Finished { reason: FinishReason::Stop, stop_sequence: None },
         ];
         let events = stream::iter(events.map(Ok)).boxed();

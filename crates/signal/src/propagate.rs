@@ -4,12 +4,24 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::trace::TraceContextExt;
 use opentelemetry_http::HeaderExtractor;
 use tracing::Span;
-use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_opentelemetry::{OpenTelemetrySpanExt, get_otel_context};
+use tracing_subscriber::{Registry, registry::LookupSpan};
 
 use crate::hook::Conventions;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// The context of a span, or of the nearest one around it that has ids. Where nobody records, only the outermost spans
+/// have, and where nobody logs either, there are no others.
+fn context(span: &Span) -> Option<opentelemetry::Context> {
+    let current = span.is_disabled().then(Span::current);
+    let context = current.as_ref().unwrap_or(span).with_subscriber(|(id, dispatch)| {
+        let registry = dispatch.downcast_ref::<Registry>()?;
+        registry.span(id)?.scope().find_map(|span| get_otel_context(&span.id(), dispatch))
+    })??;
+    context.span().span_context().is_valid().then_some(context)
+}
 
 /// Makes the caller's `traceparent` the parent of a span that was not entered yet.
 pub fn extract(span: &Span, headers: &HeaderMap) {
@@ -27,12 +39,9 @@ pub fn extract(span: &Span, headers: &HeaderMap) {
 
 /// Writes `traceparent` and `tracestate` of a span into a request's or response's headers. Nothing without a trace.
 pub fn inject(span: &Span, headers: &mut HeaderMap) {
-    let context = span.context();
+    let Some(context) = context(span) else { return };
     let span = context.span();
     let ids = span.span_context();
-    if !ids.is_valid() {
-        return;
-    }
     let sampled = u8::from(ids.is_sampled());
     let traceparent = format!("00-{}-{}-{sampled:02x}", ids.trace_id(), ids.span_id());
     if let Ok(value) = HeaderValue::try_from(traceparent) {
@@ -58,10 +67,10 @@ pub struct SpanIds {
 
 /// The ids of a span, when it is traced.
 pub fn ids(span: &Span) -> Option<SpanIds> {
-    let context = span.context();
+    let context = context(span)?;
     let span = context.span();
     let ids = span.span_context();
-    ids.is_valid().then(|| SpanIds {
+    Some(SpanIds {
         trace_id: ids.trace_id().to_string(),
         span_id: ids.span_id().to_string(),
         sampled: ids.is_sampled(),

@@ -7,12 +7,11 @@ use mlx_manager_signal::{
     event::{ExportTotals, LogSinkTotals, SpoolSize},
     redact,
 };
-use opentelemetry::logs::AnyValue;
 use tracing::Level;
 
 use super::{
     log::{LEVELS, LogHandle, LogRecord, RecordObserver, Value},
-    otlp::TelemetryCounters,
+    otlp::{Any, LogItem, TelemetryCounters},
     trace::OtlpLogs,
 };
 
@@ -60,22 +59,29 @@ impl RecordObserver for Exported {
     fn observe(&self, record: &LogRecord<'_>) {
         let own = record.fields.iter();
         let context = record.context.iter();
-        let request_id = record.request_id.map(|id| ("request_id", AnyValue::from(id.to_owned())));
+        let request_id = record.request_id.map(|id| ("request_id", Any::Text(id.into())));
         let attributes = own.chain(context).map(|(key, value)| (key, exported(value))).chain(request_id);
-        let trace = record.trace.map(|ids| (ids.trace_id, ids.span_id));
-        let message = redact::text(record.message);
-        self.0.emit(SystemTime::from(record.timestamp), record.level, record.target, &message, attributes, trace);
+        let item = LogItem {
+            timestamp: SystemTime::from(record.timestamp),
+            level: record.level,
+            target: record.target,
+            body: &redact::text(record.message),
+            trace: record.trace.map(|ids| (ids.trace_id, ids.span_id)),
+        };
+        self.0.emit(&item, attributes);
     }
 }
 
-fn exported(value: Value<'_>) -> AnyValue {
+fn exported(value: Value<'_>) -> Any<'_> {
     match value {
-        Value::Text(text) => redact::text(text).into_owned().into(),
-        Value::Signed(number) => number.into(),
+        Value::Text(text) => Any::Text(redact::text(text)),
+        Value::Signed(number) => Any::Int(number),
         // OTLP has no unsigned numbers; one beyond its range stays readable as text.
-        Value::Unsigned(number) => i64::try_from(number).map_or_else(|_| number.to_string().into(), AnyValue::from),
-        Value::Float(number) => number.into(),
-        Value::Bool(truth) => truth.into(),
-        Value::Error(chain) => redact::text(&chain.join(": ")).into_owned().into(),
+        Value::Unsigned(number) => {
+            i64::try_from(number).map_or_else(|_| Any::Text(number.to_string().into()), Any::Int)
+        }
+        Value::Float(number) => Any::Float(number),
+        Value::Bool(truth) => Any::Bool(truth),
+        Value::Error(chain) => Any::Text(redact::text(&chain.join(": ")).into_owned().into()),
     }
 }

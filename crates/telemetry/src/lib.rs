@@ -26,7 +26,7 @@ use tracing_subscriber::{Registry, layer::SubscriberExt};
 pub use build::Build;
 
 use self::{
-    log::{LogError, LogHandle, RecordObserver, Terminal},
+    log::{LogError, LogHandle, RecordObserver, Terminal, TraceLayer},
     metric::{Known, Metrics, Settings},
     otlp::TraceError,
     trace::TraceHandle,
@@ -71,7 +71,8 @@ impl Telemetry {
     pub fn start(config: &Config, terminal: Terminal, build: Build) -> Result<Self, TelemetryError> {
         let traces = trace::build(&config.traces, &config.telemetry, &config.otlp, build)?;
         let observer = traces.logs.map(|logs| Arc::new(gather::Exported(logs)) as Arc<dyn RecordObserver>);
-        let (router, log) = log::build(&config.log, terminal, Some(traces.layer), observer)?;
+        let layer = TraceLayer { layer: traces.layer, recording: traces.recording };
+        let (router, log) = log::build(&config.log, terminal, Some(layer), observer)?;
         let meter_provider = meter_provider(&traces.handle)?;
         let metrics = metric::install(Settings {
             build,

@@ -4,25 +4,24 @@ use opentelemetry::{KeyValue, trace::TraceContextExt};
 use tracing::Span;
 use url::Url;
 
-use super::{end, finish, recording, start};
+use super::{Start, end, finish, recording, start};
 use crate::target;
 
 /// One physical HTTP call; a child of an inference span. `resend` is 0 for the first.
 pub fn attempt(parent: &Span, url: &Url, resend: u32) -> Span {
-    let span = tracing::info_span!(
-        target: target::SERVER_CLOUD, parent: parent, "attempt", otel.name = "POST", otel.kind = "client"
-    );
+    let span = tracing::info_span!(target: target::SERVER_CLOUD, parent: parent, "attempt", otel.kind = "client");
     start_call(&span, "POST", url, resend);
     span
 }
 
 pub(super) fn start_call(span: &Span, method: &'static str, url: &Url, resend: u32) {
-    let host = url.host_str().unwrap_or_default();
-    let template = match method {
-        "GET" => "GET {server.address}{url.path}",
-        _ => "POST {server.address}{url.path}",
-    };
-    start(span, template, format!("{method} {host}{}", url.path()), |_| {
+    start(span, |_| {
+        let host = url.host_str().unwrap_or_default();
+        let template = match method {
+            "GET" => "GET {server.address}{url.path}",
+            _ => "POST {server.address}{url.path}",
+        };
+        let message = format!("{method} {host}{}", url.path());
         let port = url.port_or_known_default();
         // Neither user info nor query: either may hold a key.
         let explicit_port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
@@ -36,7 +35,7 @@ pub(super) fn start_call(span: &Span, method: &'static str, url: &Url, resend: u
         ];
         attributes.extend(port.map(|port| KeyValue::new("server.port", i64::from(port))));
         attributes.extend((resend > 0).then(|| KeyValue::new("http.request.resend_count", i64::from(resend))));
-        attributes
+        Start { name: Some(method.into()), template, message, attributes }
     });
 }
 

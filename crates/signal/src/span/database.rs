@@ -10,7 +10,7 @@ use opentelemetry::{
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::{Failure, conventions, count, end, finish, recording, start};
+use super::{Failure, Start, conventions, count, end, finish, recording, start};
 use crate::target;
 
 /// A statement for the database.
@@ -41,10 +41,7 @@ pub struct Server<'a> {
 /// linked.
 pub fn database(statement: Statement<'_>, records: &[Record]) -> Span {
     let Statement { system, server, operation, table } = statement;
-    let name = format!("{operation} {table}");
-    let span = tracing::info_span!(
-        target: target::STORE, parent: None, "database", otel.name = name, otel.kind = "client"
-    );
+    let span = tracing::info_span!(target: target::STORE, parent: None, "database", otel.kind = "client");
     if conventions(&span).is_some() {
         // The requests are over and their spans with them, so only their ids are at hand.
         match records {
@@ -58,12 +55,13 @@ pub fn database(statement: Statement<'_>, records: &[Record]) -> Span {
             several => several.iter().filter_map(server_span).for_each(|link| span.add_link(link)),
         }
     }
-    start(&span, "{db.operation.name} {db.collection.name}", name.clone(), |_| {
+    start(&span, |_| {
+        let message = format!("{operation} {table}");
         let mut attributes = vec![
             KeyValue::new("db.system.name", system),
             KeyValue::new("db.operation.name", operation),
             KeyValue::new("db.collection.name", table),
-            KeyValue::new("db.query.summary", name.clone()),
+            KeyValue::new("db.query.summary", message.clone()),
         ];
         if let Some(Server { address, port, database }) = server {
             attributes.extend([
@@ -72,7 +70,8 @@ pub fn database(statement: Statement<'_>, records: &[Record]) -> Span {
                 KeyValue::new("db.namespace", database.to_owned()),
             ]);
         }
-        attributes
+        let name = Some(message.clone().into());
+        Start { name, template: "{db.operation.name} {db.collection.name}", message, attributes }
     });
     span
 }

@@ -6,21 +6,28 @@ use mlx_manager_llm::{Priority, Usage};
 use opentelemetry::{KeyValue, trace::TraceContextExt};
 use tracing::Span;
 
-use super::{count, end, finish, recording, start};
+use super::{Start, count, end, finish, recording, start};
 use crate::target;
 
 /// Waiting for the local engine, in a class; a child of an inference span.
 pub fn queue(parent: &Span, priority: Priority) -> Span {
     let span = tracing::info_span!(target: target::SERVER_ENGINE, parent: parent, "queue");
-    start(&span, "queue", "queue".to_owned(), |_| vec![KeyValue::new("mlx_manager.priority", priority.as_str())]);
+    start(&span, |_| {
+        let attributes = vec![KeyValue::new("mlx_manager.priority", priority.as_str())];
+        Start { name: None, template: "queue", message: "queue".to_owned(), attributes }
+    });
     span
 }
 
 /// Looking how much of a prompt was computed before, and restoring that; a child of an inference span.
 pub fn cache_lookup(parent: &Span, tokens: u64) -> Span {
     let span = tracing::info_span!(target: target::SERVER_ENGINE, parent: parent, "cache lookup");
-    let template = "cache lookup of {mlx_manager.tokens} tokens";
-    start(&span, template, format!("cache lookup of {tokens} tokens"), |_| vec![count("mlx_manager.tokens", tokens)]);
+    start(&span, |_| Start {
+        name: None,
+        template: "cache lookup of {mlx_manager.tokens} tokens",
+        message: format!("cache lookup of {tokens} tokens"),
+        attributes: vec![count("mlx_manager.tokens", tokens)],
+    });
     span
 }
 
@@ -42,8 +49,11 @@ pub fn cache_looked_up(span: &Span, matched: u64, restored: u64, from_disk: u64,
 /// Computing a prompt; a child of an inference span.
 pub fn prefill(parent: &Span, tokens: u64, cached: u64) -> Span {
     let span = tracing::info_span!(target: target::SERVER_ENGINE, parent: parent, "prefill");
-    start(&span, "prefill of {mlx_manager.tokens} tokens", format!("prefill of {tokens} tokens"), |_| {
-        vec![count("mlx_manager.tokens", tokens), count("mlx_manager.cached_tokens", cached)]
+    start(&span, |_| Start {
+        name: None,
+        template: "prefill of {mlx_manager.tokens} tokens",
+        message: format!("prefill of {tokens} tokens"),
+        attributes: vec![count("mlx_manager.tokens", tokens), count("mlx_manager.cached_tokens", cached)],
     });
     span
 }
@@ -51,13 +61,16 @@ pub fn prefill(parent: &Span, tokens: u64, cached: u64) -> Span {
 /// Computing some of a prompt's tokens, beside so many others; a child of a prefill span.
 pub fn prefill_chunk(parent: &Span, tokens: u64, context: u64, batch: &BatchSize) -> Span {
     let span = tracing::info_span!(target: target::SERVER_ENGINE, parent: parent, "prefill chunk");
-    start(&span, "prefill chunk of {mlx_manager.tokens} tokens", format!("prefill chunk of {tokens} tokens"), |_| {
-        vec![
+    start(&span, |_| Start {
+        name: None,
+        template: "prefill chunk of {mlx_manager.tokens} tokens",
+        message: format!("prefill chunk of {tokens} tokens"),
+        attributes: vec![
             count("mlx_manager.tokens", tokens),
             count("mlx_manager.context_tokens", context),
             count("mlx_manager.batch.decoding", batch.decoding),
             count("mlx_manager.batch.prefill_tokens", batch.prefill_tokens),
-        ]
+        ],
     });
     span
 }
@@ -89,7 +102,12 @@ pub struct DecodePace {
 /// Generating; a child of an inference span.
 pub fn decode(parent: &Span) -> Span {
     let span = tracing::info_span!(target: target::SERVER_ENGINE, parent: parent, "decode");
-    start(&span, "decode", "decode".to_owned(), |_| Vec::new());
+    start(&span, |_| Start {
+        name: None,
+        template: "decode",
+        message: "decode".to_owned(),
+        attributes: Vec::with_capacity(3),
+    });
     span
 }
 

@@ -7,7 +7,7 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::{LEVEL_WARN, conventions, end, finish, recording};
-use crate::{redact, route::Kind, target};
+use crate::{hook::Conventions, redact, route::Kind, target};
 
 /// The server span of an inference request (target `mlx_manager::server::http`) or of any other traced
 /// request (target `mlx_manager::http`), which may match no route. Health checks get [`Span::none`] from their caller
@@ -19,13 +19,18 @@ pub fn http_server(
     peer: Option<SocketAddr>,
     request_id: &str,
 ) -> Span {
-    let name = route.map_or_else(|| method.to_owned(), |route| format!("{method} {route}"));
+    // Before the span is there, since its name is part of it from the start.
+    let name = Conventions::here().filter(|conventions| conventions.recording).map(|_| match route {
+        Some(route) => format!("{method} {route}"),
+        None => method.to_owned(),
+    });
+    let otel_name = name.as_deref();
     let span = if kind == Kind::Inference {
-        tracing::info_span!(target: target::SERVER_HTTP, "http", otel.name = name, otel.kind = "server", request_id)
+        tracing::info_span!(target: target::SERVER_HTTP, "http", otel.name = otel_name, otel.kind = "server", request_id)
     } else {
-        tracing::info_span!(target: target::HTTP, "http", otel.name = name, otel.kind = "server", request_id)
+        tracing::info_span!(target: target::HTTP, "http", otel.name = otel_name, otel.kind = "server", request_id)
     };
-    if conventions(&span).is_some() {
+    if let Some(name) = name {
         // One by one, since a look at the span's context would start it, and its parent is yet to be extracted.
         span.set_attribute("http.request.method", method);
         if let Some(route) = route {

@@ -10,7 +10,7 @@ use opentelemetry::{
 };
 use tracing::Span;
 
-use super::{Failure, end, finish, key_values, recording, start, texts};
+use super::{Failure, Start, end, finish, key_values, recording, start, texts};
 use crate::{
     genai,
     hook::{Conventions, Follower, StartedInference},
@@ -22,10 +22,15 @@ use crate::{
 /// The routing of a request; a child of `parent`.
 pub fn route(parent: &Span, model: &ModelLabel) -> Span {
     let model = model.in_span();
-    let name = format!("route {model}");
-    let span = tracing::info_span!(target: target::SERVER_DISPATCH, parent: parent, "route", otel.name = name);
-    start(&span, "route {gen_ai.request.model}", name, |_| {
-        vec![KeyValue::new("gen_ai.request.model", model.to_owned())]
+    let span = tracing::info_span!(target: target::SERVER_DISPATCH, parent: parent, "route");
+    start(&span, |_| {
+        let message = format!("route {model}");
+        Start {
+            name: Some(message.clone().into()),
+            template: "route {gen_ai.request.model}",
+            message,
+            attributes: vec![KeyValue::new("gen_ai.request.model", model.to_owned())],
+        }
     });
     span
 }
@@ -96,15 +101,14 @@ pub fn inference(parent: &Span, asked: &InferenceStart<'_>) -> Span {
         Destination::Local => "internal",
         Destination::Cloud { .. } => "client",
     };
-    let span = tracing::info_span!(
-        target: target::SERVER_DISPATCH, parent: parent, "inference",
-        otel.name = format!("{operation} {model}"), otel.kind = kind
-    );
+    let span = tracing::info_span!(target: target::SERVER_DISPATCH, parent: parent, "inference", otel.kind = kind);
     let (message, template) = match request.api {
         Api::ChatCompletions => ("Chat Completion", "Chat Completion with {request_data[model]!r}"),
         Api::Messages => ("Message", "Message with {request_data[model]!r}"),
     };
-    start(&span, template, format!("{message} with '{model}'"), |conventions| {
+    start(&span, |conventions| {
+        let name = format!("{operation} {model}");
+        let message = format!("{message} with '{model}'");
         let provider = destination.system();
         let known = genai::Start { operation, provider, model, stream: request.stream, sampling: &request.sampling };
         let mut attributes = key_values(known.attributes(conventions.version));
@@ -126,14 +130,14 @@ pub fn inference(parent: &Span, asked: &InferenceStart<'_>) -> Span {
         Follower::tell(&span, || {
             let mut attributes = attributes.clone();
             attributes.push(KeyValue::new("logfire.msg_template", template));
-            attributes.push(KeyValue::new("logfire.msg", format!("{message} with '{model}'")));
+            attributes.push(KeyValue::new("logfire.msg", message.clone()));
             let kind = match destination {
                 Destination::Local => SpanKind::Internal,
                 Destination::Cloud { .. } => SpanKind::Client,
             };
-            StartedInference { span: &span, parent, name: format!("{operation} {model}"), kind, attributes }
+            StartedInference { span: &span, parent, name: name.clone(), kind, attributes }
         });
-        attributes
+        Start { name: Some(name.into()), template, message, attributes }
     });
     span
 }

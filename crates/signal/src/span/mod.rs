@@ -11,7 +11,7 @@ mod http;
 mod inference;
 mod pull;
 
-use std::error::Error as StdError;
+use std::{borrow::Cow, error::Error as StdError};
 
 use opentelemetry::{
     Array, KeyValue, StringValue, Value,
@@ -61,15 +61,30 @@ fn end(span: &Span) {
     }
 }
 
-fn start(span: &Span, template: &'static str, message: String, attributes: impl FnOnce(&Conventions) -> Vec<KeyValue>) {
+/// What a span says from its start on.
+struct Start {
+    /// Its OpenTelemetry name, unless it is that of its callsite.
+    name: Option<Cow<'static, str>>,
+    /// Logfire's message, with and without the values.
+    template: &'static str,
+    message: String,
+    attributes: Vec<KeyValue>,
+}
+
+/// Starts a span, which is described only if it is recorded.
+fn start(span: &Span, describe: impl FnOnce(&Conventions) -> Start) {
     if let Some((conventions, context)) = recording(span) {
-        let mut attributes = attributes(&conventions);
+        let Start { name, template, message, mut attributes } = describe(&conventions);
         attributes.extend([
             KeyValue::new("logfire.span_type", "span"),
             KeyValue::new("logfire.msg_template", template),
             KeyValue::new("logfire.msg", message),
         ]);
-        context.span().set_attributes(attributes);
+        let otel = context.span();
+        if let Some(name) = name {
+            otel.update_name(name);
+        }
+        otel.set_attributes(attributes);
     }
 }
 

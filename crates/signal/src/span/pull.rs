@@ -7,7 +7,7 @@ use tracing::Span;
 use url::Url;
 
 use super::{
-    Failure,
+    Failure, Start,
     attempt::{finish_call, start_call},
     count, end, finish, recording, start,
 };
@@ -15,13 +15,15 @@ use crate::target;
 
 /// A model's download, the root of its trace.
 pub fn pull(repository: &str, revision: &str) -> Span {
-    let name = format!("pull {repository}");
-    let span = tracing::info_span!(target: target::MODELS, parent: None, "pull", otel.name = name);
-    start(&span, "pull {mlx_manager.model.repository}", name, |_| {
-        vec![
+    let span = tracing::info_span!(target: target::MODELS, parent: None, "pull");
+    start(&span, |_| {
+        let message = format!("pull {repository}");
+        let attributes = vec![
             KeyValue::new("mlx_manager.model.repository", repository.to_owned()),
             KeyValue::new("mlx_manager.model.revision", revision.to_owned()),
-        ]
+        ];
+        let name = Some(message.clone().into());
+        Start { name, template: "pull {mlx_manager.model.repository}", message, attributes }
     });
     span
 }
@@ -52,9 +54,7 @@ pub fn pull_finished(span: &Span, outcome: &'static str, downloaded: u64, error:
 /// One physical HTTP call; a child of a pull. `resend` counts the calls before it for the same resource, redirected ones
 /// too, as the conventions have it.
 pub fn download(parent: &Span, url: &Url, resend: u32) -> Span {
-    let span = tracing::info_span!(
-        target: target::MODELS, parent: parent, "download", otel.name = "GET", otel.kind = "client"
-    );
+    let span = tracing::info_span!(target: target::MODELS, parent: parent, "download", otel.kind = "client");
     start_call(&span, "GET", url, resend);
     span
 }

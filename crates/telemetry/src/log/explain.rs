@@ -54,7 +54,7 @@ pub struct InRequest<'a> {
 
 /// Says which sinks take an event of this target and level inside an inference request.
 pub fn in_request<'a>(config: &'a LogConfig, target: &str, level: TracingLevel) -> InRequest<'a> {
-    let filter = Filter::new(config, false);
+    let filter = Filter::new(config, false, true);
     let taken = filter.taken(target, level, Callsite::Event);
     let mask = if taken.follows { filter.select(target, level, &[SERVER_HTTP]) } else { taken.mask };
     InRequest { takers: names(config, mask), story: taken.story }
@@ -193,7 +193,7 @@ mod tests {
             let config = config();
             let verdicts = explain(&config, &target, LEVELS[level]);
             let taking: Vec<_> = verdicts.iter().filter(|verdict| verdict.takes).map(|verdict| verdict.sink).collect();
-            let taken = Filter::new(&config, false).taken(&target, LEVELS[level], Callsite::Event);
+            let taken = Filter::new(&config, false, true).taken(&target, LEVELS[level], Callsite::Event);
             prop_assert_eq!(taking, names(&config, if taken.story { 0 } else { taken.mask }));
             prop_assert!(verdicts.iter().all(|verdict| !verdict.reasons.is_empty()));
         }

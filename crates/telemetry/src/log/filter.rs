@@ -3,6 +3,7 @@
 //! Pure: it knows the `[log]` section and nothing of files, spans or threads. Enter at [`Filter::taken`].
 
 use mlx_manager_config::{Directive, Level, LogConfig};
+use mlx_manager_signal::target::{HTTP, SERVER_HTTP};
 use tracing::{Level as TracingLevel, level_filters::LevelFilter};
 
 pub use mlx_manager_config::MAX_SINKS;
@@ -68,6 +69,8 @@ pub struct Filter {
     sinks: Vec<SinkFilter>,
     /// Whether there is a record observer.
     observed: bool,
+    /// Whether somebody exports spans.
+    traced: bool,
     failure_story: bool,
 }
 
@@ -81,7 +84,7 @@ struct SinkFilter {
 impl Filter {
     /// Takes what it needs from the `[log]` section. A trace layer gets no events: an ERROR would mark its span as failed,
     /// which only whoever ends the span can judge, and records reach its destinations as such, by their trace id.
-    pub fn new(config: &LogConfig, observed: bool) -> Self {
+    pub fn new(config: &LogConfig, observed: bool, traced: bool) -> Self {
         let sinks = config.sinks.iter().map(|sink| SinkFilter {
             include: sink.include.clone(),
             exclude: sink.exclude.clone(),
@@ -93,21 +96,29 @@ impl Filter {
             caps: config.targets.clone(),
             sinks: sinks.collect(),
             observed,
+            traced,
             failure_story: config.failure_story,
         }
     }
 
     /// Whether requests keep what they say at DEBUG.
     pub fn keeps_stories(&self) -> bool {
-        self.failure_story
+        self.failure_story && self.has_takers()
+    }
+
+    /// Whether anybody takes records.
+    fn has_takers(&self) -> bool {
+        self.observed || !self.sinks.is_empty()
     }
 
     /// Who takes a callsite.
     pub fn taken(&self, target: &str, level: TracingLevel, callsite: Callsite) -> Taken {
         if callsite == Callsite::Span {
-            // Whatever the log level: traces don't depend on it, and the records that remain need their request id.
+            // Whatever the log level: traces don't depend on it, and the records that remain need their request id. Rows
+            // and headers need the ids of a request's own span, and nobody else's.
             let own = is_own(target) && level <= TracingLevel::INFO;
-            return Taken { mask: if own { SPAN } else { 0 }, ..Taken::default() };
+            let needed = self.traced || self.has_takers() || target == HTTP || target == SERVER_HTTP;
+            return Taken { mask: if own && needed { SPAN } else { 0 }, ..Taken::default() };
         }
         let story = !self.level_of(target, Level::Off).allows(level);
         if story && !(self.failure_story && self.level_of(target, STORY).allows(level)) {
@@ -134,7 +145,7 @@ impl Filter {
     /// The most detailed level that any target can pass; never below INFO, the level of spans.
     pub fn max_level(&self) -> LevelFilter {
         let levels = self.directives.iter().map(|directive| directive.level);
-        let story = self.failure_story.then_some(STORY);
+        let story = self.keeps_stories().then_some(STORY);
         LevelFilter::from(levels.chain(story).fold(self.level, Level::max)).max(LevelFilter::INFO)
     }
 
@@ -243,7 +254,7 @@ mod tests {
 
     /// Whether the one sink takes each target at the level.
     fn passes(config: &LogConfig, level: TracingLevel, expected: &[(&str, bool)]) {
-        let filter = Filter::new(config, false);
+        let filter = Filter::new(config, false, true);
         for (target, expect) in expected {
             assert_eq!(filter.enabled(target, level, Callsite::Event) == 1, *expect, "{target} at {level}");
         }
@@ -302,7 +313,7 @@ mod tests {
             sink(&[], &["mlx_manager::server"], Level::Trace),
             sink(&[], &[], Level::Warn),
         ];
-        let filter = Filter::new(&config(Level::Debug, &[], &[], sinks), false);
+        let filter = Filter::new(&config(Level::Debug, &[], &[], sinks), false, true);
         let mask = |target, level| filter.enabled(target, level, Callsite::Event);
         assert_eq!(mask("mlx_manager::server::api", TracingLevel::DEBUG), 0b001);
         assert_eq!(mask("mlx_manager::store", TracingLevel::DEBUG), 0b010);
@@ -314,7 +325,7 @@ mod tests {
     #[test]
     fn own_spans_are_recorded_whatever_the_level() {
         for level in [Level::Off, Level::Error, Level::Trace] {
-            let filter = Filter::new(&config(level, &[], &[], all()), false);
+            let filter = Filter::new(&config(level, &[], &[], all()), false, true);
             let span = |target, level| filter.enabled(target, level, Callsite::Span);
             assert_eq!(span("mlx_manager::server::http", TracingLevel::INFO), SPAN);
             assert_eq!(span("mlx_manager_other", TracingLevel::INFO), 0);
@@ -325,7 +336,7 @@ mod tests {
 
     #[test]
     fn exporter_path_is_not_observed() {
-        let filter = Filter::new(&config(Level::Trace, &[], &[], all()), true);
+        let filter = Filter::new(&config(Level::Trace, &[], &[], all()), true, true);
         let event = |target| filter.enabled(target, TracingLevel::INFO, Callsite::Event);
         for target in [
             "hyper",
@@ -356,13 +367,13 @@ mod tests {
         let list = [("mlx_manager::server", Level::Warn), ("mlx_manager::store", Level::Off), ("noisy", Level::Info)];
         let mut config = config(Level::Error, &list, &[("hyper", Level::Warn)], sinks);
         let taken = |config: &LogConfig, target, level| {
-            let taken = Filter::new(config, false).taken(target, level, Callsite::Event);
+            let taken = Filter::new(config, false, true).taken(target, level, Callsite::Event);
             (taken.mask, taken.story)
         };
         for target in ["mlx_manager::server::api", "mlx_manager", "noisy", "hyper"] {
             assert_eq!(taken(&config, target, TracingLevel::DEBUG), (0, false), "{target}: off");
         }
-        assert_eq!(Filter::new(&config, false).max_level(), LevelFilter::INFO);
+        assert_eq!(Filter::new(&config, false, true).max_level(), LevelFilter::INFO);
         config.failure_story = true;
         let expected = [
             ("mlx_manager::server::api", TracingLevel::DEBUG, (0b01, true)),
@@ -378,7 +389,7 @@ mod tests {
         for (target, level, expected) in expected {
             assert_eq!(taken(&config, target, level), expected, "{target} at {level}");
         }
-        assert_eq!(Filter::new(&config, false).max_level(), LevelFilter::DEBUG);
+        assert_eq!(Filter::new(&config, false, true).max_level(), LevelFilter::DEBUG);
     }
 
     #[test]
@@ -389,7 +400,7 @@ mod tests {
             sink(&["hyper"], &[], Level::Trace),
             sink(&["mlx_manager::server::cloud"], &["hyper::proto"], Level::Trace),
         ];
-        let filter = Filter::new(&config(Level::Debug, &[], &[("sqlx", Level::Warn)], sinks), false);
+        let filter = Filter::new(&config(Level::Debug, &[], &[("sqlx", Level::Warn)], sinks), false, true);
         let inside = ["mlx_manager::server::cloud", "mlx_manager::server::http"];
         let select = |target, spans: &[&str]| filter.select(target, TracingLevel::DEBUG, spans);
         assert_eq!(select("hyper::client", &[]), 0b0110);
@@ -401,7 +412,8 @@ mod tests {
         assert!(follows("hyper", TracingLevel::DEBUG));
         assert!(!follows("sqlx", TracingLevel::DEBUG), "its own level comes first");
         assert!(!follows("mlx_manager::server::api", TracingLevel::INFO), "our own say themselves where they belong");
-        let plain = Filter::new(&config(Level::Debug, &[], &[], vec![sink(&["hyper"], &[], Level::Trace)]), false);
+        let plain =
+            Filter::new(&config(Level::Debug, &[], &[], vec![sink(&["hyper"], &[], Level::Trace)]), false, true);
         assert!(!plain.taken("tokio", TracingLevel::INFO, Callsite::Event).follows, "no span makes a difference");
     }
 }

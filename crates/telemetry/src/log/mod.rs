@@ -49,12 +49,12 @@ pub mod verify;
 
 pub use console::{Terminal, is_journal};
 pub use counter::{LEVELS, SinkCounters};
-pub use router::Router;
+pub use router::{Router, TraceLayer};
 
 pub(crate) use library::hear_libraries;
 pub(crate) use panic::panic_hook;
 pub(crate) use record::{LogRecord, Value};
-pub(crate) use router::{BoxedLayer, RecordObserver};
+pub(crate) use router::RecordObserver;
 
 use archive::Shelf;
 use clock::Clock;
@@ -119,7 +119,7 @@ impl LogError {
     }
 }
 
-/// Opens the sinks and makes the layer that feeds them, `trace_layer` and `observer`. Installs nothing: the layer goes
+/// Opens the sinks and makes the layer that feeds them, `traces` and `observer`. Installs nothing: the layer goes
 /// on a plain registry, and the handle stays with whoever ends the process.
 ///
 /// # Errors
@@ -127,11 +127,12 @@ impl LogError {
 pub fn build(
     config: &LogConfig,
     terminal: Terminal,
-    trace_layer: Option<BoxedLayer>,
+    traces: Option<TraceLayer>,
     observer: Option<Arc<dyn RecordObserver>>,
 ) -> Result<(Router, LogHandle), LogError> {
-    let core = Arc::new(Core::open(config, terminal, Clock::system(), observer)?);
-    Ok((Router::new(Arc::clone(&core), trace_layer), LogHandle { core }))
+    let traced = traces.as_ref().is_some_and(|traces| traces.recording);
+    let core = Arc::new(Core::open(config, terminal, Clock::system(), observer, traced)?);
+    Ok((Router::new(Arc::clone(&core), traces.map(|traces| traces.layer)), LogHandle { core }))
 }
 
 /// What the rest of the process may do with its logs.
@@ -184,6 +185,8 @@ struct Core {
     terminal: Terminal,
     complaints: Complaints,
     observer: Option<Arc<dyn RecordObserver>>,
+    /// Whether somebody exports spans. Where nobody does, only the outermost ones have ids.
+    traced: bool,
     stories: Arc<Memory>,
     /// By name, of all sinks that there ever were: their metrics must not start again.
     counters: Mutex<Vec<(String, Arc<SinkCounters>)>>,
@@ -197,6 +200,7 @@ impl Core {
         terminal: Terminal,
         clock: Clock,
         observer: Option<Arc<dyn RecordObserver>>,
+        traced: bool,
     ) -> Result<Self, LogError> {
         let core = Self {
             in_effect: ArcSwap::from_pointee(InEffect::default()),
@@ -204,6 +208,7 @@ impl Core {
             terminal,
             complaints: Complaints::default(),
             observer,
+            traced,
             stories: Arc::default(),
             counters: Mutex::default(),
             keeper: Mutex::default(),

@@ -72,7 +72,7 @@ impl Core {
         }
         // Nothing can fail from here on.
         changes.into_iter().for_each(|change| change());
-        let plan = Arc::new(Plan { filter: Filter::new(config, self.observer.is_some()), routes });
+        let plan = Arc::new(Plan { filter: Filter::new(config, self.observer.is_some(), self.traced), routes });
         let removed = before.files().filter(|old| plan.files().all(|file| !Arc::ptr_eq(file, old)));
         let removed = removed.cloned().collect();
         self.in_effect.rcu(|in_effect| in_effect.under(&plan));

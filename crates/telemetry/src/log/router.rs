@@ -37,6 +37,14 @@ use super::{
 /// The trace layer, which the router takes in.
 pub type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
+/// The trace layer and what it is for.
+pub struct TraceLayer {
+    /// The layer.
+    pub layer: BoxedLayer,
+    /// Whether somebody exports what it makes. Otherwise it is there for ids only.
+    pub recording: bool,
+}
+
 /// Takes every record that passes the log level, to export it.
 pub trait RecordObserver: Send + Sync {
     /// Called on the thread of the event; must neither wait nor log.
@@ -197,7 +205,13 @@ impl Layer<Registry> for Router {
                 let opens = metadata.target() == SERVER_HTTP;
                 inherited.or_else(|| opens.then(|| Arc::new(Story::new(Arc::clone(&self.core.stories)))))
             });
-            span.extensions_mut().insert(SpanContext { fields: collected.fields, trace: None, story });
+            // A span that nobody exports goes by the ids of the one around it.
+            let around = if self.core.traced { None } else { span.parent() };
+            let trace = around.as_ref().and_then(|around| self.trace_ids(around));
+            span.extensions_mut().insert(SpanContext { fields: collected.fields, trace, story });
+            if around.is_some() {
+                return;
+            }
         }
         if let Some(traces) = &self.traces {
             traces.on_new_span(attributes, id, context);
@@ -256,17 +270,8 @@ impl Layer<Registry> for Router {
         }
     }
 
-    fn on_enter(&self, id: &Id, context: Context<'_, Registry>) {
-        if let Some(traces) = &self.traces {
-            traces.on_enter(id, context);
-        }
-    }
-
-    fn on_exit(&self, id: &Id, context: Context<'_, Registry>) {
-        if let Some(traces) = &self.traces {
-            traces.on_exit(id, context);
-        }
-    }
+    // Entering and leaving are not passed on. The trace layer would note the time at each, that is at each poll of a request,
+    // for spans that nobody ends; ours are ended by who knows how it went, or with their last handle.
 
     fn on_close(&self, id: Id, context: Context<'_, Registry>) {
         if let Some(traces) = &self.traces {

@@ -102,7 +102,7 @@ fn judge(status: &Status) -> Answer {
     }
 }
 
-/// Messages that are bytes already: the SDK has encoded them.
+/// Messages that are bytes already: they were encoded before.
 struct Encoded;
 
 impl Codec for Encoded {

@@ -15,11 +15,13 @@ mod spool;
 #[cfg(test)]
 mod tests;
 mod transport;
-mod weight;
+mod wire;
 
 pub use counters::TelemetryCounters;
 
+pub(crate) use batch::Queue;
 pub(crate) use resource::{Resources, Service, scope};
+pub(crate) use wire::{Any, Item, LogItem, log_record, span};
 
 use std::{
     path::PathBuf,
@@ -33,27 +35,22 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use mlx_manager_config::{OtlpConfig, OtlpKind, Protocol, Secret, Signal, TelemetryConfig};
-use opentelemetry::InstrumentationScope;
+use mlx_manager_llm::BoxFuture;
 use opentelemetry_otlp::{
-    Compression, ExporterBuildError, LogExporter, MetricExporter, RetryPolicy, SpanExporter, WithExportConfig,
-    WithHttpConfig,
+    Compression, ExporterBuildError, MetricExporter, RetryPolicy, WithExportConfig, WithHttpConfig,
 };
-use opentelemetry_sdk::{
-    Resource,
-    logs::{LogBatch, LogExporter as _, SdkLogRecord},
-    metrics::Temporality,
-    trace::{SpanData, SpanExporter as _},
-};
+use opentelemetry_sdk::{Resource, metrics::Temporality};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc::UnboundedSender, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::build::Build;
-use batch::{FlushRequest, Load, Queue};
+use batch::{FlushRequest, Load};
 use counters::Counter;
 use endpoint::Endpoint;
-use spool::Spool;
+use spool::{Batch, Spool};
 use transport::{Client, Destination, Lane};
+use wire::Heads;
 
 /// Why exporters could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -97,11 +94,6 @@ pub enum TraceError {
     },
 }
 
-/// The way out for spans.
-pub(crate) type SpanQueue = Queue<(SpanData, Service)>;
-/// The way out for log records.
-pub(crate) type LogQueue = Queue<((SdkLogRecord, InstrumentationScope), Service)>;
-
 /// A destination for metrics: give the exporter to a periodic reader.
 #[derive(Debug)]
 pub struct MetricDestination {
@@ -126,6 +118,7 @@ struct Configured {
 pub struct Exporters {
     destinations: Vec<Configured>,
     resources: Resources,
+    heads: Arc<Heads>,
     counters: TelemetryCounters,
     flushes: Mutex<Vec<UnboundedSender<FlushRequest>>>,
     loads: Mutex<Vec<Arc<Load>>>,
@@ -143,9 +136,11 @@ impl Exporters {
     /// When a destination can't be served as configured; the spool folder of an active destination is created here.
     pub fn start(telemetry: &TelemetryConfig, otlp: &[OtlpConfig], build: Build) -> Result<Self, TraceError> {
         let (closing, closed) = watch::channel(false);
+        let resources = Resources::new(telemetry, build);
         let mut exporters = Self {
             destinations: Vec::new(),
-            resources: Resources::new(telemetry, build),
+            heads: Arc::new(Heads::of(&resources)),
+            resources,
             counters: TelemetryCounters::default(),
             flushes: Mutex::default(),
             loads: Mutex::default(),
@@ -207,20 +202,9 @@ impl Exporters {
     }
 
     /// One queue per destination that wants spans, with its kind.
-    pub(crate) fn spans(&self) -> Result<Vec<(OtlpKind, SpanQueue)>, TraceError> {
+    pub(crate) fn spans(&self) -> Vec<(OtlpKind, Queue<Item>)> {
         let kinds = self.with_signal(Signal::Traces).map(|configured| configured.config.kind);
-        let queues = self.queues(
-            Signal::Traces,
-            |configured, service| {
-                let builder = SpanExporter::builder().with_http();
-                let mut exporter = configured.built(configured.prepare(builder, Signal::Traces).build())?;
-                exporter.set_resource(self.resources.get(service));
-                Ok(exporter)
-            },
-            |(span, _)| weight::span(span),
-            |exporter: Arc<SpanExporter>, spans| async move { exporter.export(spans).await },
-        )?;
-        Ok(kinds.zip(queues).collect())
+        kinds.zip(self.queues(Signal::Traces)).collect()
     }
 
     /// Runs a task on the export runtime, if there is one.
@@ -231,65 +215,31 @@ impl Exporters {
     }
 
     /// One queue per destination that wants log records.
-    pub(crate) fn logs(&self) -> Result<Vec<LogQueue>, TraceError> {
-        self.queues(
-            Signal::Logs,
-            |configured, service| {
-                let builder = LogExporter::builder().with_http();
-                let mut exporter = configured.built(configured.prepare(builder, Signal::Logs).build())?;
-                exporter.set_resource(self.resources.get(service));
-                Ok(exporter)
-            },
-            |((record, _), _)| weight::log_record(record),
-            |exporter: Arc<LogExporter>, records: Vec<(SdkLogRecord, _)>| async move {
-                let records: Vec<_> = records.iter().map(|(record, scope)| (record, scope)).collect();
-                exporter.export(LogBatch::new(&records)).await
-            },
-        )
+    pub(crate) fn logs(&self) -> Vec<Queue<Item>> {
+        self.queues(Signal::Logs)
     }
 
-    /// Makes a batch task with two exporters, one per service, for each destination that wants a signal.
-    fn queues<T, E, F>(
-        &self,
-        signal: Signal,
-        make: impl Fn(&Configured, Service) -> Result<E, TraceError>,
-        weigh: fn(&(T, Service)) -> u64,
-        export: impl Fn(Arc<E>, Vec<T>) -> F + Clone + Send + Sync + 'static,
-    ) -> Result<Vec<Queue<(T, Service)>>, TraceError>
-    where
-        T: Send + 'static,
-        E: Send + Sync + 'static,
-        F: Future<Output = opentelemetry_sdk::error::OTelSdkResult> + Send + 'static,
-    {
-        let mut queues = Vec::new();
-        for configured in self.with_signal(signal) {
-            let counter = &configured.destination.lane(signal).counter;
-            let server = Arc::new(make(configured, Service::Server)?);
-            let manager = Arc::new(make(configured, Service::Manager)?);
-            let (export, counted) = (export.clone(), Arc::clone(counter));
-            let task = move |items: Vec<(T, Service)>| -> mlx_manager_llm::BoxFuture<'static, ()> {
-                let (servers, managers): (Vec<_>, Vec<_>) =
-                    items.into_iter().partition(|(_, service)| *service == Service::Server);
-                let parts = [(servers, Arc::clone(&server)), (managers, Arc::clone(&manager))];
-                let (export, counted) = (export.clone(), Arc::clone(&counted));
-                Box::pin(async move {
-                    for (items, exporter) in parts {
-                        if !items.is_empty() {
-                            let count = items.len() as u64;
-                            let items = items.into_iter().map(|(item, _)| item).collect();
-                            transport::export_counted(&counted, count, export(exporter, items)).await;
-                        }
-                    }
-                })
+    /// Makes a batch task for each destination that wants a signal.
+    fn queues(&self, signal: Signal) -> Vec<Queue<Item>> {
+        let queue = |configured: &Configured| {
+            let destination = &configured.destination;
+            let (owner, heads) = (Arc::clone(destination), Arc::clone(&self.heads));
+            let compressed = configured.config.kind == OtlpKind::Logfire;
+            let export = move |items: Vec<Item>| -> BoxFuture<'static, ()> {
+                let body = wire::request(&items, &heads).into();
+                let batch = Batch { signal, gzip: false, items: items.len() as u64, body };
+                // What was sent is many times what is to be sent, and needn't wait beside it.
+                drop(items);
+                Box::pin(Arc::clone(&owner).deliver_encoded(batch, compressed))
             };
-            let runtime = &configured.destination.runtime;
+            let counter = Arc::clone(&destination.lane(signal).counter);
             let (queue, load, flush) =
-                batch::spawn(runtime, batch::QUEUE_ITEMS, Arc::clone(counter), weigh, Box::new(task));
+                batch::spawn(&destination.runtime, batch::QUEUE_ITEMS, counter, Item::weight, Box::new(export));
             self.flushes.lock().push(flush);
             self.loads.lock().push(load);
-            queues.push(queue);
-        }
-        Ok(queues)
+            queue
+        };
+        self.with_signal(signal).map(queue).collect()
     }
 
     /// Waits until everything queued before the call was delivered, put on disk, refused or given up. From a plain

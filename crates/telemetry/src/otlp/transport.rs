@@ -5,7 +5,6 @@
 //! requests are neither traced nor logged to where they go.
 
 use std::{
-    cell::Cell,
     pin::Pin,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -40,27 +39,6 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(10);
 const PATIENCE: Duration = Duration::from_mins(5);
 /// With a spool, what comes doesn't wait longer than this for the answer to the batch before it.
 const SPOOL_AFTER: Duration = Duration::from_secs(1);
-
-tokio::task_local! {
-    /// How many items the exporter is encoding right now. The SDK's exporters hand their client bytes only.
-    static ITEMS: Cell<u64>;
-}
-
-/// Runs an SDK exporter over `items` items. What the exporter fails to encode is counted as failed here; what it encodes
-/// is counted by the client that sends it.
-pub(super) async fn export_counted<E: std::fmt::Display>(
-    counter: &Counter,
-    items: u64,
-    export: impl Future<Output = Result<(), E>>,
-) {
-    ITEMS
-        .scope(Cell::new(items), async {
-            if let Err(error) = export.await {
-                counter.lose(Cause::Unencodable, ITEMS.with(Cell::take), &error.to_string());
-            }
-        })
-        .await;
-}
 
 /// The export thread has ended.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +85,15 @@ impl Lane {
 impl Destination {
     pub(super) fn lane(&self, signal: Signal) -> &Lane {
         &self.lanes[signal as usize]
+    }
+
+    /// Delivers a batch that is encoded, compressed if it is to be.
+    pub(super) async fn deliver_encoded(self: Arc<Self>, mut batch: Batch, compressed: bool) {
+        if compressed && let Err(error) = batch.compress() {
+            self.lane(batch.signal).counter.lose(Cause::Unencodable, batch.items, &error.to_string());
+            return;
+        }
+        self.deliver(batch).await;
     }
 
     /// Delivers a batch, or sees to it that it is delivered later, or counts it as lost.
@@ -318,7 +305,7 @@ impl Delays {
     }
 }
 
-/// The client that the SDK's exporters call, from whatever thread they run on.
+/// The client that the SDK's exporter of metrics calls, from the thread of its reader.
 #[derive(Debug)]
 pub(super) struct Client {
     pub destination: Arc<Destination>,
@@ -338,8 +325,8 @@ impl HttpClient for Client {
         let batch = Batch {
             signal: self.signal,
             gzip: request.headers().contains_key(header::CONTENT_ENCODING),
-            // The SDK's periodic metric reader calls from its own thread: its unit is the request.
-            items: ITEMS.try_with(Cell::take).unwrap_or(1),
+            // All metrics are one reading, whose unit is the request.
+            items: 1,
             body: request.into_body(),
         };
         // reqwest needs a runtime, and the caller may have none.

@@ -42,14 +42,16 @@ pub struct Traces {
     /// The OpenTelemetry layer. It is to be given our own spans only; an event given to it becomes a span event, and one at
     /// ERROR makes its span a failed one.
     pub layer: BoxedLayer,
+    /// Whether somebody exports the spans.
+    pub recording: bool,
     /// Ends it all.
     pub handle: TraceHandle,
     /// Where log records go out; `None` when no destination wants them.
     pub logs: Option<OtlpLogs>,
 }
 
-/// Makes the layer and starts the exporters. Without an active destination spans have ids, for log lines, audit rows and
-/// `traceparent`, but record nothing and start no thread.
+/// Makes the layer and starts the exporters. Without an active destination the outermost spans have ids, for log lines, audit
+/// rows and `traceparent`, but nothing is recorded and no thread started.
 ///
 /// # Errors
 /// When a destination can't be served as configured.
@@ -60,29 +62,30 @@ pub fn build(
     build: Build,
 ) -> Result<Traces, TraceError> {
     let exporters = Exporters::start(telemetry, otlp, build)?;
-    let (kinds, queues): (Vec<_>, Vec<_>) = exporters.spans()?.into_iter().unzip();
+    let (kinds, queues): (Vec<_>, Vec<_>) = exporters.spans().into_iter().unzip();
     let logfire = kinds.iter().zip(&queues).filter(|(kind, _)| **kind == OtlpKind::Logfire);
     let logfire: Vec<_> = logfire.map(|(_, queue)| queue.clone()).collect();
     let pending = (!logfire.is_empty()).then(|| Arc::new(Pending::new(logfire)));
     if let Some(pending) = &pending {
         exporters.spawn(Pending::run(Arc::downgrade(pending)));
     }
-    let logs = OtlpLogs::new(exporters.logs()?);
+    let logs = OtlpLogs::new(exporters.logs());
     // Exporters bring their own resources, and the default one would be read from OTEL_* variables.
     let provider = SdkTracerProvider::builder().with_resource(Resource::builder_empty().build());
+    let recording = !queues.is_empty();
     let conventions = Conventions {
-        recording: !queues.is_empty(),
+        recording,
         version: traces.semconv,
         capture_content: traces.capture_content,
         propagator: &*PROPAGATOR,
     };
-    let provider = if queues.is_empty() {
-        provider.with_sampler(Sampler::Never).build()
-    } else {
+    let provider = if recording {
         provider
             .with_sampler(Sampler::Share(traces.sample_ratio))
             .with_span_processor(Router::new(queues, traces, pending.clone()))
             .build()
+    } else {
+        provider.with_sampler(Sampler::Never).build()
     };
     let layer = tracing_opentelemetry::layer()
         .with_tracer(provider.tracer_with_scope(otlp::scope()))
@@ -101,7 +104,7 @@ pub fn build(
         .and_then(conventions)
         .and_then(pending::follower(pending));
     let handle = TraceHandle { exporters: Arc::new(exporters), _provider: provider };
-    Ok(Traces { layer: Box::new(layer), handle, logs })
+    Ok(Traces { layer: Box::new(layer), recording, handle, logs })
 }
 
 /// Keeps export going; held until the end.

@@ -25,7 +25,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use crate::otlp::{self, Service, SpanQueue};
+use crate::otlp::{self, Item, Queue};
 
 /// How long a span runs before it is announced.
 pub(super) const AFTER: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ const FOLLOWED: usize = 16_384;
 /// The open spans of the last second, and where to announce those that outlast it.
 #[derive(Debug)]
 pub(super) struct Pending {
-    queues: Vec<SpanQueue>,
+    queues: Vec<Queue<Item>>,
     state: Mutex<State>,
 }
 
@@ -52,7 +52,7 @@ pub(super) fn follower(pending: Option<Arc<Pending>>) -> Follower {
 }
 
 impl Pending {
-    pub(super) fn new(queues: Vec<SpanQueue>) -> Self {
+    pub(super) fn new(queues: Vec<Queue<Item>>) -> Self {
         Self { queues, state: Mutex::default() }
     }
 
@@ -113,9 +113,8 @@ impl Pending {
             }
             state.due.pop_front();
             if let Some(span) = state.open.remove(&id) {
-                let span = pending(*span);
-                let service = Service::of_span(&span);
-                self.queues.iter().for_each(|queue| queue.push((span.clone(), service)));
+                let item = otlp::span(&pending(*span));
+                self.queues.iter().for_each(|queue| queue.push(item.clone()));
             }
         }
         now + AFTER

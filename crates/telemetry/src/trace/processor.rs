@@ -14,11 +14,11 @@ use opentelemetry_sdk::{
 use parking_lot::Mutex;
 
 use super::{pending::Pending, tail::Tail};
-use crate::otlp::{Service, SpanQueue};
+use crate::otlp::{self, Item, Queue};
 
 #[derive(Debug)]
 pub(super) struct Router {
-    queues: Vec<SpanQueue>,
+    queues: Vec<Queue<Item>>,
     /// Absent when every trace is sampled anyway.
     tail: Option<Mutex<Tail>>,
     /// Absent when nobody wants pending spans.
@@ -26,18 +26,14 @@ pub(super) struct Router {
 }
 
 impl Router {
-    pub(super) fn new(queues: Vec<SpanQueue>, traces: &TracesConfig, pending: Option<Arc<Pending>>) -> Self {
+    pub(super) fn new(queues: Vec<Queue<Item>>, traces: &TracesConfig, pending: Option<Arc<Pending>>) -> Self {
         let tail = (traces.sample_ratio < 1.0).then(|| Mutex::new(Tail::new(traces.keep_slower_than)));
         Self { queues, tail, pending }
     }
 
-    fn export(&self, span: SpanData) {
-        let service = Service::of_span(&span);
-        let Some((last, others)) = self.queues.split_last() else { return };
-        for queue in others {
-            queue.push((span.clone(), service));
-        }
-        last.push((span, service));
+    fn export(&self, span: &SpanData) {
+        let item = otlp::span(span);
+        self.queues.iter().for_each(|queue| queue.push(item.clone()));
     }
 }
 
@@ -60,12 +56,12 @@ impl SpanProcessor for Router {
             pending.ended(span.span_context.span_id());
         }
         let undecided = if span.span_context.is_sampled() { None } else { self.tail.as_ref() };
-        let Some(tail) = undecided else { return self.export(span) };
+        let Some(tail) = undecided else { return self.export(&span) };
         let verdict = tail.lock().end(span);
         if verdict.dropped > 0 {
             self.queues.iter().for_each(|queue| queue.count_dropped(verdict.dropped));
         }
-        verdict.keep.into_iter().for_each(|span| self.export(span));
+        verdict.keep.iter().for_each(|span| self.export(span));
     }
 
     // Flushing and ending are the business of the one who owns the exporters, who does it with a deadline.

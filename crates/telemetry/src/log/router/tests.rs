@@ -3,7 +3,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use mlx_manager_config::{Level as Limit, LogConfig, SemanticConventions, Timezone};
 use mlx_manager_signal::{
     hook::{Conventions, Follower},
-    target::LOG,
+    propagate,
+    target::{HTTP, LOG, SERVER_CLOUD, SERVER_DISPATCH, STORE},
 };
 use opentelemetry::trace::{SpanContext as OtelSpanContext, SpanId, TraceFlags, TraceId, TraceState, TracerProvider};
 use opentelemetry_sdk::{
@@ -74,8 +75,11 @@ impl SpanExporter for Kept {
 fn traced(level: Limit, observer: Option<Arc<dyn RecordObserver>>, run: impl FnOnce()) -> Vec<SpanData> {
     let exporter = Kept::default();
     let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
-    let layer: BoxedLayer = Box::new(tracing_opentelemetry::layer().with_tracer(provider.tracer("test")));
-    let (router, _handle) = build(&config(level), Terminal::default(), Some(layer), observer).unwrap();
+    // As the daemon has it; the router passes no entering on.
+    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test")).with_context_activation(false);
+    let layer: BoxedLayer = Box::new(layer);
+    let (router, _handle) =
+        build(&config(level), Terminal::default(), Some(TraceLayer { layer, recording: true }), observer).unwrap();
     with_default(Registry::default().with(router), run);
     exporter.0.lock().clone()
 }
@@ -230,7 +234,8 @@ fn the_hooks_are_found_through_the_router() {
         propagator: Box::leak(Box::new(TraceContextPropagator::new())),
     };
     let layer: BoxedLayer = Box::new(tracing_opentelemetry::layer().and_then(conventions).and_then(Follower(None)));
-    let (router, _handle) = build(&config(Limit::Info), Terminal::default(), Some(layer), None).unwrap();
+    let (router, _handle) =
+        build(&config(Limit::Info), Terminal::default(), Some(TraceLayer { layer, recording: true }), None).unwrap();
     let dispatch = Dispatch::new(Registry::default().with(router));
     assert!(dispatch.downcast_ref::<Conventions>().is_some_and(|conventions| conventions.recording));
     assert!(dispatch.is::<Follower>() && dispatch.is::<Storyteller>());
@@ -238,4 +243,52 @@ fn the_hooks_are_found_through_the_router() {
     let (router, _handle) = build(&config(Limit::Info), Terminal::default(), None, None).unwrap();
     let dispatch = Dispatch::new(Registry::default().with(router));
     assert!(dispatch.is::<Storyteller>() && !dispatch.is::<Conventions>() && !dispatch.is::<Follower>());
+}
+
+/// Runs something under a router whose trace layer is there for ids only, and returns the names of finished spans.
+fn for_ids(observer: Option<Arc<dyn RecordObserver>>, run: impl FnOnce()) -> Vec<String> {
+    let exporter = Kept::default();
+    let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
+    let layer: BoxedLayer = Box::new(tracing_opentelemetry::layer().with_tracer(provider.tracer("test")));
+    let layer = TraceLayer { layer, recording: false };
+    let (router, _handle) = build(&config(Limit::Info), Terminal::default(), Some(layer), observer).unwrap();
+    with_default(Registry::default().with(router), run);
+    exporter.0.lock().iter().map(|span| span.name.to_string()).collect()
+}
+
+#[test]
+fn where_nobody_exports_spans_all_go_by_the_ids_of_the_outermost() {
+    let observer = Arc::new(Observer::default());
+    let mut ids = None;
+    let finished = for_ids(Some(observer.clone()), || {
+        let http = tracing::info_span!(target: SERVER_HTTP, "http", request_id = "r-1");
+        let inference = tracing::info_span!(target: SERVER_DISPATCH, parent: &http, "inference", model = "m");
+        let attempt = tracing::info_span!(target: SERVER_CLOUD, parent: &inference, "attempt");
+        attempt.in_scope(|| tracing::error!("inside"));
+        ids = propagate::ids(&http);
+        assert_eq!(propagate::ids(&attempt), ids);
+        let mut headers = http::HeaderMap::new();
+        propagate::inject(&attempt, &mut headers);
+        assert!(headers["traceparent"].to_str().unwrap().contains(&ids.as_ref().unwrap().span_id));
+    });
+    assert_eq!(finished, ["http"]);
+    let (seen, ids) = (observer.0.lock().remove(0), ids.unwrap());
+    let trace = seen.trace.unwrap();
+    assert_eq!((trace.trace_id.to_string(), trace.span_id.to_string()), (ids.trace_id, ids.span_id));
+    assert_eq!((seen.request_id.as_deref(), seen.spans), (Some("r-1"), vec!["http", "inference", "attempt"]));
+    assert_eq!(seen.context, fields(&[("model", Value::Text("m"))]));
+}
+
+#[test]
+fn where_nobody_takes_records_either_there_is_a_requests_own_span_and_no_other() {
+    let finished = for_ids(None, || {
+        let http = tracing::info_span!(target: SERVER_HTTP, "http", request_id = "r-1");
+        let inference = tracing::info_span!(target: SERVER_DISPATCH, parent: &http, "inference");
+        assert!(inference.is_disabled() && tracing::info_span!(target: STORE, "database").is_disabled());
+        let ids = propagate::ids(&http);
+        assert!(ids.is_some() && propagate::ids(&inference).is_none(), "outside of the request");
+        http.in_scope(|| assert_eq!(propagate::ids(&inference), ids));
+        assert!(!tracing::info_span!(target: HTTP, "http").is_disabled());
+    });
+    assert_eq!(finished, ["http", "http"]);
 }

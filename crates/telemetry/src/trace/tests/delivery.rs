@@ -2,10 +2,12 @@
 
 use std::time::Instant;
 
-use opentelemetry::{logs::AnyValue, metrics::MeterProvider};
+use opentelemetry::metrics::MeterProvider;
 use opentelemetry_proto::tonic::metrics::v1::{AggregationTemporality, metric::Data};
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use tracing::Level;
+
+use crate::otlp::{Any, LogItem};
 
 use super::{
     collector::{HANG, eventually},
@@ -160,6 +162,10 @@ fn shutdown_saves_to_disk_what_a_hanging_endpoint_does_not_take() {
     assert_eq!(collector.spans().len(), 1_000);
 }
 
+fn record(level: Level, target: &'static str, body: &'static str) -> LogItem<'static> {
+    LogItem { timestamp: SystemTime::now(), level, target, body, trace: None }
+}
+
 #[test]
 fn nothing_that_the_export_thread_does_is_exported() {
     let collector = Collector::start();
@@ -168,7 +174,7 @@ fn nothing_that_the_export_thread_does_is_exported() {
     let theirs = dispatch.clone();
     handle.exporters.export_runtime().spawn(async move {
         within(&theirs, || served(500));
-        logs.unwrap().emit(SystemTime::now(), Level::ERROR, "reqwest", "oops", std::iter::empty(), None);
+        logs.unwrap().emit(&record(Level::ERROR, "reqwest", "oops"), std::iter::empty());
         done.send(()).unwrap();
     });
     finished.recv().unwrap();
@@ -188,10 +194,10 @@ fn log_records_carry_their_trace_and_their_service() {
         let ids = context.span().span_context().clone();
         (ids.trace_id(), ids.span_id())
     });
-    let attributes = [("tokens", AnyValue::Int(7)), ("model", AnyValue::String("demo".into()))];
-    let now = SystemTime::now();
-    logs.emit(now, Level::WARN, "mlx_manager::server::dispatch", "slow", attributes.into_iter(), Some(ids));
-    logs.emit(now, Level::INFO, "mlx_manager::serverless", "up", std::iter::empty(), None);
+    let attributes = [("tokens", Any::Int(7)), ("model", Any::Text("demo".into()))];
+    let slow = LogItem { trace: Some(ids), ..record(Level::WARN, "mlx_manager::server::dispatch", "slow") };
+    logs.emit(&slow, attributes.into_iter());
+    logs.emit(&record(Level::INFO, "mlx_manager::serverless", "up"), std::iter::empty());
     assert!(handle.flush(LONG));
     let records = collector.logs();
     let (service, record) = &records[0];

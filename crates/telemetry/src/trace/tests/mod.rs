@@ -64,7 +64,7 @@ fn spooled(collector: &Collector, dir: &Path) -> OtlpConfig {
 
 /// Builds and makes a subscriber of it.
 fn subscriber(traces: &TracesConfig, otlp: &[OtlpConfig]) -> (Dispatch, TraceHandle, Option<OtlpLogs>) {
-    let Traces { layer, handle, logs } = build(traces, &telemetry(), otlp, crate::build::TEST_BUILD).unwrap();
+    let Traces { layer, handle, logs, .. } = build(traces, &telemetry(), otlp, crate::build::TEST_BUILD).unwrap();
     (Dispatch::new(Registry::default().with(layer)), handle, logs)
 }
 
