@@ -190,10 +190,11 @@ fn report(arms: &[Arm], cores: Cores) -> Result<()> {
     for arm in arms.iter().filter(|arm| arm.is_measured()) {
         println!("{:<18} {}", arm.name, arm.threads());
     }
-    println!("\nby what is done: a probe; a chat that is refused once it was understood; a whole one; what the daemon calls its own");
+    println!(
+        "\nby what is done: a probe; a chat that is refused once it was understood; a whole one; what the daemon calls its own"
+    );
     for arm in arms.iter().filter(|arm| arm.is_daemon()) {
-        let [probe, refused, whole] =
-            [Work::Probe, Work::Refused, Work::Whole].map(|work| arm.cost(work).median());
+        let [probe, refused, whole] = [Work::Probe, Work::Refused, Work::Whole].map(|work| arm.cost(work).median());
         println!("{:<18} {probe:>6.0} {refused:>6.0} {whole:>6.0}   {}", arm.name, arm.phases);
     }
 

@@ -95,8 +95,7 @@ pub enum Work {
 }
 
 impl Work {
-    pub const ALL: [Self; 6] =
-        [Self::Whole, Self::Streamed, Self::Hundred, Self::Megabyte, Self::Probe, Self::Refused];
+    pub const ALL: [Self; 6] = [Self::Whole, Self::Streamed, Self::Hundred, Self::Megabyte, Self::Probe, Self::Refused];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -229,8 +228,12 @@ impl Arm {
 
     /// What a whole chat costs on each thread.
     pub fn threads(&self) -> String {
-        let mut threads: Vec<_> =
-            self.threads.iter().map(|(name, rounds)| (rounds.median(), name)).filter(|(cost, _)| *cost >= 0.5).collect();
+        let mut threads: Vec<_> = self
+            .threads
+            .iter()
+            .map(|(name, rounds)| (rounds.median(), name))
+            .filter(|(cost, _)| *cost >= 0.5)
+            .collect();
         threads.sort_by(|one, other| other.0.total_cmp(&one.0));
         let threads: Vec<_> = threads.into_iter().map(|(cost, name)| format!("{name} {cost:.0}")).collect();
         threads.join(", ")
