@@ -3,12 +3,16 @@
 //! A cost is exact or there is none. Where the bundled list lacks a part of a price it charges the next wider one and doesn't
 //! say so (cached tokens as others, a tier as the usual one), so each part that a call used is asked for first.
 
+mod rates;
+
 use std::sync::OnceLock;
 
 use genai_prices::{Calculator, ErrorKind, PriceCalculation, PriceRequest, ProviderInfo, UsageKey};
 use globset::{GlobBuilder, GlobMatcher};
 use mlx_manager_config::Price;
 use mlx_manager_llm::{Dialect, ServiceTier, Usage};
+
+use self::rates::Found;
 
 /// Decodes the bundled prices, which takes tens of milliseconds; else the first call pays for it.
 pub fn prepare() {
@@ -26,6 +30,8 @@ pub struct PriceList {
     /// By which `genai-prices` knows whose list it is; `None` when it can't say. Finding it means trying the patterns of
     /// all addresses it knows, so that is done once, by the first call that has a price.
     provider: OnceLock<Option<&'static str>>,
+    /// What the bundled list was found to say of models.
+    found: Found,
 }
 
 /// A `[[prices]]` entry, ready to match.
@@ -42,7 +48,7 @@ impl PriceList {
     pub fn new(dialect: Dialect, base_url: &str, provider: &str, prices: &[Price]) -> Self {
         let ours = |price: &&Price| price.provider.as_deref().is_none_or(|name| name == provider);
         let own = prices.iter().filter(ours).cloned().map(OwnPrice::new).collect();
-        Self { dialect, base_url: base_url.to_owned(), own, provider: OnceLock::new() }
+        Self { dialect, base_url: base_url.to_owned(), own, provider: OnceLock::new(), found: Found::default() }
     }
 
     /// The price of a call in US dollars; `None` when any part of it, or of the usage, is unknown. `model` is the one that
@@ -53,7 +59,7 @@ impl PriceList {
             Some(own) => own.cost_usd(usage),
             None => {
                 let provider = (*self.provider.get_or_init(|| self.find_provider()))?;
-                Bundled { provider, model }.cost_usd(usage)
+                self.found.cost_usd(Bundled { provider, model }, usage)
             }
         }
     }
@@ -173,6 +179,13 @@ impl Bundled<'_> {
         };
         // A price of nothing for something is a price that nobody entered.
         (price > 0.0 || used.input + used.output == 0).then_some(price)
+    }
+
+    /// Whether the list has the model.
+    fn is_listed(self) -> bool {
+        let usage = genai_prices::Usage::new();
+        let request = PriceRequest::new(self.model, &usage).with_provider_id(self.provider);
+        !genai_prices::calculate(&request).is_err_and(|error| error.kind() == ErrorKind::ModelNotFound)
     }
 
     fn price(self, usage: &genai_prices::Usage, context: Option<Context>) -> Option<PriceCalculation> {

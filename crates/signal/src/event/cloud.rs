@@ -63,11 +63,12 @@ pub struct HttpCall<'a> {
 }
 
 pub(super) fn observe_call(method: &'static str, call: HttpCall<'_>) {
+    let (mut port, mut status) = (itoa::Buffer::new(), itoa::Buffer::new());
     let labels = Labels::none()
         .with(Label::Method, method)
         .with_text(Label::ServerAddress, call.address)
-        .with_text(Label::ServerPort, call.port.to_string())
-        .with_optional(Label::StatusCode, call.status.map(|status| status.to_string()))
+        .with_text(Label::ServerPort, port.format(call.port))
+        .with_optional(Label::StatusCode, call.status.map(|code| status.format(code)))
         .with_optional(Label::ErrorType, call.error_type);
     observe(Histogram::HttpClientRequestDuration, labels, call.duration.as_secs_f64());
 }

@@ -76,8 +76,9 @@ impl HttpRequestFinished {
         }
         self.log();
         shift(Gauge::HttpServerActiveRequests, endpoint(self.method, self.route), -1.0);
+        let mut digits = itoa::Buffer::new();
         let labels = endpoint(self.method, self.route)
-            .with_optional(Label::StatusCode, self.status.map(|status| status.to_string()))
+            .with_optional(Label::StatusCode, self.status.map(|status| digits.format(status)))
             .with_optional(Label::ErrorType, self.error_type);
         observe(Histogram::HttpServerRequestDuration, labels, self.duration.as_secs_f64());
     }
@@ -101,6 +102,6 @@ impl HttpRequestFinished {
     }
 }
 
-fn endpoint(method: &'static str, route: &'static str) -> Labels {
+fn endpoint(method: &'static str, route: &'static str) -> Labels<'static> {
     Labels::none().with(Label::Method, method).with(Label::Route, route)
 }

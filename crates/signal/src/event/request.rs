@@ -321,7 +321,7 @@ fn observe_cloud(record: &Record, inference: &Inference) {
 
 /// Token counts by the conventions' two generations of names: one histogram with a label for the type, then a counter and
 /// a histogram for each type.
-fn observe_usage(record: &Record, labels: &Labels) {
+fn observe_usage(record: &Record, labels: &Labels<'_>) {
     let usage = record.usage;
     for (kind, tokens, inference) in [
         ("input", usage.input, Histogram::GenAiClientInferenceInputTokens),
@@ -358,7 +358,7 @@ fn observe_local(record: &Record, inference: &Inference) {
 }
 
 /// The attributes of the inference span that are labels too.
-fn genai_labels(record: &Record, inference: &Inference) -> Labels {
+fn genai_labels<'a>(record: &'a Record, inference: &'a Inference) -> Labels<'a> {
     Labels::none()
         .with(Label::GenAiOperation, record.api.operation().as_str())
         .with(Label::GenAiProvider, inference.system)

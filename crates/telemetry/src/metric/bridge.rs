@@ -2,12 +2,12 @@
 //!
 //! Counters and gauges are atomics that observable instruments read when an export is due: so nothing is measured twice,
 //! a gauge that did not change is still sent, and each reader gets the temporality its exporter asks for (Logfire wants
-//! deltas). Histograms need every value, so theirs are recorded as they come.
+//! deltas). Histograms need every value, so theirs are recorded as they come, without looking for the series again.
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -16,7 +16,7 @@ use std::{
 use metrics::{Counter, Gauge, Histogram, HistogramFn, Key};
 use opentelemetry::{
     KeyValue,
-    metrics::{AsyncInstrument, Histogram as OtlpHistogram, Meter, MeterProvider},
+    metrics::{AsyncInstrument, BoundHistogram, Histogram as OtlpHistogram, Meter, MeterProvider},
 };
 use opentelemetry_sdk::{
     Resource,
@@ -107,7 +107,11 @@ impl Bridge {
     /// A new series; `None` for a name that the enum does not have.
     pub fn histogram(&self, key: &Key) -> Option<Histogram> {
         self.histograms.get(key.name()).map(|instrument| {
-            Histogram::from_arc(Arc::new(Series { instrument: instrument.clone(), attributes: attributes(key) }))
+            Histogram::from_arc(Arc::new(Series {
+                instrument: instrument.clone(),
+                attributes: attributes(key),
+                bound: OnceLock::new(),
+            }))
         })
     }
 }
@@ -160,11 +164,14 @@ fn histogram(meter: &Meter, definition: &'static Definition) -> OtlpHistogram<f6
 struct Series {
     instrument: OtlpHistogram<f64>,
     attributes: Vec<KeyValue>,
+    /// The instrument as it is for these attributes, which it else would look for at each value. It is there from the first
+    /// value on: a histogram of none is not sent.
+    bound: OnceLock<BoundHistogram<f64>>,
 }
 
 impl HistogramFn for Series {
     fn record(&self, value: f64) {
-        self.instrument.record(value, &self.attributes);
+        self.bound.get_or_init(|| self.instrument.bind(&self.attributes)).record(value);
     }
 }
 

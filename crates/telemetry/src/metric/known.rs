@@ -272,7 +272,7 @@ fn open_tokens(provider: &str, model: &str) {
     }
 }
 
-fn genai_labels(system: &'static str, provider: &str, model: &str) -> Labels {
+fn genai_labels<'a>(system: &'static str, provider: &'a str, model: &'a str) -> Labels<'a> {
     Labels::none()
         .with(Label::GenAiOperation, Operation::Chat.as_str())
         .with(Label::GenAiProvider, system)
@@ -281,7 +281,7 @@ fn genai_labels(system: &'static str, provider: &str, model: &str) -> Labels {
 }
 
 /// The GenAI conventions' token counters of a cloud provider.
-fn open_usage(labels: Labels) {
+fn open_usage(labels: Labels<'_>) {
     for counter in [
         Counter::GenAiClientUsageInputTokens,
         Counter::GenAiClientUsageOutputTokens,

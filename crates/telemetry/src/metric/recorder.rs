@@ -5,12 +5,14 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    ptr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use hashbrown::HashTable;
 use metrics::{Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, SharedString, Unit};
 use metrics_exporter_prometheus::PrometheusRecorder;
 use mlx_manager_llm::Outcome;
@@ -45,15 +47,45 @@ pub(super) struct Recorder {
 
 /// The series of one kind of metric.
 struct Family<H> {
-    handles: HashMap<Key, H>,
+    series: HashTable<(Key, H)>,
     /// How many series of each metric count towards the cap.
     charged: HashMap<String, usize>,
 }
 
 impl<H> Default for Family<H> {
     fn default() -> Self {
-        Self { handles: HashMap::new(), charged: HashMap::new() }
+        Self { series: HashTable::new(), charged: HashMap::new() }
     }
+}
+
+impl<H: Clone> Family<H> {
+    fn find(&self, key: &Key) -> Option<H> {
+        self.series.find(key.get_hash(), |(known, _)| is_same(known, key)).map(|(_, handle)| handle.clone())
+    }
+
+    fn insert(&mut self, key: Key, handle: H) {
+        self.series.insert_unique(key.get_hash(), (key, handle), |(key, _)| key.get_hash());
+    }
+}
+
+/// Whether both keys are of one series. They compare labels in any order; ours come in one order, so looking at them as they
+/// come nearly always says it.
+fn is_same(one: &Key, other: &Key) -> bool {
+    let (labels, others) = (one.labels().as_slice(), other.labels().as_slice());
+    is_same_text(one.name(), other.name()) && (ptr::eq(labels, others) || are_same(labels, others) || one == other)
+}
+
+fn are_same(labels: &[metrics::Label], others: &[metrics::Label]) -> bool {
+    labels.len() == others.len()
+        && labels
+            .iter()
+            .zip(others)
+            .all(|(one, other)| is_same_text(one.key(), other.key()) && is_same_text(one.value(), other.value()))
+}
+
+/// Whether texts are the same. Names and the values of closed sets are mostly found at one place, and not read.
+fn is_same_text(one: &str, other: &str) -> bool {
+    ptr::eq(one, other) || one == other
 }
 
 impl Recorder {
@@ -85,17 +117,18 @@ impl Recorder {
 
     /// The handle of a series, made if there is none and room for one. The answer is `None` beyond the cap.
     fn handle<H: Clone>(&self, family: &RwLock<Family<H>>, key: &Key, make: impl FnOnce(&Key) -> H) -> Option<H> {
-        self.learn_model(key);
-        if let Some(handle) = family.read().handles.get(key) {
-            return Some(handle.clone());
+        // The names in a series that exists are admitted, so there is nothing to learn from another of its measurements.
+        if let Some(handle) = family.read().find(key) {
+            return Some(handle);
         }
+        self.learn_model(key);
         let key = self.with_admitted_models(key);
-        if let Some(handle) = family.read().handles.get(&key) {
-            return Some(handle.clone());
+        if let Some(handle) = family.read().find(&key) {
+            return Some(handle);
         }
         let mut family = family.write();
-        if let Some(handle) = family.handles.get(&key) {
-            return Some(handle.clone());
+        if let Some(handle) = family.find(&key) {
+            return Some(handle);
         }
         if !self.opening.load(Ordering::Relaxed) {
             let charged = family.charged.entry(key.name().to_owned()).or_default();
@@ -105,7 +138,7 @@ impl Recorder {
             *charged += 1;
         }
         let handle = make(&key);
-        family.handles.insert(key, handle.clone());
+        family.insert(key, handle.clone());
         Some(handle)
     }
 
