@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use mlx_manager_config::DatabaseConfig;
 use sqlx::{
-    AnyPool, ConnectOptions,
-    any::{AnyConnectOptions, AnyPoolOptions},
-    migrate::Migrator,
+    ConnectOptions, Pool,
+    migrate::{Migrate, Migrator},
+    pool::PoolOptions,
+    postgres::{PgConnectOptions, PgPool},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteSynchronous},
 };
 
 pub(crate) use usage::{Grouping, UsageRow};
@@ -31,9 +33,16 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     pool: AnyPool,
-    system: System,
     /// Where a server is: its host, its port and the name of the database there.
     server: Option<(String, u16, String)>,
+}
+
+/// Connections to a database of either system. sqlx has a pool for whichever system a URL names, which takes each value
+/// through a form of its own.
+#[derive(Debug, Clone)]
+enum AnyPool {
+    Sqlite(SqlitePool),
+    Postgres(PgPool),
 }
 
 /// The database systems whose SQL we write.
@@ -115,62 +124,77 @@ impl Store {
 
     /// `mode` is SQLite's, and yields to one that the URL names itself.
     async fn open_in_mode(config: &DatabaseConfig, mode: &str) -> Result<Self, StoreError> {
-        sqlx::any::install_default_drivers();
-        let mut url = config.url.expose().to_owned();
-        let system = match url.split(':').next() {
-            Some("sqlite") => System::Sqlite,
-            Some("postgres" | "postgresql") => System::Postgres,
-            _ => return Err(StoreError::Url),
-        };
-        let place = without_credentials(&url);
-        if system == System::Sqlite && !url.contains("mode=") {
-            url.push(if url.contains('?') { '&' } else { '?' });
-            url.push_str("mode=");
-            url.push_str(mode);
-        }
+        let url = config.url.expose();
+        let place = without_credentials(url);
         let open = |source| StoreError::Open { place: place.clone(), source };
-        let options = url.parse::<AnyConnectOptions>().map_err(open)?.disable_statement_logging();
-        let url = &options.database_url;
-        let server = url
-            .host_str()
-            .filter(|_| system == System::Postgres)
-            .map(|host| (host.to_owned(), url.port().unwrap_or(5432), url.path().trim_start_matches('/').to_owned()));
-        let pool = AnyPoolOptions::new()
-            // There is one writer, and a database in memory exists once per connection.
-            .max_connections(1)
-            .acquire_timeout(BUSY_TIMEOUT * 2)
-            .after_connect(move |connection, _| {
-                Box::pin(async move {
-                    if system == System::Sqlite {
-                        for pragma in SQLITE_PRAGMAS {
-                            sqlx::query(pragma).execute(&mut *connection).await?;
-                        }
-                    }
-                    Ok(())
-                })
-            })
-            .connect_with(options)
-            .await
-            .map_err(open)?;
-        let own = match system {
-            System::Sqlite => &SQLITE_MIGRATIONS,
-            System::Postgres => &POSTGRES_MIGRATIONS,
-        };
-        let migrations = Migrator::with_migrations(own.iter().chain(BOTH_MIGRATIONS.iter()).cloned().collect());
-        migrations.run(&pool).await.map_err(|source| StoreError::Migrate { place, source })?;
-        Ok(Self { pool, system, server })
+        match url.split(':').next() {
+            Some("sqlite") => {
+                let mut url = url.to_owned();
+                if !url.contains("mode=") {
+                    url.push(if url.contains('?') { '&' } else { '?' });
+                    url.push_str("mode=");
+                    url.push_str(mode);
+                }
+                // Write-ahead logging lets a reader work while the writer does, and `NORMAL` is durable enough with it: a power
+                // cut may cost the last rows, never the file.
+                let options = url
+                    .parse::<SqliteConnectOptions>()
+                    .map_err(open)?
+                    .busy_timeout(BUSY_TIMEOUT)
+                    .journal_mode(SqliteJournalMode::Wal)
+                    .synchronous(SqliteSynchronous::Normal)
+                    .disable_statement_logging();
+                let pool = pool(options, &SQLITE_MIGRATIONS, &place).await?;
+                Ok(Self { pool: AnyPool::Sqlite(pool), server: None })
+            }
+            Some("postgres" | "postgresql") => {
+                let options = url.parse::<PgConnectOptions>().map_err(open)?.disable_statement_logging();
+                let database = options.get_database().unwrap_or_default().to_owned();
+                let server = Some((options.get_host().to_owned(), options.get_port(), database));
+                let pool = pool(options, &POSTGRES_MIGRATIONS, &place).await?;
+                Ok(Self { pool: AnyPool::Postgres(pool), server })
+            }
+            _ => Err(StoreError::Url),
+        }
+    }
+
+    fn system(&self) -> System {
+        match self.pool {
+            AnyPool::Sqlite(_) => System::Sqlite,
+            AnyPool::Postgres(_) => System::Postgres,
+        }
     }
 
     /// Closes every connection, so that SQLite folds its write-ahead log into the file.
     pub(crate) async fn close(&self) {
-        self.pool.close().await;
+        match &self.pool {
+            AnyPool::Sqlite(pool) => pool.close().await,
+            AnyPool::Postgres(pool) => pool.close().await,
+        }
     }
 }
 
-/// Write-ahead logging lets a reader work while the writer does, and `NORMAL` is durable enough with it: a power cut may
-/// cost the last rows, never the file.
-const SQLITE_PRAGMAS: [&str; 3] =
-    ["PRAGMA busy_timeout = 5000", "PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL"];
+/// Connects, and brings the schema up to date.
+async fn pool<D>(
+    options: <D::Connection as sqlx::Connection>::Options,
+    own: &Migrator,
+    place: &str,
+) -> Result<Pool<D>, StoreError>
+where
+    D: sqlx::Database,
+    D::Connection: Migrate,
+{
+    let pool = PoolOptions::new()
+        // There is one writer, and a database in memory exists once per connection.
+        .max_connections(1)
+        .acquire_timeout(BUSY_TIMEOUT * 2)
+        .connect_with(options)
+        .await
+        .map_err(|source| StoreError::Open { place: place.to_owned(), source })?;
+    let migrations = Migrator::with_migrations(own.iter().chain(BOTH_MIGRATIONS.iter()).cloned().collect());
+    migrations.run(&pool).await.map_err(|source| StoreError::Migrate { place: place.to_owned(), source })?;
+    Ok(pool)
+}
 
 fn without_credentials(url: &str) -> String {
     let url = url.split('?').next().unwrap_or(url);

@@ -8,13 +8,20 @@ use sqlx::Row;
 use tempfile::TempDir;
 use tracing::{Level, Span};
 
-use super::{Grouping, Store, StoreError, without_credentials, writer, writer::QUEUE};
+use super::{AnyPool, Grouping, Store, StoreError, without_credentials, writer, writer::QUEUE};
 
 fn config(folder: &TempDir) -> DatabaseConfig {
     let path = folder.path().join("audit.db");
     DatabaseConfig {
         url: Secret::new(format!("sqlite:{}", path.display())),
         retention: Duration::from_secs(30 * 24 * 3600),
+    }
+}
+
+fn sqlite(store: &Store) -> &sqlx::SqlitePool {
+    match &store.pool {
+        AnyPool::Sqlite(pool) => pool,
+        AnyPool::Postgres(_) => panic!("a server"),
     }
 }
 
@@ -47,7 +54,7 @@ async fn a_row_says_what_the_record_says_and_null_what_it_does_not_know() {
     store.insert(&[record("demo", time), record("other", time)]).await.unwrap();
     let statement = "SELECT started_at, api, operation, input_tokens, reasoning_tokens, cache_read_tokens, cost_usd, queue_ms, \
                      status FROM requests WHERE requested_model = 'demo'";
-    let row = sqlx::query(statement).fetch_one(&store.pool).await.unwrap();
+    let row = sqlx::query(statement).fetch_one(sqlite(&store)).await.unwrap();
     assert_eq!(row.get::<String, _>("started_at"), "2026-11-20T23:11:34.123456Z");
     assert_eq!(row.get::<String, _>("api"), "messages");
     assert_eq!(row.get::<String, _>("operation"), "chat");
@@ -60,12 +67,26 @@ async fn a_row_says_what_the_record_says_and_null_what_it_does_not_know() {
 }
 
 #[tokio::test]
+async fn any_number_of_rows_is_written_and_none_beside_them() {
+    let folder = TempDir::new().unwrap();
+    let store = Store::open(&config(&folder)).await.unwrap();
+    let mut written = 0;
+    for rows in [0, 1, 3, 128, 2, 129, 5, 127] {
+        store.insert(&vec![record("demo", Timestamp::now()); rows]).await.unwrap();
+        written += i64::try_from(rows).unwrap();
+        let counted = sqlx::query("SELECT COUNT(*), COUNT(requested_model) FROM requests");
+        let counted = counted.fetch_one(sqlite(&store)).await.unwrap();
+        assert_eq!((counted.get::<i64, _>(0), counted.get::<i64, _>(1)), (written, written), "after {rows}");
+    }
+}
+
+#[tokio::test]
 async fn the_file_is_in_write_ahead_mode_and_opens_again() {
     let folder = TempDir::new().unwrap();
     let config = config(&folder);
     Store::open(&config).await.unwrap().close().await;
     let store = Store::open(&config).await.unwrap();
-    let mode: String = sqlx::query("PRAGMA journal_mode").fetch_one(&store.pool).await.unwrap().get(0);
+    let mode: String = sqlx::query("PRAGMA journal_mode").fetch_one(sqlite(&store)).await.unwrap().get(0);
     assert_eq!(mode, "wal");
 }
 

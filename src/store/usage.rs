@@ -1,9 +1,9 @@
 //! What was used, added up from the audit rows.
 
 use jiff::Timestamp;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::AssertSqlSafe;
 
-use super::{Store, StoreError, audit::timestamp};
+use super::{AnyPool, Store, StoreError, audit::timestamp};
 
 /// What a row of the summary stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,9 +21,10 @@ pub enum Grouping {
 }
 
 /// Sums over a group of requests. Token sums count what is known; a request without usage adds nothing.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, sqlx::FromRow)]
 pub struct UsageRow {
     /// The group's name.
+    #[sqlx(rename = "name")]
     pub group: String,
     /// Requests.
     pub requests: i64,
@@ -48,7 +49,7 @@ impl Store {
         let group = match grouping {
             Grouping::Model => "COALESCE(provider, '-') || '/' || COALESCE(response_model, requested_model)",
             Grouping::Provider => "COALESCE(provider, '-')",
-            Grouping::Day => match self.system {
+            Grouping::Day => match self.system() {
                 super::System::Sqlite => "SUBSTR(started_at, 1, 10)",
                 super::System::Postgres => "TO_CHAR(started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
             },
@@ -58,26 +59,17 @@ impl Store {
         let statement = format!(
             "SELECT {group} AS name, COUNT(*) AS requests, \
              CAST(SUM(CASE WHEN outcome = 'ok' THEN 0 ELSE 1 END) AS BIGINT) AS failed, \
-             CAST(COALESCE(SUM(input_tokens), 0) AS BIGINT) AS input, \
-             CAST(COALESCE(SUM(output_tokens), 0) AS BIGINT) AS output, \
-             CAST(COALESCE(SUM(cache_read_tokens), 0) AS BIGINT) AS cache_read, \
-             SUM(cost_usd) AS cost \
+             CAST(COALESCE(SUM(input_tokens), 0) AS BIGINT) AS input_tokens, \
+             CAST(COALESCE(SUM(output_tokens), 0) AS BIGINT) AS output_tokens, \
+             CAST(COALESCE(SUM(cache_read_tokens), 0) AS BIGINT) AS cache_read_tokens, \
+             SUM(cost_usd) AS cost_usd \
              FROM requests WHERE started_at >= {} GROUP BY 1 ORDER BY 2 DESC, 1",
-            self.system.timestamp(1)
+            self.system().timestamp(1)
         );
-        let rows = sqlx::query(AssertSqlSafe(statement)).bind(timestamp(since)).fetch_all(&self.pool).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(UsageRow {
-                    group: row.try_get("name")?,
-                    requests: row.try_get("requests")?,
-                    failed: row.try_get("failed")?,
-                    input_tokens: row.try_get("input")?,
-                    output_tokens: row.try_get("output")?,
-                    cache_read_tokens: row.try_get("cache_read")?,
-                    cost_usd: row.try_get("cost")?,
-                })
-            })
-            .collect()
+        let (statement, since) = (AssertSqlSafe(statement), timestamp(since));
+        Ok(match &self.pool {
+            AnyPool::Sqlite(pool) => sqlx::query_as(statement).bind(since).fetch_all(pool).await?,
+            AnyPool::Postgres(pool) => sqlx::query_as(statement).bind(since).fetch_all(pool).await?,
+        })
     }
 }

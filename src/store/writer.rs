@@ -26,13 +26,10 @@ use tokio::{
 };
 use tracing::{Instrument, Span};
 
-use super::{Store, StoreError, audit::COLUMNS};
+use super::{Store, StoreError, audit::BATCH};
 
 /// Records that may wait for the database.
 pub(super) const QUEUE: usize = 8192;
-/// Rows of one statement.
-const BATCH: usize = 128;
-const _: () = assert!(BATCH * COLUMNS.len() < 32_766, "SQLite takes no more parameters in a statement");
 /// How long a record waits for others. A transaction costs as much as a proxied request, so they share one.
 const GATHER: Duration = Duration::from_millis(50);
 /// Between two tries of a failed write.
@@ -232,7 +229,7 @@ impl Writer {
 fn finish(store: &Store, operation: &'static str, called: Instant, span: &Span, result: Result<u64, &StoreError>) {
     let (error, duration) = (result.err(), called.elapsed());
     let statement = StatementFinished {
-        system: store.system.name(),
+        system: store.system().name(),
         operation,
         table: "requests",
         failed: error.is_some(),
