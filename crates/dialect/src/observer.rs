@@ -11,7 +11,7 @@ use mlx_manager_llm::{Dialect, Error, ErrorKind, Event, FinishReason, Request, U
 
 use super::{
     anthropic, openai,
-    raw::{Node, Raw},
+    raw::{Node, Raw, lossy},
     refusal,
     sse::{self, Frame},
     upstream_error,
@@ -152,7 +152,7 @@ impl Observer {
         room: &mut Vec<Node>,
         events: &mut Vec<Event>,
     ) -> Result<(), Error> {
-        let text = String::from_utf8_lossy(data);
+        let text = lossy(data);
         let Some(object) = Raw::indexed(&text, room).filter(|value| value.is_object() || value.is_list()) else {
             self.unreadable += 1;
             events.push(raw(&frame.raw, 0));
@@ -241,7 +241,7 @@ impl Observer {
 /// What it says when it is an error after all, or [`ErrorKind::Upstream`] when it can't be read.
 pub fn observe_body(request: &Request, body: &Bytes, usage_injected: bool, capture: bool) -> Result<Vec<Event>, Error> {
     let dialect = request.api.dialect();
-    let text = String::from_utf8_lossy(body);
+    let text = lossy(body);
     let text = text.trim_start_matches('\u{feff}');
     let mut room = Vec::new();
     let value = Raw::indexed(text, &mut room).filter(|value| value.is_object() || value.is_list());
