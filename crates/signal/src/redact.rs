@@ -48,6 +48,27 @@ const TOKENS: [(&str, usize); 10] = [
     ("eyJ", 24),
 ];
 
+/// Whether any of the words or tokens, or "auth", could begin with these bytes. Most places of most texts are passed by this.
+fn may_begin(text: &[u8]) -> bool {
+    let [first, second, ..] = text else { return false };
+    // Makes letters small, and of nothing else a letter that it isn't.
+    match first | 0x20 {
+        b'a' => matches!(second | 0x20, b'c' | b'i' | b'k' | b'p' | b'u'),
+        b'b' | b'h' | b'r' => matches!(second | 0x20, b'e' | b'f'),
+        b'c' => matches!(second | 0x20, b'o' | b'r' | b's'),
+        b'e' => second | 0x20 == b'y',
+        b'g' => matches!(second | 0x20, b'h' | b'i'),
+        b'i' => second | 0x20 == b'd',
+        b'j' => second | 0x20 == b'w',
+        b'm' => second | 0x20 == b'y',
+        b'p' => matches!(second | 0x20, b'a' | b'r' | b'w' | b'y'),
+        b's' => matches!(second | 0x20, b'e' | b'k' | b'o' | b's'),
+        b't' => second | 0x20 == b'o',
+        b'x' => matches!(second | 0x20, b'o' | b's'),
+        _ => false,
+    }
+}
+
 /// Replaces a text that holds a secret.
 pub fn text(text: &str) -> Cow<'_, str> {
     match secret_in(text, Where::Value) {
@@ -61,7 +82,8 @@ pub fn text(text: &str) -> Cow<'_, str> {
 pub fn name(name: &str) -> Cow<'_, str> {
     let bytes = name.as_bytes();
     let begins_word = |start: usize| start == 0 || !bytes[start - 1].is_ascii_alphanumeric();
-    if (0..bytes.len()).any(|start| begins_word(start) && is_token(&bytes[start..])) {
+    let begins_token = |start: usize| may_begin(&bytes[start..]) && begins_word(start) && is_token(&bytes[start..]);
+    if (0..bytes.len()).any(begins_token) {
         return Cow::Owned(note("token"));
     }
     if !name.contains(is_forgeable) {
@@ -160,6 +182,9 @@ fn secret_in(text: &str, place: Where) -> Option<&'static str> {
     let bytes = text.as_bytes();
     for start in 0..bytes.len() {
         let rest = &bytes[start..];
+        if !may_begin(rest) {
+            continue;
+        }
         let begins_word = start == 0 || !bytes[start - 1].is_ascii_alphanumeric();
         let (anywhere, whole) = words(rest[0]);
         if let Some(word) = anywhere.iter().find(|word| match_length(rest, word).is_some()) {
@@ -217,6 +242,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn nothing_that_is_looked_for_is_passed_by() {
+        let words = (0..=u8::MAX).flat_map(|letter| [words(letter).0, words(letter).1].concat());
+        for word in words.chain(TOKENS.map(|(prefix, _)| prefix)).chain(["auth"]) {
+            for word in [word.to_owned(), word.to_ascii_uppercase()] {
+                assert!(may_begin(word.as_bytes()), "{word}");
+            }
+        }
+    }
 
     #[test]
     fn a_name_is_shown_unless_it_looks_like_a_key_or_deceives() {

@@ -17,7 +17,7 @@ use opentelemetry::{
     trace::{SpanContext, SpanKind, Status},
 };
 use opentelemetry_sdk::{Resource, trace::SpanData};
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+use prost::encoding::{WireType, encode_varint, encoded_len_varint};
 use tracing::Level;
 
 use super::resource::{Resources, Service};
@@ -322,7 +322,7 @@ fn write_value(value: &Any<'_>, to: &mut Vec<u8>) {
         Any::Bool(value) => varint(2, u64::from(*value), to),
         Any::Int(value) => varint(3, value.cast_unsigned(), to),
         Any::Float(value) => {
-            encode_key(4, WireType::SixtyFourBit, to);
+            key(4, WireType::SixtyFourBit, to);
             to.extend_from_slice(&value.to_le_bytes());
         }
         Any::Array(array) => {
@@ -366,8 +366,20 @@ fn field_length(content: usize) -> usize {
 
 /// What stands before the content of a length-delimited field.
 fn length_delimited(tag: u32, length: usize, to: &mut Vec<u8>) {
-    encode_key(tag, WireType::LengthDelimited, to);
-    encode_varint(length as u64, to);
+    key(tag, WireType::LengthDelimited, to);
+    put(length as u64, to);
+}
+
+fn key(tag: u32, wire_type: WireType, to: &mut Vec<u8>) {
+    put(u64::from(tag) << 3 | wire_type as u64, to);
+}
+
+/// A variable-length integer. Nearly all are short, and the general way is ten times as long.
+fn put(value: u64, to: &mut Vec<u8>) {
+    match u8::try_from(value) {
+        Ok(byte @ ..0x80) => to.push(byte),
+        _ => encode_varint(value, to),
+    }
 }
 
 /// A message within one, which is short or seldom: it is written beside first.
@@ -386,8 +398,8 @@ fn bytes(tag: u32, content: &[u8], to: &mut Vec<u8>) {
 }
 
 fn varint(tag: u32, value: u64, to: &mut Vec<u8>) {
-    encode_key(tag, WireType::Varint, to);
-    encode_varint(value, to);
+    key(tag, WireType::Varint, to);
+    put(value, to);
 }
 
 fn number(tag: u32, value: u64, to: &mut Vec<u8>) {
@@ -398,14 +410,14 @@ fn number(tag: u32, value: u64, to: &mut Vec<u8>) {
 
 fn fixed64(tag: u32, value: u64, to: &mut Vec<u8>) {
     if value != 0 {
-        encode_key(tag, WireType::SixtyFourBit, to);
+        key(tag, WireType::SixtyFourBit, to);
         to.extend_from_slice(&value.to_le_bytes());
     }
 }
 
 fn fixed32(tag: u32, value: u32, to: &mut Vec<u8>) {
     if value != 0 {
-        encode_key(tag, WireType::ThirtyTwoBit, to);
+        key(tag, WireType::ThirtyTwoBit, to);
         to.extend_from_slice(&value.to_le_bytes());
     }
 }
