@@ -91,3 +91,27 @@ impl Keys {
         hasher.finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metric::name::Counter;
+
+    fn key(model: &str) -> Key {
+        let (metric, labels) = (Counter::Requests.definition(), Labels::none().with_text(Label::Model, model));
+        metrics::with_local_recorder(&metrics::NoopRecorder, || with_recorder(metric, labels.clone(), |_, _| {}));
+        KEYS.with_borrow(|keys| keys.get(metric, &labels).cloned()).unwrap()
+    }
+
+    #[test]
+    fn a_key_is_kept_for_its_labels_alone_and_names_that_callers_make_up_take_no_room() {
+        for number in 0..3 * MOST_KEYS {
+            let model = format!("m{number}");
+            assert_eq!(key(&model).labels().next().unwrap().value(), model);
+        }
+        assert!(KEYS.with_borrow(|keys| keys.by_hash.len()) <= MOST_KEYS);
+        let (metric, labels) = (Counter::Requests.definition(), Labels::none().with_text(Label::Provider, "m1"));
+        key("m1");
+        assert!(KEYS.with_borrow(|keys| keys.get(metric, &labels).is_none()), "another label");
+    }
+}

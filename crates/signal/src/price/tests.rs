@@ -178,3 +178,28 @@ fn what_the_operator_leaves_out_costs_as_the_next_wider() {
         assert_eq!(cost_of(&list(&all), "m", &broken), None, "{broken:?}");
     }
 }
+
+#[test]
+fn what_is_kept_of_a_model_says_what_the_list_says() {
+    let providers = [(Dialect::OpenAi, OPENAI, "openai"), (Dialect::Anthropic, ANTHROPIC, "anthropic")];
+    let models = ["gpt-4o", "gpt-4o-mini", "gpt-5", "o3", SONNET, "claude-opus-4-1", "claude-haiku-4-5", "unknown"];
+    let mut priced = 0;
+    for (dialect, url, provider) in providers {
+        let list = PriceList::new(dialect, url, "p", &[]);
+        for model in models {
+            for tokens in [0, 1, 7, 999, 4_097, 150_000, 199_999, 200_001, 272_001, 5_000_000] {
+                for cached in [None, Some(0), Some(tokens / 3), Some(tokens)] {
+                    let usage =
+                        Usage { cache_read: cached, cache_write: cached.map(|_| 0), ..usage(tokens, tokens / 2) };
+                    let (kept, listed) =
+                        (list.cost_usd(model, model, &usage), Bundled { provider, model }.cost_usd(&usage));
+                    let difference = kept.zip(listed).map_or(0.0, |(kept, listed)| (kept - listed).abs() / listed);
+                    assert!(kept.is_some() == listed.is_some(), "{model} {usage:?}: {kept:?} for {listed:?}");
+                    assert!(difference.is_nan() || difference < 1e-12, "{model} {usage:?}: {kept:?} for {listed:?}");
+                    priced += usize::from(kept.is_some());
+                }
+            }
+        }
+    }
+    assert!(priced > 300, "{priced}");
+}

@@ -223,6 +223,16 @@ fn a_finished_cloud_request_counts_what_its_record_says() {
 }
 
 #[test]
+fn what_is_measured_again_goes_to_whichever_registry_is_in_effect() {
+    let two = [metrics_with(Limits::default(), None), metrics_with(Limits::default(), None)];
+    for metrics in two.iter().chain(&two[..1]) {
+        metrics.within(|| finish(&record(Some("anthropic"), "claude-known", Outcome::Ok)));
+    }
+    let request = r#"mlx_manager_requests_total{api="chat_completions",provider="anthropic",model="claude-known",stream="true",outcome="ok"}"#;
+    assert_eq!(two.map(|metrics| sample(&metrics.render(), request)), [2.0, 1.0]);
+}
+
+#[test]
 fn a_finished_local_request_is_measured_as_the_engines() {
     let metrics = metrics_with(Limits::default(), None);
     metrics.within(|| finish(&record(Some("mlx"), "demo", Outcome::Ok)));
