@@ -136,6 +136,11 @@ impl fmt::Display for ModelLabel {
     }
 }
 
+/// Whether a text holds nothing that would be replaced, be it a key or a value, or both in JSON.
+pub(crate) fn is_clean(text: &str) -> bool {
+    secret_in(text, Where::Key).is_none()
+}
+
 /// Replaces what is secret in a JSON value.
 pub fn json(value: &mut Value) {
     match value {
@@ -180,11 +185,9 @@ enum Where {
 /// The first sign of a secret.
 fn secret_in(text: &str, place: Where) -> Option<&'static str> {
     let bytes = text.as_bytes();
-    for start in 0..bytes.len() {
+    let places = bytes.windows(2).enumerate().filter(|(_, pair)| may_begin(pair));
+    for (start, _) in places {
         let rest = &bytes[start..];
-        if !may_begin(rest) {
-            continue;
-        }
         let begins_word = start == 0 || !bytes[start - 1].is_ascii_alphanumeric();
         let (anywhere, whole) = words(rest[0]);
         if let Some(word) = anywhere.iter().find(|word| match_length(rest, word).is_some()) {
