@@ -27,12 +27,14 @@ pub(super) struct Raw<'a> {
     nodes: &'a [Node],
 }
 
-/// A key or a value: where it begins and ends in the whole text, and how many nodes it has with all that is in it.
+/// A key or a value: where it begins and ends in the whole text, how many nodes it has with all that is in it, and whether it
+/// is a text in which something is escaped.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Node {
     begin: u32,
     end: u32,
     size: u32,
+    escaped: bool,
 }
 
 impl<'a> Raw<'a> {
@@ -62,10 +64,10 @@ impl<'a> Raw<'a> {
         Children { text: self.text, begin, rest: self.nodes.get(1..).unwrap_or_default() }
     }
 
-    /// A key, which is a text.
-    fn key(self) -> Option<Cow<'a, str>> {
+    /// What is in a text, or in a key, which is one.
+    fn inner(self) -> Option<Cow<'a, str>> {
         let inner = self.text.get(1..self.text.len().checked_sub(1)?)?;
-        let escaped = inner.as_bytes().contains(&b'\\');
+        let escaped = self.nodes.first().map_or_else(|| inner.contains('\\'), |own| own.escaped);
         Some(if escaped { Cow::Owned(unescape(inner)) } else { Cow::Borrowed(inner) })
     }
 
@@ -80,6 +82,10 @@ impl<'a> Raw<'a> {
 
     pub(super) fn is_list(self) -> bool {
         self.text.starts_with('[')
+    }
+
+    pub(super) fn is_text(self) -> bool {
+        self.text.starts_with('"')
     }
 
     pub(super) fn is_null(self) -> bool {
@@ -98,9 +104,8 @@ impl<'a> Raw<'a> {
     /// Whether a flag or an error that it stands for isn't raised, as most languages have it: it says nothing, `false` or 0.
     /// An object of which each member is such says no more.
     pub(super) fn is_false(self) -> bool {
-        let one = |value: Self| {
-            value.is_blank() || value.text == "false" || !value.text.starts_with('"') && value.count() == Some(0)
-        };
+        let one =
+            |value: Self| value.is_blank() || value.text == "false" || !value.is_text() && value.count() == Some(0);
         one(self) || self.is_object() && self.members().all(|(_, value)| one(value))
     }
 
@@ -113,7 +118,7 @@ impl<'a> Raw<'a> {
         std::iter::from_fn(move || {
             if is_indexed_object {
                 let (key, value) = (children.next()?, children.next()?);
-                return Some((key.key()?, value));
+                return Some((key.inner()?, value));
             }
             if !more {
                 return None;
@@ -163,8 +168,7 @@ impl<'a> Raw<'a> {
 
     /// A text, with a replacement character for what is none (half a surrogate pair).
     pub(super) fn text(self) -> Option<Cow<'a, str>> {
-        let inner = self.text.strip_prefix('"')?.strip_suffix('"')?;
-        Some(if inner.contains('\\') { Cow::Owned(unescape(inner)) } else { Cow::Borrowed(inner) })
+        if self.is_text() { self.inner() } else { None }
     }
 
     /// A text that isn't empty.
@@ -228,11 +232,9 @@ fn index(text: &str, nodes: &mut Vec<Node>) -> Option<Indexed> {
     loop {
         scan.space();
         let begin = scan.at as u32;
-        let mut opened = false;
+        let (mut opened, mut escaped) = (false, false);
         match scan.peek()? {
-            b'"' => {
-                scan.string()?;
-            }
+            b'"' => escaped = scan.string()?,
             b'{' | b'[' => {
                 scan.at += 1;
                 opened = true;
@@ -240,7 +242,7 @@ fn index(text: &str, nodes: &mut Vec<Node>) -> Option<Indexed> {
             byte if is_word(byte) => scan.word(),
             _ => return None,
         }
-        nodes.push(Node { begin, end: scan.at as u32, size: 1 });
+        nodes.push(Node { begin, end: scan.at as u32, size: 1, escaped });
         if nodes.len() > MAX_NODES {
             return Some(Indexed::TooMuch);
         }

@@ -5,16 +5,18 @@
 //!
 //! The one place that knows their names. It knows no SDK: what it makes are names and [`Value`]s.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use mlx_manager_config::SemanticConventions;
 use mlx_manager_llm::{
     CapturedMessage, Chat, Content, Conversation, FinishReason, Message, Part, Sampling, ToolCall, ToolResult, Usage,
 };
-use serde::de::IgnoredAny;
 use serde_json::{Map, Value as Json, json};
 
+use self::report::{raw_usage, reported_usage};
 use super::redact;
+
+mod report;
 
 /// An attribute's value.
 #[derive(Debug, Clone, PartialEq)]
@@ -232,61 +234,6 @@ impl Answer<'_> {
     }
 }
 
-/// The largest report of a usage, in bytes.
-const MAX_REPORT: usize = 4096;
-/// The longest name in one, in bytes.
-const MAX_NAME: usize = 64;
-
-/// What [`reported_usage`] says, as text. Most reports need nothing done to them.
-fn raw_usage(reports: [Option<&str>; 2]) -> Option<String> {
-    match reports {
-        [Some(only), None] if is_tidy(only) => Some(only.to_owned()),
-        _ => reported_usage(reports).map(|usage| usage.to_string()),
-    }
-}
-
-/// Whether a report is an object of numbers, switches and short names, without spaces between them and without secrets.
-fn is_tidy(report: &str) -> bool {
-    let is_plain = |byte: u8| is_of_name(byte) || b"{}[]:,\"".contains(&byte);
-    report.len() <= MAX_REPORT
-        && report.bytes().all(is_plain)
-        && report.split(['"', ':', ',']).all(|word| word.len() <= MAX_NAME)
-        && !report.contains("null")
-        && redact::is_clean(report)
-        && serde_json::from_str::<HashMap<&str, IgnoredAny>>(report).is_ok()
-}
-
-fn is_of_name(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"_-.".contains(&byte)
-}
-
-/// The provider's report of the usage: of a stream the first one with the fields of the last one, as the official clients
-/// add them up. A report that is no object of a sane size is none.
-fn reported_usage(reports: [Option<&str>; 2]) -> Option<Json> {
-    let objects = reports.into_iter().flatten().filter(|report| report.len() <= MAX_REPORT);
-    let mut objects = objects.filter_map(|report| serde_json::from_str::<serde_json::Map<_, _>>(report).ok());
-    let mut usage = objects.next()?;
-    usage.extend(objects.flatten());
-    let mut usage = Json::Object(usage);
-    leave_prose_out(&mut usage);
-    redact::json(&mut usage);
-    Some(usage)
-}
-
-/// Keeps numbers, switches and names. A provider's usage has no prose, and if it had, that might be the prompt.
-fn leave_prose_out(value: &mut Json) {
-    let is_name = |text: &str| text.len() <= MAX_NAME && text.bytes().all(is_of_name);
-    match value {
-        Json::Object(fields) => {
-            fields.values_mut().for_each(leave_prose_out);
-            fields.retain(|name, value| is_name(name) && !value.is_null());
-        }
-        Json::Array(items) => items.iter_mut().for_each(leave_prose_out),
-        Json::String(text) if !is_name(text) => *value = Json::Null,
-        _ => {}
-    }
-}
-
 fn redacted(mut value: Json) -> String {
     redact::json(&mut value);
     value.to_string()
@@ -441,46 +388,6 @@ mod tests {
                 (TOOL_DEFINITIONS, json!([{"name": "weather"}])),
             ]
         );
-    }
-
-    #[test]
-    fn a_report_that_needs_nothing_done_is_left_as_it_is_and_no_other() {
-        for tidy in [r#"{"prompt_tokens":5,"details":{"cached":[1.50,true],"tier":"on-demand"}}"#, "{}"] {
-            assert_eq!(raw_usage([Some(tidy), None]).unwrap(), tidy);
-            assert!(is_tidy(tidy));
-        }
-        let long = format!(r#"{{"{}":1}}"#, "n".repeat(65));
-        for other in [
-            r#"{"a": 1}"#,
-            r#"{"a":null}"#,
-            r#"{"a":"two words"}"#,
-            r#"{"api_key":"abc"}"#,
-            r#"{"a":"sk-abcdefghijklmnopqrstu"}"#,
-            r#"{"a\u0062":1}"#,
-            r#"{"a":1"#,
-            "[1]",
-            &long,
-        ] {
-            assert!(!is_tidy(other), "{other}");
-            let same = reported_usage([Some(other), None]).map(|usage| usage.to_string());
-            assert_eq!(raw_usage([Some(other), None]), same);
-        }
-    }
-
-    #[test]
-    fn reported_usage_is_merged_and_holds_no_prose() {
-        let first =
-            r#"{"input_tokens":5,"output_tokens":1,"service_tier":"standard","prompt":"tell me a story","gone":null}"#;
-        let last =
-            r#"{"output_tokens":9,"details":{"audio_tokens":null,"reasoning_tokens":2,"said":"it is a secret"}}"#;
-        assert_eq!(
-            reported_usage([Some(first), Some(last)]),
-            Some(json!({"input_tokens": 5, "output_tokens": 9, "service_tier": "standard",
-                "details": {"reasoning_tokens": 2}}))
-        );
-        assert_eq!(reported_usage([None, None]), None);
-        assert_eq!(reported_usage([Some("[1]"), None]), None);
-        assert_eq!(reported_usage([Some(&format!(r#"{{"a":"{}"}}"#, "b".repeat(5_000))), None]), None);
     }
 
     #[test]

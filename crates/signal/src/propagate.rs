@@ -42,8 +42,8 @@ pub fn inject(span: &Span, headers: &mut HeaderMap) {
     let Some(context) = context(span) else { return };
     let span = context.span();
     let ids = span.span_context();
-    let sampled = u8::from(ids.is_sampled());
-    let traceparent = format!("00-{}-{}-{sampled:02x}", ids.trace_id(), ids.span_id());
+    let sampled = hex([u8::from(ids.is_sampled())]);
+    let traceparent = ["00", &hex(ids.trace_id().to_bytes()), &hex(ids.span_id().to_bytes()), &sampled].join("-");
     if let Ok(value) = HeaderValue::try_from(traceparent) {
         headers.insert(TRACEPARENT, value);
     }
@@ -71,8 +71,19 @@ pub fn ids(span: &Span) -> Option<SpanIds> {
     let span = context.span();
     let ids = span.span_context();
     Some(SpanIds {
-        trace_id: ids.trace_id().to_string(),
-        span_id: ids.span_id().to_string(),
+        trace_id: hex(ids.trace_id().to_bytes()),
+        span_id: hex(ids.span_id().to_bytes()),
         sampled: ids.is_sampled(),
     })
+}
+
+/// Small hexadecimal digits, for which the formatter of numbers takes many times as long.
+fn hex<const N: usize>(bytes: [u8; N]) -> String {
+    let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value & 0xf)]);
+    let mut digits = String::with_capacity(2 * N);
+    for byte in bytes {
+        digits.push(digit(byte >> 4));
+        digits.push(digit(byte));
+    }
+    digits
 }

@@ -136,11 +136,6 @@ impl fmt::Display for ModelLabel {
     }
 }
 
-/// Whether a text holds nothing that would be replaced, be it a key or a value, or both in JSON.
-pub(crate) fn is_clean(text: &str) -> bool {
-    secret_in(text, Where::Key).is_none()
-}
-
 /// Replaces what is secret in a JSON value.
 pub fn json(value: &mut Value) {
     match value {

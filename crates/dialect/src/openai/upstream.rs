@@ -54,9 +54,12 @@ struct Chunk<'a> {
 #[derive(Default)]
 struct Choice<'a> {
     index: Option<u64>,
-    /// `delta` in a stream, `message` in a body; some providers send both, one of them empty.
+    /// `delta` in a stream.
     delta: Option<Raw<'a>>,
-    message: Option<Raw<'a>>,
+    /// What was said: the delta, or the `message` of a body. Some providers send both, one of them empty.
+    said: Option<Raw<'a>>,
+    /// How much content it holds, in bytes as they are written.
+    weight: usize,
     /// Of the older completions.
     text: Option<Raw<'a>>,
     finish_reason: Option<Raw<'a>>,
@@ -96,18 +99,19 @@ impl<'a> Chunk<'a> {
     }
 
     fn weight(&self) -> usize {
-        self.choices.iter().map(Choice::weight).sum()
+        self.choices.iter().map(|choice| choice.weight).sum()
     }
 }
 
 impl<'a> Choice<'a> {
     fn read(object: Raw<'a>) -> Self {
         let mut choice = Self::default();
+        let mut message = None;
         for (key, value) in object.members() {
             match &*key {
                 "index" => choice.index = value.count(),
                 "delta" => choice.delta = Some(value),
-                "message" => choice.message = Some(value),
+                "message" => message = Some(value),
                 "text" => choice.text = Some(value),
                 "finish_reason" => choice.finish_reason = Some(value),
                 "usage" => choice.usage = Some(value),
@@ -115,17 +119,14 @@ impl<'a> Choice<'a> {
                 _ => {}
             }
         }
+        for said in [choice.delta, message].into_iter().flatten() {
+            let weight = weight(said);
+            if choice.said.is_none() || choice.weight == 0 && weight > 0 {
+                (choice.said, choice.weight) = (Some(said), weight);
+            }
+        }
+        choice.weight += choice.text.map_or(0, length);
         choice
-    }
-
-    /// What was said; where both are there, the one with something in it.
-    fn said(&self) -> Option<Raw<'a>> {
-        let said = [self.delta, self.message].into_iter().flatten();
-        said.clone().find(|said| weight(*said) > 0).or_else(|| said.clone().next())
-    }
-
-    fn weight(&self) -> usize {
-        self.said().map_or(0, weight) + self.text.map_or(0, length)
     }
 }
 
@@ -148,7 +149,11 @@ fn function(call: Raw<'_>) -> usize {
 }
 
 fn length(value: Raw<'_>) -> usize {
-    if value.is_blank() { 0 } else { value.text().map_or(value.json().len(), |_| value.json().len() - 2) }
+    match value.json().len() {
+        _ if value.is_blank() => 0,
+        quoted if value.is_text() => quoted - 2,
+        bytes => bytes,
+    }
 }
 
 impl Observer {
@@ -183,7 +188,7 @@ impl Observer {
 /// What a chunk says; an error where it says that the model failed.
 fn read(chunk: &Chunk<'_>, seen: &mut Seen, events: &mut Vec<Event>) -> Option<Error> {
     let first = chunk.first();
-    if let Some(said) = first.and_then(Choice::said) {
+    if let Some(said) = first.and_then(|choice| choice.said) {
         seen.calls |= said.pick(["tool_calls", "function_call"]).into_iter().flatten().any(|calls| !calls.is_blank());
         if seen.captures() {
             capture(said, events);

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use memchr::memchr2;
 
-use super::Raw;
+use super::{Node, Raw};
 
 /// Texts up to this length, in bytes, are the rule.
 const SHORT: usize = 16;
@@ -71,8 +71,8 @@ impl<'a> Scan<'a> {
     pub(super) fn key_of(&mut self, nodes: &mut Vec<Node>) -> Option<()> {
         self.space();
         let begin = self.at as u32;
-        self.string()?;
-        nodes.push(Node { begin, end: self.at as u32, size: 1 });
+        let escaped = self.string()?;
+        nodes.push(Node { begin, end: self.at as u32, size: 1, escaped });
         self.eat(b':').then_some(())
     }
 

@@ -8,6 +8,7 @@
 use std::{
     borrow::Cow,
     cell::Cell,
+    num::TryFromIntError,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -364,17 +365,32 @@ fn field_length(content: usize) -> usize {
     1 + encoded_len_varint(content as u64) + content
 }
 
-/// What stands before the content of a length-delimited field.
+/// What stands before the content of a length-delimited field. Nearly always that is two bytes, and they go at once.
+#[inline]
 fn length_delimited(tag: u32, length: usize, to: &mut Vec<u8>) {
-    key(tag, WireType::LengthDelimited, to);
-    put(length as u64, to);
+    match (key_of(tag, WireType::LengthDelimited), u8::try_from(length)) {
+        (Ok(key @ ..0x80), Ok(length @ ..0x80)) => to.extend_from_slice(&[key, length]),
+        _ => {
+            key(tag, WireType::LengthDelimited, to);
+            put(length as u64, to);
+        }
+    }
 }
 
+#[inline]
 fn key(tag: u32, wire_type: WireType, to: &mut Vec<u8>) {
-    put(u64::from(tag) << 3 | wire_type as u64, to);
+    match key_of(tag, wire_type) {
+        Ok(key @ ..0x80) => to.push(key),
+        _ => encode_varint(u64::from(tag) << 3 | wire_type as u64, to),
+    }
+}
+
+fn key_of(tag: u32, wire_type: WireType) -> Result<u8, TryFromIntError> {
+    u8::try_from(tag << 3 | wire_type as u32)
 }
 
 /// A variable-length integer. Nearly all are short, and the general way is ten times as long.
+#[inline]
 fn put(value: u64, to: &mut Vec<u8>) {
     match u8::try_from(value) {
         Ok(byte @ ..0x80) => to.push(byte),
