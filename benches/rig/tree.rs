@@ -132,7 +132,7 @@ impl Daemon {
     }
 
     /// A request that arrived, and its record.
-    pub fn open(&self) -> (Span, Context, Meter) {
+    pub fn open(&self) -> (Span, Context, Box<Meter>) {
         let request = Request::post(ROUTE)
             .header("host", "127.0.0.1:10242")
             .header("user-agent", "OpenAI/Python 2.8.0")
@@ -144,7 +144,8 @@ impl Daemon {
         span::http_server_request(&span, Some(ROUTE), &request);
         propagate::extract(&span, request.headers());
         HttpRequestStarted { method: "POST", route: ROUTE, kind: Kind::Inference }.emit();
-        let context = Context::new(request_id, span.clone());
+        let trace = propagate::ids(&span).map(Arc::new);
+        let context = Context { trace, ..Context::new(request_id, span.clone()) };
         self.sent.set(self.sent.get() + 1);
         let meter = Meter::open(Api::ChatCompletions, &context, self.audit.clone(), CancellationToken::new());
         (span, context, meter)
@@ -197,7 +198,7 @@ impl Daemon {
         let answer = meter.measure(Answer { headers: HeaderMap::new(), events, retries: 0 });
         answer.for_each(|_| std::future::ready(())).now_or_never().unwrap_or_default();
         let mut headers = HeaderMap::new();
-        propagate::inject(&span, &mut headers);
+        context.trace.iter().for_each(|ids| propagate::write(ids, &mut headers));
         span::http_server_finished(&span, Some(200), None);
         span.in_scope(|| {
             let (status, error_type, duration) = (Some(200), None, started.elapsed());

@@ -25,7 +25,6 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use memchr::memmem;
 use mlx_manager_llm::{Api, Chat, Dialect, Error, ErrorKind, Event, Fault, Request};
 
 use self::fold::Folded;
@@ -231,26 +230,24 @@ pub fn decode_error(dialect: Dialect, status: u16, body: Bytes) -> Error {
 /// many as pictures are taken for.
 pub fn estimate_prompt(request: &Request) -> u64 {
     const BYTES_PER_TOKEN: usize = 4;
-    /// What no picture is smaller than, in base64.
-    const LONG_TEXT: usize = 16 * 1024;
     const PICTURE_TOKENS: usize = 1600;
-    /// What stands beside data in base64.
-    const ENCODED: [&str; 2] = ["base64", "input_audio"];
-    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'-' | b'_');
-    let prompt = request.body.iter().filter(|(name, _)| matches!(*name, "messages" | "system" | "tools"));
-    let tokens = prompt.map(|(_, text)| {
-        // Long texts are the rule, and looking through each for what isn't text would cost more than all else that is done with it.
-        let has_data = || ENCODED.iter().any(|word| memmem::find(text.as_bytes(), word.as_bytes()).is_some());
-        if text.len() <= LONG_TEXT || !has_data() {
-            return text.len() / BYTES_PER_TOKEN;
+    let tokens = ["messages", "system", "tools"].map(|name| {
+        // No picture is smaller than a text that is long.
+        let (mut data, mut pictures) = (0, 0);
+        for text in request.body.long_texts(name).filter(|text| is_data(text)) {
+            data += text.len();
+            pictures += 1;
         }
-        let tokens = text.split('"').map(|text| match text.rsplit_once(',').map_or(text, |(_, data)| data) {
-            data if data.len() > LONG_TEXT && data.bytes().all(is_base64) => PICTURE_TOKENS,
-            _ => text.len() / BYTES_PER_TOKEN,
-        });
-        tokens.sum()
+        (request.body.get(name).map_or(0, str::len) - data) / BYTES_PER_TOKEN + pictures * PICTURE_TOKENS
     });
-    tokens.sum::<usize>() as u64
+    tokens.iter().sum::<usize>() as u64
+}
+
+/// Whether a text is data in base64, in a URL or by itself. Prose isn't from its first space on.
+fn is_data(text: &str) -> bool {
+    let data = text.strip_prefix("data:").and_then(|url| url.split_once(',')).map_or(text, |(_, data)| data);
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'-' | b'_');
+    data.bytes().all(is_base64)
 }
 
 /// Whether a stream has to be asked for its usage, since its caller doesn't.

@@ -1,14 +1,14 @@
 //! A request body as it came, and where in it the fields are, so that a provider of the same dialect gets exactly what was sent.
 
-use std::{borrow::Cow, fmt, ops::Range};
+use std::{borrow::Cow, collections::HashMap, ops::Range};
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use serde::{
-    Deserializer,
-    de::{DeserializeSeed, Error as _, MapAccess, Visitor},
-};
-use serde_json::value::RawValue;
+use serde::de::IgnoredAny;
+
+use self::scan::Scan;
+
+mod scan;
 
 /// The most fields a body may have, those that are given again included. No API comes near it, and it keeps the linear
 /// look-ups cheap whatever is sent.
@@ -20,6 +20,8 @@ const MAX_FIELDS: usize = 512;
 pub struct Body {
     text: ByteString,
     fields: Vec<Field>,
+    /// Where long texts are.
+    long_texts: Vec<Range<usize>>,
 }
 
 #[derive(Debug, Clone)]
@@ -64,18 +66,8 @@ impl Body {
     pub fn parse(text: Bytes) -> Result<Self, BodyError> {
         let valid = |text: &Bytes| str::from_utf8(text).map_or_else(|error| error.valid_up_to(), str::len);
         let text = ByteString::try_from(text.clone()).map_err(|_| BodyError::NotUtf8(valid(&text)))?;
-        let mut reader = serde_json::Deserializer::from_str(&text);
-        let fields = reader.deserialize_map(Fields { text: &text });
-        let fields = fields.and_then(|fields| reader.end().map(|()| fields)).map_err(|error| {
-            if !error.is_data() {
-                BodyError::NotJson(error)
-            } else if text.trim_ascii_start().starts_with('{') {
-                BodyError::TooManyFields
-            } else {
-                BodyError::NotAnObject
-            }
-        })?;
-        Ok(Self { text, fields })
+        let (fields, long_texts) = fields(&text).ok_or_else(|| why(&text))?;
+        Ok(Self { text, fields, long_texts })
     }
 
     /// The JSON text of a field. Of one that is given twice the last counts.
@@ -87,6 +79,14 @@ impl Body {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         let once = self.fields.iter().filter(|field| !field.again);
         once.map(|field| (field.name.read(&self.text), self.text.get(field.value.clone()).unwrap_or_default()))
+    }
+
+    /// The texts of more than 16 KiB that are in a field, as they are written. Names aren't among them.
+    pub fn long_texts(&self, name: &str) -> impl Iterator<Item = &str> {
+        let value = self.fields.iter().find(|field| !field.again && field.name.read(&self.text) == name);
+        let value = value.map(|field| field.value.clone()).unwrap_or_default();
+        let within = self.long_texts.iter().filter(move |place| value.contains(&place.start));
+        within.filter_map(|place| self.text.get(place.clone()))
     }
 
     /// The buffer as it came.
@@ -106,6 +106,18 @@ impl Body {
 }
 
 impl Name {
+    /// The one that stands there, quotes included.
+    fn new(text: &str, quoted: Range<usize>) -> Option<Self> {
+        let inner = quoted.start + 1..quoted.end - 1;
+        let plain = text.get(inner.clone())?;
+        if !plain.contains('\\') {
+            return Some(Self::Plain(inner));
+        }
+        // Half a character, which JSON can write and no text can hold, is in the name of no field that we know.
+        let name: Cow<'_, str> = serde_json::from_str(text.get(quoted)?).map_or(Cow::Borrowed(plain), Cow::Owned);
+        Some(Self::Escaped(name.into()))
+    }
+
     fn read<'a>(&'a self, text: &'a str) -> &'a str {
         match self {
             Self::Plain(place) => text.get(place.clone()).unwrap_or_default(),
@@ -114,66 +126,42 @@ impl Name {
     }
 }
 
-/// Reads where the fields of an object are.
-struct Fields<'a> {
-    text: &'a str,
-}
-
-impl Fields<'_> {
-    /// Where a part of the text is within it.
-    fn place_of(&self, part: &str) -> Range<usize> {
-        let start = (part.as_ptr() as usize).saturating_sub(self.text.as_ptr() as usize);
-        start..start + part.len()
-    }
-
-    fn name(&self, quoted: &str) -> Name {
-        let inner = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(quoted);
-        if !inner.contains('\\') {
-            return Name::Plain(self.place_of(inner));
+/// Where the fields of a body are, and the long texts in it; `None` where it is none, or has too many.
+fn fields(text: &str) -> Option<(Vec<Field>, Vec<Range<usize>>)> {
+    let mut scan = Scan::new(text);
+    let mut fields: Vec<Field> = Vec::new();
+    scan.eat(b'{').then_some(())?;
+    let mut more = !scan.eat(b'}');
+    while more {
+        let name = Name::new(text, scan.name()?)?;
+        let value = scan.value()?;
+        let is_same = |field: &&mut Field| field.name.read(text) == name.read(text);
+        if let Some(earlier) = fields.iter_mut().rev().find(is_same) {
+            earlier.again = true;
         }
-        // Half a character, which JSON can write and no text can hold, is in the name of no field that we know.
-        let name: Cow<'_, str> = serde_json::from_str(quoted).map_or(Cow::Borrowed(inner), Cow::Owned);
-        Name::Escaped(name.into())
-    }
-}
-
-impl<'de> Visitor<'de> for Fields<'de> {
-    type Value = Vec<Field>;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<Field>, A::Error> {
-        let mut fields: Vec<Field> = Vec::new();
-        while let Some((name, value)) = map.next_entry_seed(Raw, Raw)? {
-            if fields.len() == MAX_FIELDS {
-                return Err(A::Error::custom(format_args!("more than {MAX_FIELDS} fields")));
-            }
-            let name = self.name(name.get());
-            let is_same = |field: &&mut Field| field.name.read(self.text) == name.read(self.text);
-            if let Some(earlier) = fields.iter_mut().rev().find(is_same) {
-                earlier.again = true;
-            }
-            fields.push(Field { name, value: self.place_of(value.get()), again: false });
+        fields.push(Field { name, value, again: false });
+        more = scan.eat(b',');
+        if fields.len() > MAX_FIELDS || !more && !scan.eat(b'}') {
+            return None;
         }
-        Ok(fields)
     }
+    scan.is_at_end().then_some((fields, scan.long_texts))
 }
 
-/// Takes a name or a value as the text that it is.
-struct Raw;
-
-impl<'de> DeserializeSeed<'de> for Raw {
-    type Value = &'de RawValue;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<&'de RawValue, D::Error> {
-        serde::Deserialize::deserialize(deserializer)
+/// Why a text is no body.
+fn why(text: &str) -> BodyError {
+    match serde_json::from_str::<HashMap<Cow<'_, str>, IgnoredAny>>(text) {
+        Err(error) if !error.is_data() => BodyError::NotJson(error),
+        Err(_) => BodyError::NotAnObject,
+        Ok(_) => BodyError::TooManyFields,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection, prelude::*};
+    use serde_json::Value;
+
     use super::*;
 
     fn read(text: &str) -> Body {
@@ -223,5 +211,53 @@ mod tests {
         assert!(said(b"").starts_with("the body is not valid JSON: EOF"), "{}", said(b""));
         assert!(said(b"{\"a\":1}}").contains("trailing characters"));
         assert!(said(b"{\"a\":1,}").contains("trailing comma"));
+    }
+
+    #[test]
+    fn long_texts_are_found_in_the_field_that_counts() {
+        let long = "x".repeat(20_000);
+        let text = format!(r#"{{"a":["{long}"],"b":["short",{{"{long}":"{long}y"}}],"a":1}}"#);
+        let body = read(&text);
+        assert_eq!(body.long_texts("b").collect::<Vec<_>>(), [format!("{long}y")]);
+        assert_eq!((body.long_texts("a").count(), body.long_texts("c").count()), (0, 0));
+    }
+
+    proptest! {
+        /// What is taken is what others take, and by nobody else.
+        #[test]
+        fn a_body_is_what_the_grammar_says(
+            text in r#"\{("[ab\\n"]{0,3}" ?:? ?([\[\]{}:,"\\/bfnrtu0-9a-f .eE+-]|true|false|null|\\u00e9|\n|é|\x01){0,12},?){0,3}\} ?"#
+        ) {
+            let is_object = serde_json::from_str::<HashMap<Cow<'_, str>, IgnoredAny>>(&text);
+            let ours = Body::parse(Bytes::from(text.clone()));
+            // It takes halves of characters in names, which no text can hold.
+            prop_assert_eq!(ours.is_ok(), is_object.is_ok(), "{}", text);
+        }
+
+        #[test]
+        fn every_json_is_a_value(value in json(), pretty in any::<bool>()) {
+            let whole = serde_json::json!({"before": 1, "value": value, "after": 2});
+            let text = if pretty { serde_json::to_string_pretty(&whole) } else { serde_json::to_string(&whole) }.unwrap();
+            let body = read(&text);
+            let found: Value = serde_json::from_str(body.get("value").unwrap()).unwrap();
+            prop_assert_eq!(&found, &whole["value"]);
+            prop_assert_eq!(body.get("after"), Some("2"));
+        }
+    }
+
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<i32>().prop_map(|number| Value::from(f64::from(number) / 8.0)),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 5, |inner| {
+            prop_oneof![
+                collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                collection::hash_map(any::<String>(), inner, 0..5).prop_map(Value::from_iter),
+            ]
+        })
     }
 }

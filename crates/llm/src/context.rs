@@ -18,6 +18,21 @@ pub struct Context {
     pub arrived: Instant,
     /// The server span, parent of everything done for this request.
     pub span: tracing::Span,
+    /// Its ids, when it is traced.
+    pub trace: Option<Arc<TraceIds>>,
+}
+
+/// The hexadecimal ids of a span.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceIds {
+    /// 32 digits.
+    pub trace_id: String,
+    /// 16 digits.
+    pub span_id: String,
+    /// Whether the trace was chosen from the start to be exported.
+    pub sampled: bool,
+    /// What others on its way say of it, as `tracestate` has it; mostly nothing.
+    pub state: String,
 }
 
 impl Context {
@@ -29,6 +44,7 @@ impl Context {
             arrived_at: Timestamp::now(),
             arrived: Instant::now(),
             span,
+            trace: None,
         }
     }
 }

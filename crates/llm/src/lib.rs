@@ -19,7 +19,7 @@ mod retry_after;
 pub use backend::{Answer, Backend, BoxFuture, Call, EventStream};
 pub use body::{Body, BodyError};
 pub use capture::{Capture, CapturedMessage, Conversation, Part, ToolResult};
-pub use context::Context;
+pub use context::{Context, TraceIds};
 pub use error::{Error, ErrorKind, Fault, UpstreamAnswer};
 pub use event::{Event, FinishReason, ServiceTier, ToolCallDelta, Usage};
 pub use model_state::{ModelState, ModelStates};

@@ -137,11 +137,12 @@ impl Record {
     /// What is known of a request when it arrives: who asks, when, and by which endpoint. Until more happens its client
     /// went away. The ids of its trace are for whoever knows the tracer to add.
     pub fn begin(context: &Context, api: Api) -> Self {
+        let trace = context.trace.as_deref();
         Self {
             request_id: context.request_id.to_string(),
-            trace_id: None,
-            span_id: None,
-            sampled: false,
+            trace_id: trace.map(|ids| ids.trace_id.clone()),
+            span_id: trace.map(|ids| ids.span_id.clone()),
+            sampled: trace.is_some_and(|ids| ids.sampled),
             started_at: context.arrived_at,
             finished_at: context.arrived_at,
             api,

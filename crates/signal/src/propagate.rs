@@ -1,6 +1,7 @@
 //! Trace context, in and out: the headers of requests and responses, and the ids that rows and log lines have.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use mlx_manager_llm::TraceIds;
 use opentelemetry::trace::TraceContextExt;
 use opentelemetry_http::HeaderExtractor;
 use tracing::Span;
@@ -39,41 +40,32 @@ pub fn extract(span: &Span, headers: &HeaderMap) {
 
 /// Writes `traceparent` and `tracestate` of a span into a request's or response's headers. Nothing without a trace.
 pub fn inject(span: &Span, headers: &mut HeaderMap) {
-    let Some(context) = context(span) else { return };
-    let span = context.span();
-    let ids = span.span_context();
-    let sampled = hex([u8::from(ids.is_sampled())]);
-    let traceparent = ["00", &hex(ids.trace_id().to_bytes()), &hex(ids.span_id().to_bytes()), &sampled].join("-");
+    ids(span).iter().for_each(|ids| write(ids, headers));
+}
+
+/// Writes ids into headers, as `traceparent` and `tracestate`.
+pub fn write(ids: &TraceIds, headers: &mut HeaderMap) {
+    let traceparent = ["00", &ids.trace_id, &ids.span_id, if ids.sampled { "01" } else { "00" }].join("-");
     if let Ok(value) = HeaderValue::try_from(traceparent) {
         headers.insert(TRACEPARENT, value);
     }
-    match HeaderValue::try_from(ids.trace_state().header()) {
+    match HeaderValue::from_str(&ids.state) {
         Ok(value) if !value.is_empty() => headers.insert(TRACESTATE, value),
         // A client's own header that we were given to overwrite belongs to another trace.
         _ => headers.remove(TRACESTATE),
     };
 }
 
-/// The hexadecimal ids of a span.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SpanIds {
-    /// 32 digits.
-    pub trace_id: String,
-    /// 16 digits.
-    pub span_id: String,
-    /// Whether the trace was chosen from the start to be exported.
-    pub sampled: bool,
-}
-
 /// The ids of a span, when it is traced.
-pub fn ids(span: &Span) -> Option<SpanIds> {
+pub fn ids(span: &Span) -> Option<TraceIds> {
     let context = context(span)?;
     let span = context.span();
     let ids = span.span_context();
-    Some(SpanIds {
+    Some(TraceIds {
         trace_id: hex(ids.trace_id().to_bytes()),
         span_id: hex(ids.span_id().to_bytes()),
         sampled: ids.is_sampled(),
+        state: ids.trace_state().header(),
     })
 }
 

@@ -101,14 +101,14 @@ async fn infer(inference: Inference, api: Api, context: Context, request: Reques
 }
 
 /// Asks the targets, and gives the meter back, since a refusal is measured too.
-async fn start(dispatch: Arc<Dispatch>, mut meter: Meter, ask: Ask) -> (Meter, Result<Answer, Error>) {
+async fn start(dispatch: Arc<Dispatch>, mut meter: Box<Meter>, ask: Ask) -> (Box<Meter>, Result<Answer, Error>) {
     let answer = dispatch.start(&mut meter, ask).await;
     (meter, answer)
 }
 
 /// The events of an answer that hasn't begun yet.
 fn begun_later(
-    start: impl Future<Output = (Meter, Result<Answer, Error>)> + Send + 'static,
+    start: impl Future<Output = (Box<Meter>, Result<Answer, Error>)> + Send + 'static,
 ) -> impl Stream<Item = Result<Event, Error>> + Send {
     let begun = async move {
         match start.await {
@@ -122,7 +122,7 @@ fn begun_later(
     stream::once(begun).flatten()
 }
 
-fn refuse(meter: Meter, error: &Error, api: Api, context: &Context) -> Response {
+fn refuse(meter: Box<Meter>, error: &Error, api: Api, context: &Context) -> Response {
     let response = error_response(api.dialect(), error, Some(&context.request_id));
     meter.refuse(error);
     response

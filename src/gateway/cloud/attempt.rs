@@ -106,7 +106,7 @@ impl Provider {
         provider::note_rate_limits(self.kind, &self.name, response.headers());
         if !response.status().is_success() {
             observed.finish(Some(status), Some(response.status().as_str()));
-            return Err(said.add_to(self.refused(response).instrument(span).await));
+            return Err(said.add_to(Box::pin(self.refused(response).instrument(span)).await));
         }
         let begun = stream::begin(self, &call.request, response, limits, asks_usage).instrument(span).await;
         match begun {

@@ -135,7 +135,8 @@ impl Connections {
             let mut wire = match kept.or_else(|| made.take()) {
                 Some(wire) => wire,
                 None => {
-                    let Dialed { io, .. } = self.dialer.dial(false).await.map_err(Unanswered::NotConnected)?;
+                    let Dialed { io, .. } =
+                        Box::pin(self.dialer.dial(false)).await.map_err(Unanswered::NotConnected)?;
                     Wire::open(io).await.map_err(Unanswered::Failed)?
                 }
             };

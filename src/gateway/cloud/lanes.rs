@@ -214,7 +214,7 @@ impl Lanes {
         {
             return Ok(Boarded::On(guard));
         }
-        match dialer.dial(true).await.map_err(Unanswered::NotConnected)? {
+        match Box::pin(dialer.dial(true)).await.map_err(Unanswered::NotConnected)? {
             Dialed { io, is_http2: false } => Ok(Boarded::Otherwise(io)),
             Dialed { io, .. } => Ok(Boarded::On(self.add(io).await?)),
         }

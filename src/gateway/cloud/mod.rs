@@ -177,7 +177,7 @@ impl Provider {
         AttemptFailed { provider: &self.name, error: &error }.emit();
         UsageRefused { provider: &self.name }.emit();
         let again = Call { resend: call.resend + 1, ..call };
-        match self.attempt(&again, false).await {
+        match Box::pin(self.attempt(&again, false)).await {
             Ok(mut answer) => {
                 self.refuses_usage.store(true, Ordering::Relaxed);
                 answer.retries += 1;

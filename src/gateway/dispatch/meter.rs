@@ -23,7 +23,6 @@ use mlx_manager_signal::{
     event::{InferenceFailedOver, OverheadMeasured, Phase, RequestFinished},
     genai,
     price::PriceList,
-    propagate,
     redact::ModelLabel,
     span::{self, Destination, InferenceEnd},
 };
@@ -36,7 +35,7 @@ use crate::store::AuditSender;
 /// Bytes of a token, as text is on average.
 const BYTES_PER_TOKEN: u64 = 4;
 
-/// Measures one request from its arrival to its end.
+/// Measures one request from its arrival to its end. It is large and goes through many hands.
 pub struct Meter {
     record: Record,
     /// The model asked for; empty until it is known.
@@ -87,15 +86,9 @@ struct Captured {
 impl Meter {
     /// Opens the record of a request that just arrived. When it is dropped after `cut_off` was cancelled, its client is not
     /// whose doing that was.
-    pub fn open(api: Api, context: &Context, audit: AuditSender, cut_off: CancellationToken) -> Self {
-        let ids = propagate::ids(&context.span);
-        Self {
-            record: Record {
-                trace_id: ids.as_ref().map(|ids| ids.trace_id.clone()),
-                sampled: ids.as_ref().is_some_and(|ids| ids.sampled),
-                span_id: ids.map(|ids| ids.span_id),
-                ..Record::begin(context, api)
-            },
+    pub fn open(api: Api, context: &Context, audit: AuditSender, cut_off: CancellationToken) -> Box<Self> {
+        Box::new(Self {
+            record: Record::begin(context, api),
             model: ModelLabel::new(""),
             context: context.clone(),
             audit,
@@ -113,7 +106,7 @@ impl Meter {
             head_sent: Arc::default(),
             captured: span::captures_content().then(Captured::default),
             ended: false,
-        }
+        })
     }
 
     /// The body is there.
@@ -188,7 +181,7 @@ impl Meter {
     }
 
     /// Ends a request that failed before anything was sent.
-    pub(crate) fn refuse(mut self, error: &Error) {
+    pub(crate) fn refuse(mut self: Box<Self>, error: &Error) {
         self.record.status = self.status_of(error);
         self.record.retries += error.retries;
         self.fail(error);
@@ -200,7 +193,7 @@ impl Meter {
     }
 
     /// Measures an answer to its end.
-    pub fn measure(mut self, answer: Answer) -> Metered {
+    pub fn measure(mut self: Box<Self>, answer: Answer) -> Metered {
         self.record.status = 200;
         self.record.retries += answer.retries;
         Metered { events: Some(answer.events), meter: self }
@@ -382,7 +375,7 @@ impl Drop for Meter {
 pub struct Metered {
     /// Taken when it ends, so that the work behind it is given up at once.
     events: Option<EventStream>,
-    meter: Meter,
+    meter: Box<Meter>,
 }
 
 impl Stream for Metered {

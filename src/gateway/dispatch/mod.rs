@@ -119,7 +119,7 @@ impl Dispatch {
     }
 
     /// Opens the record of a request.
-    pub(crate) fn meter(&self, api: Api, context: &Context) -> Meter {
+    pub(crate) fn meter(&self, api: Api, context: &Context) -> Box<Meter> {
         Meter::open(api, context, self.audit.clone(), self.cut_off.clone())
     }
 

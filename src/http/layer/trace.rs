@@ -74,14 +74,16 @@ where
         span
     };
     let mut exchange = Exchange::begin(span.clone(), method, route, kind);
+    // From here on the span is started, and nothing can be its parent any more.
+    let trace = propagate::ids(&span).map(Arc::new);
     let context = Context::new(Arc::clone(&request_id), span.clone());
-    request.extensions_mut().insert(Context { arrived: exchange.started, ..context });
+    request.extensions_mut().insert(Context { arrived: exchange.started, trace: trace.clone(), ..context });
     let mut response = answer(request).instrument(span.clone()).await;
     exchange.status = Some(response.status().as_u16());
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    propagate::inject(&span, response.headers_mut());
+    trace.iter().for_each(|ids| propagate::write(ids, response.headers_mut()));
     response.map(|body| ObservedBody { body, exchange })
 }
 
