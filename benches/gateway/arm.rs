@@ -172,9 +172,7 @@ impl Arm {
             }
         }
         self.settle().await?;
-        if let (Some(used), Some(process)) = (self.used()?, self.process()) {
-            self.accounts = processes::time(process)?.map(|time| (used, time));
-        }
+        self.accounts = self.used()?.zip(self.whole_time()?);
         Ok(())
     }
 
@@ -191,13 +189,19 @@ impl Arm {
 
     async fn window(&mut self, work: usize, chat: &Chat, provider: &Provider) -> Result<()> {
         let count = self.counts[work];
-        let before = self.used()?;
+        let before = (self.used()?, self.whole_time()?);
         let elapsed = self.send(chat, count, provider).await?;
         self.page().await?;
         self.settle().await?;
-        if let Some((after, before)) = self.used()?.zip(before) {
-            self.costs[work].0.push(after.since(&before).as_secs_f64() * 1e6 / count as f64);
-        }
+        let cost = match (before, self.used()?, self.whole_time()?) {
+            // LiteLLM has threads that end, of which only the coarse account knows; but it fills that account soon.
+            ((_, Some(before)), _, Some(after)) if matches!(self.way, Way::Peer(_)) => {
+                Some(after.saturating_sub(before))
+            }
+            ((Some(before), _), Some(after), _) => Some(after.since(&before)),
+            _ => None,
+        };
+        self.costs[work].0.extend(cost.map(|cost| cost.as_secs_f64() * 1e6 / count as f64));
         self.rates[work].0.push(count as f64 / elapsed.as_secs_f64());
         Ok(())
     }
@@ -259,6 +263,10 @@ impl Arm {
         self.process().map(Used::of).transpose()
     }
 
+    fn whole_time(&self) -> Result<Option<Duration>> {
+        Ok(self.process().map(processes::time).transpose()?.flatten())
+    }
+
     /// Its page of metrics, if it has one that is read.
     async fn page(&self) -> Result<Option<String>> {
         let Some(address) = self.running.metrics else { return Ok(None) };
@@ -283,8 +291,8 @@ impl Arm {
             let [requests, all] = [&spans.requests, &spans.all].map(|count| count.load(Ordering::Relaxed));
             ensure!(requests == self.sent, "{requests} of {} requests have a span, of {all} spans", self.sent);
         }
-        let now = (self.used()?, self.process().map(processes::time).transpose()?.flatten());
-        if let (Some((used, time)), (Some(used_now), Some(time_now))) = (&self.accounts, now) {
+        let now = self.used()?.zip(self.whole_time()?);
+        if let (Some((used, time)), Some((used_now, time_now)), Way::Rig(_)) = (&self.accounts, now, &self.way) {
             let (known, all) = (used_now.since(used).as_secs_f64(), time_now.saturating_sub(*time).as_secs_f64());
             ensure!(known >= all * (1.0 - MISSED), "{all:.2} s were used, of which {known:.2} s are accounted for");
         }

@@ -1,8 +1,9 @@
 //! The gateway beside its peers: nginx, LiteLLM with and without telemetry, and Portkey, on the same requests.
 //!
-//! `make bench-gateway` installs the peers and runs it; `ARGS="--short"` sees in two minutes that it works, and
-//! `ARGS="nginx on litellm"` measures only what is named. Whatever of the peers is not below the folder that
-//! `GATEWAY_PEERS` names is left out. The arms run interleaved, round by round. benches/README.md says more.
+//! `make bench-gateway` installs the peers and runs it; `ARGS="--short"` sees in two minutes that it works,
+//! `ARGS="--rounds 3"` takes fewer rounds, and `ARGS="nginx on litellm"` measures only what is named. Whatever of the peers is not below the folder that
+//! `GATEWAY_PEERS` names is left out, and without that variable, as in `cargo bench`, nothing is measured. The arms run
+//! interleaved, round by round. benches/README.md says more.
 #![expect(clippy::print_stdout, reason = "the figures go to stdout")]
 #![expect(clippy::disallowed_methods, reason = "nothing drains here: tasks end with the process")]
 
@@ -72,11 +73,22 @@ fn main() -> Result<()> {
         let (listen, provider) = (listen.parse()?, provider.parse()?);
         return runtime()?.block_on(null_proxy(listen, provider));
     }
-    let scale = if arguments.iter().any(|argument| argument == "--short") { SHORT } else { USUAL };
-    let named: Vec<&str> = arguments.iter().map(String::as_str).filter(|argument| *argument != "--short").collect();
+    let Some(installed) = env::var_os("GATEWAY_PEERS").map(PathBuf::from) else {
+        println!("the gateway is measured beside its peers by `make bench-gateway`");
+        return Ok(());
+    };
+    let (mut scale, mut named) = (USUAL, Vec::new());
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        match argument.as_str() {
+            "--short" => scale = SHORT,
+            "--rounds" => scale.rounds = rest.next().context("--rounds wants a number")?.parse()?,
+            name => named.push(name),
+        }
+    }
     println!("{}", machine());
     let cores = Cores::share_out();
-    runtime()?.block_on(measure(cores, scale, &named))
+    runtime()?.block_on(measure(cores, scale, &named, &installed))
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
@@ -99,8 +111,7 @@ fn arms() -> Vec<(&'static str, &'static str, Way)> {
     ]
 }
 
-async fn measure(cores: Cores, scale: Scale, named: &[&str]) -> Result<()> {
-    let installed = PathBuf::from(env::var_os("GATEWAY_PEERS").unwrap_or_default());
+async fn measure(cores: Cores, scale: Scale, named: &[&str], installed: &Path) -> Result<()> {
     let (provider, upstream) = Provider::start().await?;
     let (collector, otlp) = Collector::start().await?;
     let unknown = named.iter().find(|name| arms().iter().all(|(short, ..)| short != *name));
@@ -114,10 +125,10 @@ async fn measure(cores: Cores, scale: Scale, named: &[&str]) -> Result<()> {
         let is_there = match &way {
             Way::Rig(Kind::Nginx) => nginx::program().is_some(),
             Way::Rig(_) => true,
-            Way::Peer(peer) => peer.is_installed(&installed),
+            Way::Peer(peer) => peer.is_installed(installed),
         };
         if is_there {
-            let arm = Arm::start(name, way, &installed, cores, upstream, otlp).await;
+            let arm = Arm::start(name, way, installed, cores, upstream, otlp).await;
             running.push(arm.with_context(|| format!("{name:?} can't start"))?);
         } else {
             println!("{name} is not installed, so it is left out");
@@ -141,7 +152,7 @@ async fn measure(cores: Cores, scale: Scale, named: &[&str]) -> Result<()> {
         ensure!(!arm.exports() || collector.bytes() > 0, "no span was exported");
         arm.check().await.with_context(|| format!("{:?} lost something", arm.name))?;
     }
-    let setting = Setting { cores, scale, versions: versions(&installed)?, left_out };
+    let setting = Setting { cores, scale, versions: versions(installed)?, left_out };
     report::print(&arms, &setting)?;
     report::write(&arms, &setting, Path::new(FIGURES))
 }
