@@ -29,7 +29,7 @@ use crate::{
 
 pub const CONNECTIONS: usize = 8;
 /// At which the latency is measured; each arm can bear it.
-pub const INTERVAL: Duration = Duration::from_millis(20);
+pub const INTERVAL: Duration = Duration::from_millis(100);
 /// A window has no more requests, however fast they are.
 const MOST: usize = 5000;
 /// What is put off is put off for half a second at most, save by those that can't keep up.

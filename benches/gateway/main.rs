@@ -56,8 +56,8 @@ use rig::{
     provider::Provider,
 };
 
-const USUAL: Scale = Scale { rounds: 5, window: Duration::from_millis(400), paced: 100 };
-const SHORT: Scale = Scale { rounds: 1, window: Duration::from_millis(200), paced: 50 };
+const USUAL: Scale = Scale { rounds: 5, window: Duration::from_millis(400), paced: 30 };
+const SHORT: Scale = Scale { rounds: 1, window: Duration::from_millis(200), paced: 10 };
 /// Where all figures go, from the package's folder.
 const FIGURES: &str = "target/bench-gateway.json";
 
@@ -86,9 +86,10 @@ fn main() -> Result<()> {
             name => named.push(name),
         }
     }
-    println!("{}", machine());
+    let machine = machine();
+    println!("{machine}");
     let cores = Cores::share_out();
-    runtime()?.block_on(measure(cores, scale, &named, &installed))
+    runtime()?.block_on(measure(machine, cores, scale, &named, &installed))
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
@@ -111,7 +112,7 @@ fn arms() -> Vec<(&'static str, &'static str, Way)> {
     ]
 }
 
-async fn measure(cores: Cores, scale: Scale, named: &[&str], installed: &Path) -> Result<()> {
+async fn measure(machine: String, cores: Cores, scale: Scale, named: &[&str], installed: &Path) -> Result<()> {
     let (provider, upstream) = Provider::start().await?;
     let (collector, otlp) = Collector::start().await?;
     let unknown = named.iter().find(|name| arms().iter().all(|(short, ..)| short != *name));
@@ -152,7 +153,7 @@ async fn measure(cores: Cores, scale: Scale, named: &[&str], installed: &Path) -
         ensure!(!arm.exports() || collector.bytes() > 0, "no span was exported");
         arm.check().await.with_context(|| format!("{:?} lost something", arm.name))?;
     }
-    let setting = Setting { cores, scale, versions: versions(installed)?, left_out };
+    let setting = Setting { machine, cores, scale, versions: versions(installed)?, left_out };
     report::print(&arms, &setting)?;
     report::write(&arms, &setting, Path::new(FIGURES))
 }

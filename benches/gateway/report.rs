@@ -7,10 +7,12 @@ use jiff::Zoned;
 use serde_json::{Map, Value, json};
 
 use crate::arm::{Arm, CONNECTIONS, INTERVAL, Scale, WHOLE, WORKS};
-use crate::rig::{cores::Cores, machine::machine, provider::CHUNKS, rounds::Rounds, statistics::quantile};
+use crate::rig::{cores::Cores, provider::CHUNKS, rounds::Rounds, statistics::quantile};
 
 /// What a reader has to know to judge the figures.
 pub struct Setting {
+    /// As it was before this process kept to one core.
+    pub machine: String,
     pub cores: Cores,
     pub scale: Scale,
     pub versions: Vec<(&'static str, String)>,
@@ -71,7 +73,7 @@ pub fn write(arms: &[Arm], setting: &Setting, path: &Path) -> Result<()> {
     let versions: Map<_, _> =
         setting.versions.iter().map(|(name, version)| ((*name).to_owned(), json!(version))).collect();
     let report = json!({
-        "machine": machine(),
+        "machine": setting.machine,
         "date": Zoned::now().date().to_string(),
         "place": setting.place(),
         "rounds": setting.scale.rounds,

@@ -46,7 +46,6 @@ def draw_bars(axes, title, key, arms):
     # Room for the longest bar's own figure.
     axes.set_xlim(lowest / 2.5, highest * (highest / lowest) ** 0.3 * 1.5)
     axes.set_title(title, color=TEXT, fontsize=9, loc="left")
-    axes.invert_yaxis()
     axes.tick_params(colors=TEXT, labelsize=8, length=0)
     axes.xaxis.set_major_formatter(lambda value, _: shown(value))
     axes.xaxis.set_minor_locator(plot.NullLocator())
@@ -66,6 +65,7 @@ def main(figures):
         axes.set_facecolor("none")
         draw_bars(axes, title, key, arms)
     panels[0, 0].set_yticks(range(len(arms)), [arm["name"] for arm in arms])
+    panels[0, 0].invert_yaxis()
     figure.suptitle("Processor time of the gateway per request, body of 1 kB, 100 kB and 1 MB (logarithmic)", color=TEXT,
                     fontsize=11, x=0.012, ha="left")
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
