@@ -10,10 +10,10 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 CACHE := $(or $(MLX_MANAGER_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-manager)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help setup run build gateway observe test ledger fmt lint bench bench-log bench-engine load-engine soak-engine goldens goldens-python clean rust
+.PHONY: help setup run build gateway observe test ledger fmt lint bench bench-log bench-engine bench-gateway load-engine soak-engine goldens goldens-python clean rust
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: rust ## install what the build needs and prepare MLX (run and test do this too)
 	@tools/mlx-prefix.sh
@@ -62,6 +62,11 @@ bench-log: rust ## run only the benchmark of log events, beside other loggers
 
 bench-engine: build ## measure the daemon beside mlx_lm.server, half an hour; ARGS="--rounds 1 --short" is passed on
 	@benches/engine/run.sh bench $(ARGS)
+
+# Without MLX, since no peer has local models; what is not installed is left out.
+bench-gateway: rust ## measure the gateway beside nginx, LiteLLM and Portkey, ten minutes; ARGS="--short" sees that it works
+	@benches/gateway/peers.sh $(CACHE)/gateway-peers
+	GATEWAY_PEERS=$(CACHE)/gateway-peers cargo bench --no-default-features --bench gateway -- $(ARGS)
 
 load-engine: build ## send the daemon 1,000 requests of all kinds over 64 connections
 	@benches/engine/run.sh load $(ARGS)

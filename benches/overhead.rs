@@ -14,6 +14,7 @@ mod rig {
     pub mod connection;
     pub mod cores;
     pub mod cost;
+    pub mod kind;
     pub mod load;
     pub mod machine;
     pub mod memory;
@@ -35,9 +36,10 @@ use anyhow::{Context as _, Result, ensure};
 use tokio::time::sleep;
 
 use rig::{
-    arm::{Arm, CONNECTIONS, INTERVAL, Kind, PACED, SETTLE, STREAMED, Telemetry, WHOLE, Work, Works},
+    arm::{Arm, CONNECTIONS, INTERVAL, PACED, SETTLE, STREAMED, WHOLE, Work, Works},
     collector::Collector,
     cores::Cores,
+    kind::{Kind, Telemetry},
     machine::machine,
     null_proxy::null_proxy,
     provider::{CHUNKS, Provider},

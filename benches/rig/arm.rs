@@ -2,26 +2,21 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs,
     net::SocketAddr,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
-use tempfile::TempDir;
+use anyhow::Result;
 use tokio::time::sleep;
 
 use super::{
-    config::config,
     connection::Connection,
     cores::Cores,
     cost::Used,
+    kind::{Kind, Running, Telemetry, counted},
     load::{Chat, Load, chat},
     memory::resident,
-    nginx,
-    process::{Gateway, free_address},
-    provider::{CHUNKS, OUTPUT_TOKENS},
+    provider::CHUNKS,
     rounds::Rounds,
     statistics::metric,
     uncalled::refused,
@@ -41,47 +36,6 @@ pub const INTERVAL: Duration = Duration::from_millis(2);
 const WARM_UP: usize = 500;
 /// What the daemon puts off is its cost too. Its longest delay is the exporter's half second.
 pub const SETTLE: Duration = Duration::from_millis(700);
-
-/// What an arm is.
-pub enum Kind {
-    /// No gateway.
-    Direct,
-    NullProxy,
-    Nginx,
-    /// A binary of it.
-    Daemon(PathBuf, Telemetry),
-}
-
-/// What is switched on.
-#[derive(Clone, Copy)]
-pub struct Telemetry {
-    pub scraped: bool,
-    pub spans: bool,
-    /// All three log sinks, and OTLP for metrics and logs too.
-    pub everything: bool,
-}
-
-impl Telemetry {
-    fn config(self, api: SocketAddr, metrics: SocketAddr, upstream: SocketAddr, otlp: SocketAddr) -> String {
-        let signals = match self {
-            Self { everything: true, .. } => r#"["traces", "metrics", "logs"]"#,
-            _ => r#"["traces"]"#,
-        };
-        let send = if self.spans { "always" } else { "never" };
-        // There are always counters, which off means nobody reads, and there is always the audit, in its file.
-        let quiet = if self.everything { "" } else { "[log]\nlevel = \"off\"\nsinks = []\n" };
-        let more = format!(
-            r#"[[otlp]]
-name = "collector"
-kind = "otlp"
-endpoint = "http://{otlp}"
-send = "{send}"
-signals = {signals}
-{quiet}"#
-        );
-        config(api, self.scraped.then_some(metrics), upstream, &more)
-    }
-}
 
 /// What a window of load is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,12 +92,7 @@ impl Works {
 pub struct Arm {
     pub name: &'static str,
     kind: Kind,
-    /// `None` is the direct way.
-    gateway: Option<Gateway>,
-    /// Of a daemon that is scraped.
-    metrics: Option<SocketAddr>,
-    /// Where chats go.
-    address: SocketAddr,
+    running: Running,
     load: Load,
     /// Chats that reached the provider, and those that didn't.
     pub sent: usize,
@@ -154,7 +103,6 @@ pub struct Arm {
     pub latencies: Vec<f64>,
     /// Means of the daemon's own phases.
     pub phases: String,
-    _folder: TempDir,
 }
 
 impl Arm {
@@ -165,35 +113,12 @@ impl Arm {
         upstream: SocketAddr,
         otlp: SocketAddr,
     ) -> Result<Self> {
-        let folder = TempDir::new()?;
-        let (address, metrics) = (free_address()?, free_address()?);
-        let mut scraped = None;
-        let gateway = match &kind {
-            Kind::Direct => None,
-            Kind::Nginx => {
-                let program = nginx::program().unwrap_or("nginx");
-                Some(nginx::nginx(program, cores, address, upstream, folder.path())?)
-            }
-            Kind::NullProxy => {
-                let arguments = ["null-proxy", &address.to_string(), &upstream.to_string()];
-                let proxy = cores.gateway(env::current_exe()?.as_os_str());
-                Some(Gateway::start(proxy, &arguments, folder.path(), address)?)
-            }
-            Kind::Daemon(binary, telemetry) => {
-                scraped = telemetry.scraped.then_some(metrics);
-                fs::write(folder.path().join("config.toml"), telemetry.config(address, metrics, upstream, otlp))?;
-                let arguments = ["serve", "--config", "config.toml"];
-                Some(Gateway::start(cores.gateway(binary.as_ref()), &arguments, folder.path(), address)?)
-            }
-        };
-        let address = if gateway.is_some() { address } else { upstream };
+        let running = kind.start(cores, upstream, otlp)?;
         Ok(Self {
             name,
             kind,
-            gateway,
-            metrics: scraped,
-            address,
-            load: Load::open(address, CONNECTIONS).await?,
+            load: Load::open(running.address, CONNECTIONS).await?,
+            running,
             sent: 0,
             uncalled: 0,
             costs: Work::ALL.into_iter().map(|work| (work, Rounds::default())).collect(),
@@ -201,12 +126,11 @@ impl Arm {
             per_second: Rounds::default(),
             latencies: Vec::new(),
             phases: String::new(),
-            _folder: folder,
         })
     }
 
     pub fn is_measured(&self) -> bool {
-        self.gateway.is_some()
+        self.running.gateway.is_some()
     }
 
     pub fn is_daemon(&self) -> bool {
@@ -241,7 +165,7 @@ impl Arm {
     }
 
     pub fn resident(&self) -> Result<u64> {
-        Ok(self.gateway.as_ref().map(|gateway| resident(gateway.child.id())).transpose()?.unwrap_or_default())
+        Ok(self.running.gateway.as_ref().map(|gateway| resident(gateway.child.id())).transpose()?.unwrap_or_default())
     }
 
     pub async fn warm_up(&mut self, works: &Works) -> Result<()> {
@@ -253,7 +177,7 @@ impl Arm {
 
     pub async fn round(&mut self, works: &Works) -> Result<()> {
         // While the other arms had their turn, the old connections may have been idle for too long.
-        self.load = Load::open(self.address, CONNECTIONS).await?;
+        self.load = Load::open(self.running.address, CONNECTIONS).await?;
         let before = self.own_phases().await?;
         self.window(works, Work::Whole).await?;
         if let (Some(before), Some(after)) = (before, self.own_phases().await?) {
@@ -313,11 +237,11 @@ impl Arm {
     }
 
     fn used(&self) -> Result<Option<Used>> {
-        self.gateway.as_ref().map(|gateway| Used::of(gateway.child.id())).transpose()
+        self.running.gateway.as_ref().map(|gateway| Used::of(gateway.child.id())).transpose()
     }
 
     async fn scrape(&self) -> Result<Option<String>> {
-        match self.metrics {
+        match self.running.metrics {
             Some(address) => Ok(Some(Connection::open(address).await?.get("/metrics").await?)),
             None => Ok(None),
         }
@@ -337,22 +261,6 @@ impl Arm {
     /// Holds what the daemon counted to what was sent.
     pub async fn check(&self) -> Result<()> {
         let Some(page) = self.scrape().await? else { return Ok(()) };
-        let mut wrong = Vec::new();
-        for (name, label, expected) in [
-            ("mlx_manager_requests_total", "outcome=\"ok\"", self.sent),
-            ("mlx_manager_tokens_total", "output", self.sent * usize::try_from(OUTPUT_TOKENS)?),
-            ("mlx_manager_audit_rows_written_total", "", self.sent + self.uncalled),
-            ("mlx_manager_audit_rows_dropped_total", "", 0),
-            ("mlx_manager_telemetry_dropped_total", "", 0),
-            ("mlx_manager_log_records_dropped_total", "", 0),
-        ] {
-            let counted = metric(&page, name, label);
-            if counted != expected as f64 {
-                wrong.push(format!("{name} is {counted} instead of {expected}"));
-                wrong.extend(page.lines().filter(|line| line.starts_with(name)).map(str::to_owned));
-            }
-        }
-        ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
-        Ok(())
+        counted(&page, self.sent, self.uncalled)
     }
 }

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Instant};
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
+use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
@@ -14,6 +14,8 @@ use tokio::net::TcpStream;
 pub struct Connection {
     sender: SendRequest<Full<Bytes>>,
     host: String,
+    /// What goes with each request beside that which its body needs.
+    pub headers: HeaderMap,
 }
 
 impl Connection {
@@ -25,7 +27,7 @@ impl Connection {
             // Its end is seen by the next request.
             connection.await.unwrap_or_default();
         });
-        Ok(Self { sender, host: address.to_string() })
+        Ok(Self { sender, host: address.to_string(), headers: HeaderMap::new() })
     }
 
     /// Posts a chat, whose answer has the `expected` status, and hands over each piece of that with the time it came.
@@ -35,10 +37,11 @@ impl Connection {
         expected: StatusCode,
         mut piece: impl FnMut(&Bytes, Instant),
     ) -> Result<()> {
-        let request = Request::post("/v1/chat/completions")
+        let mut request = Request::post("/v1/chat/completions")
             .header(header::HOST, &self.host)
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))?;
+        request.headers_mut().extend(self.headers.clone());
         self.sender.ready().await?;
         let mut response = self.sender.send_request(request).await?;
         let status = response.status();
@@ -58,7 +61,8 @@ impl Connection {
 
     /// Reads a page.
     pub async fn get(&mut self, path: &str) -> Result<String> {
-        let request = Request::get(path).header(header::HOST, &self.host).body(Full::default())?;
+        let mut request = Request::get(path).header(header::HOST, &self.host).body(Full::default())?;
+        request.headers_mut().extend(self.headers.clone());
         self.sender.ready().await?;
         let response = self.sender.send_request(request).await?;
         Ok(String::from_utf8(response.into_body().collect().await?.to_bytes().to_vec())?)

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::Result;
 use bytes::Bytes;
-use http::{Request, Response, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
@@ -57,6 +57,10 @@ impl Provider {
     }
 
     async fn answer(self, request: Request<Incoming>) -> Result<Response<UnsyncBoxBody<Bytes, Infallible>>> {
+        // Some gateways ask for a list of models when they start, which is no chat.
+        if request.method() != Method::POST {
+            return Ok(Response::builder().status(StatusCode::NOT_FOUND).body(Full::default().boxed_unsync())?);
+        }
         let body = request.into_body().collect().await?.to_bytes();
         let stream = body.windows(13).any(|window| window == b"\"stream\":true");
         self.served.fetch_add(1, Ordering::Relaxed);
