@@ -207,6 +207,11 @@ impl Daemon {
         });
     }
 
+    /// The body of each request.
+    pub fn body(&self) -> &str {
+        &self.body
+    }
+
     /// The provider's address.
     pub fn url(&self) -> &Url {
         &self.url
