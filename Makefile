@@ -50,15 +50,21 @@ lint: setup ## check format, clippy's warnings, licences and duplicate versions
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	tools/deny.sh
 
-bench: setup bench-log ## run the benchmarks
-	cargo bench
+BENCHES := overhead telemetry latency growth decode memory outage
+# Those two run for ten minutes, by hand, where the pages show them.
+SHOWN := $(filter-out memory outage, $(BENCHES)) peers
+
+bench: setup bench-log ## run the benchmarks, half an hour, and put their figures into the pages
+	@set -eo pipefail; for bench in $(BENCHES); do (set -x; cargo bench --bench $$bench) | tee $(TARGET)/bench-$$bench.txt; done
+	benches/figures.py $(TARGET) $(SHOWN)
 
 # The peers are a workspace of their own, so that the daemon's tests don't build them.
 bench-log: rust ## run only the benchmark of log events, beside other loggers
 	@python=$(CACHE)/peers/bin/python; $$python -c 'import loguru' 2>/dev/null \
 	    || { python3 -m venv $(CACHE)/peers && $(CACHE)/peers/bin/pip install --quiet loguru==0.7.3; } \
 	    || { echo "loguru can't be installed below $(CACHE)/peers"; python=; }; \
-	set -x; cd benches/peers && PEERS_PYTHON=$$python cargo run --release
+	set -eo pipefail; mkdir -p $(TARGET); \
+	(set -x; cd benches/peers && PEERS_PYTHON=$$python cargo run --release) | tee $(TARGET)/bench-peers.txt
 
 bench-engine: build ## measure the daemon beside mlx_lm.server, half an hour; ARGS="--rounds 1 --short" is passed on
 	@benches/engine/run.sh bench $(ARGS)
@@ -66,7 +72,9 @@ bench-engine: build ## measure the daemon beside mlx_lm.server, half an hour; AR
 # Without MLX, since no peer has local models; what is not installed is left out.
 bench-gateway: rust ## measure the gateway beside nginx, LiteLLM and Portkey, ten minutes; ARGS="--short" sees that it works
 	@benches/gateway/peers.sh $(CACHE)/gateway-peers
-	GATEWAY_PEERS=$(CACHE)/gateway-peers cargo bench --no-default-features --bench gateway -- $(ARGS)
+	@set -eo pipefail; mkdir -p $(TARGET); \
+	(set -x; GATEWAY_PEERS=$(CACHE)/gateway-peers cargo bench --no-default-features --bench gateway -- $(ARGS)) | tee $(TARGET)/bench-gateway.txt
+	@[ -n "$(ARGS)" ] || benches/figures.py $(TARGET) gateway
 
 load-engine: build ## send the daemon 1,000 requests of all kinds over 64 connections
 	@benches/engine/run.sh load $(ARGS)

@@ -19,10 +19,10 @@ def main():
     folder, *names = sys.argv[1:]
     for name in names:
         figures = (pathlib.Path(folder) / f"bench-{name}.txt").read_text().strip()
-        block = re.compile(rf"(<!-- figures of {re.escape(name)} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        block = re.compile(rf"(<!-- figures of {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
         found = 0
         for page in PAGES:
-            text, count = block.subn(lambda marks: f"{marks[1]}\n```\n{figures}\n```\n{marks[2]}", page.read_text())
+            text, count = block.subn(lambda marks: f"{marks[1]}\n```\n{figures}\n```\n\n{marks[2]}", page.read_text())
             found += count
             if count:
                 page.write_text(text)
