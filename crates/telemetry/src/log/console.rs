@@ -10,7 +10,7 @@ use std::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
@@ -39,6 +39,11 @@ pub struct Terminal {
 
 /// The most records that wait for the terminal.
 pub const QUEUE_RECORDS: usize = 8_192;
+/// How many of them don't wait for the writer to rest.
+const MANY_RECORDS: u64 = 1_024;
+/// How long the writer rests when it has written all there was. A caller that finds it asleep has to wake it, which costs more
+/// than to make a line; so whoever comes meanwhile only leaves theirs.
+const REST: Duration = Duration::from_millis(10);
 
 /// Whether text is coloured, and whether it speaks journald's priorities, on this standard error.
 pub fn dress(color: Color, terminal: Terminal) -> (bool, bool) {
@@ -85,6 +90,8 @@ struct Progress {
     written: AtomicU64,
     lock: Mutex<()>,
     advanced: Condvar,
+    /// Ends the writer's rest.
+    wanted: Condvar,
 }
 
 impl ConsoleSink {
@@ -129,6 +136,9 @@ impl ConsoleSink {
             state.loss.add(sequence, level, timestamp);
             state.counters.count_dropped(level);
         }
+        if level == Level::ERROR || state.submitted == self.progress.written.load(Ordering::Relaxed) + MANY_RECORDS {
+            self.progress.wanted.notify_one();
+        }
         // Lost or not, the record had the number. A report that was lost had none: it is written later.
         state.next_sequence += 1;
     }
@@ -144,6 +154,7 @@ impl ConsoleSink {
         let wanted = state.submitted + u64::from(!state.loss.is_empty());
         drop(state);
         let mut guard = self.progress.lock.lock();
+        self.progress.wanted.notify_one();
         while self.progress.written.load(Ordering::Acquire) < wanted {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -231,15 +242,16 @@ impl<W: Write> Write for Counted<W> {
         if self.output.flush().is_err() {
             self.count_io_error();
         }
-        drop(self.progress.lock.lock());
+        let mut guard = self.progress.lock.lock();
         self.progress.advanced.notify_all();
+        self.progress.wanted.wait_for(&mut guard, REST);
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc, time::Duration};
+    use std::sync::mpsc;
 
     use jiff::tz::TimeZone;
     use mlx_manager_config::Format;
@@ -288,6 +300,37 @@ mod tests {
         for wrong in [name(&other), String::new(), "1".into(), format!("{} ", name(&file))] {
             assert!(!is_journal(&wrong, &file), "{wrong}");
         }
+    }
+
+    /// An output that counts how often all there was had been written.
+    struct Counting(Arc<AtomicU64>);
+
+    impl Write for Counting {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_comes_while_the_writer_rests_wakes_nobody() {
+        let style = Style { format: Format::Logfmt, color: false, journald: false, timezone: TimeZone::UTC };
+        let emptied = Arc::new(AtomicU64::new(0));
+        let sink =
+            ConsoleSink::new(Counting(Arc::clone(&emptied)), style, Clock::system(), Arc::new(SinkCounters::default()));
+        let line = Rendered { text: "message=line\n".into(), sequence_at: None };
+        let started = Instant::now();
+        while started.elapsed() < 5 * REST {
+            sink.push(&line, Level::INFO, Timestamp::now());
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        let rests = started.elapsed().as_millis().div_ceil(REST.as_millis()) as u64;
+        assert!(emptied.load(Ordering::Relaxed) <= rests + 1, "{emptied:?} in {rests}");
+        assert!(sink.flush(Instant::now() + Duration::from_secs(20)));
     }
 
     #[test]
