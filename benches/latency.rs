@@ -49,12 +49,12 @@ use rig::{
     statistics::quantile,
 };
 
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 5;
 /// Of one arm, and of the direct way before it.
 const WINDOW: Duration = Duration::from_secs(2);
 const WARM_UP: usize = 5000;
 /// Windows that look for the capacity, and the chats of each.
-const LOOKS: usize = 5;
+const LOOKS: usize = 3;
 const LOOK: usize = 10_000;
 /// How much of the capacity is asked for.
 const LOAD: f64 = 0.5;
@@ -126,7 +126,7 @@ async fn measure(cores: Cores) -> Result<()> {
     let sent: usize = conditions.iter().map(|condition| condition.sent).sum::<usize>() + sent_directly;
     ensure!(provider.served() == sent, "{sent} chats were sent and {} served", provider.served());
     println!(
-        "{ROUNDS} rounds of {:.0} s for each line, and before each as long of the direct way; ms from when a chat was due; CPU is the daemon's in µs a chat\n",
+        "{ROUNDS} rounds of {:.0} s for each line, and before each as long of the direct way; ms from when a chat was due; µs a chat that the daemon\ncomputes, and that its threads which answer queue for a core\n",
         WINDOW.as_secs_f64()
     );
     println!(
@@ -148,13 +148,14 @@ async fn measure(cores: Cores) -> Result<()> {
         let by_round = condition.latencies.iter().zip(&condition.direct);
         let by_round = Rounds(by_round.map(|(with, without)| quantiles(with)[1] - quantiles(without)[1]).collect());
         println!(
-            "{:<22} {:>23} {:>23} {:>23} {:>19} {:>6.0} {:>9} {:>8.1} {:>5}",
+            "{:<22} {:>23} {:>23} {:>23} {:>19} {:>6.0} {:>7.0} {:>9} {:>8.1} {:>5}",
             condition.name,
             three(direct),
             three(gateway),
             three(added),
             format!("{:.2}–{:.2}", quantile(&by_round.0, 0.0), quantile(&by_round.0, 1.0)),
             condition.costs.median(),
+            condition.queued.median(),
             seen.rotations,
             seen.spool as f64 / 1e6,
             seen.pages,

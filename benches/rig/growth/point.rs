@@ -33,7 +33,7 @@ const ROUNDS: usize = 5;
 /// What the daemon puts off is its cost too. Its longest delay is the exporter's half second.
 const SETTLE: Duration = Duration::from_millis(700);
 /// Pages read to know what one costs.
-const PAGES: usize = 20;
+const PAGES: usize = 10;
 /// Of a point, per round, and before the first.
 pub const CHATS: usize = 2000;
 const WARM_UP: usize = 500;

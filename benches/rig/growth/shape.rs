@@ -9,6 +9,8 @@ const FLAT: f64 = 1.15;
 const STRAIGHT: f64 = 0.25;
 /// The largest exponent that is no growth of its own.
 const EXPONENT: f64 = 1.15;
+/// How far apart exponents are that are about the same.
+const ALIKE: f64 = 0.1;
 
 /// What a curve looks like.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -75,6 +77,14 @@ impl Shape {
     /// Whether it is flat or linear at most.
     pub fn is_good(self) -> bool {
         !matches!(self, Self::Faster { .. })
+    }
+
+    /// Whether both grow faster than linear, and by about the same.
+    pub fn is_about(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Faster { exponent: one }, Self::Faster { exponent: other }) => (one - other).abs() <= ALIKE,
+            _ => false,
+        }
     }
 
     /// Looks at curves that are known. There are no tests of benchmarks, and a measure that calls everything straight

@@ -31,7 +31,7 @@ use crate::rig::{
 
 const NUMBERS: [usize; 5] = [1, 10, 100, 1000, 10_000];
 /// How long a number of streams is looked at, and how long it is left alone before.
-const WINDOW: Duration = Duration::from_secs(8);
+const WINDOW: Duration = Duration::from_secs(6);
 const CALM: Duration = Duration::from_secs(2);
 /// Streams that are being opened at a time.
 const OPENING: usize = 64;

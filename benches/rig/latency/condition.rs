@@ -18,6 +18,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
+use super::contention::workers;
 use crate::rig::{
     collector::Collector,
     connection::Connection,
@@ -81,6 +82,8 @@ pub struct Condition {
     pub direct: Vec<Vec<f64>>,
     /// Microseconds of processor time of a chat by round.
     pub costs: Rounds,
+    /// Microseconds of a chat for which threads that answer could have run and had no core.
+    pub queued: Rounds,
 }
 
 /// What went on.
@@ -104,17 +107,29 @@ impl Condition {
         let sinks = if troubles.contains(&Trouble::Rotations) { ROTATING } else { "" };
         let daemon = Daemon::start(TempDir::new()?, cores, upstream, otlp, sinks)?;
         let load = Load::open(daemon.address, CONNECTIONS).await?;
-        let (latencies, direct, costs) = (Vec::new(), Vec::new(), Rounds::default());
-        Ok(Self { name, troubles, daemon, collector, load, sent: 0, pages: Arc::default(), latencies, direct, costs })
+        Ok(Self {
+            name,
+            troubles,
+            daemon,
+            collector,
+            load,
+            sent: 0,
+            pages: Arc::default(),
+            latencies: Vec::new(),
+            direct: Vec::new(),
+            costs: Rounds::default(),
+            queued: Rounds::default(),
+        })
     }
 
     /// Chats at a fixed rate while the rest goes on.
     pub async fn window(&mut self, chat: &Chat, count: usize, interval: Duration) -> Result<()> {
         // While others had their turn, the old connections may have been idle for too long.
         self.load = Load::open(self.daemon.address, CONNECTIONS).await?;
-        let before = self.daemon.used()?;
+        let (before, queued) = (self.daemon.used()?, queued_now(self.daemon.id())?);
         let scraper = self.troubles.contains(&Trouble::Scrapes).then(|| self.scraper());
         let latencies = self.load.open_loop(chat, count, interval).await?;
+        self.queued.0.push((queued_now(self.daemon.id())? - queued) as f64 / 1e3 / count as f64);
         self.sent += count;
         self.latencies.push(latencies.iter().map(|latency| latency.as_secs_f64() * 1e3).collect());
         if let Some(scraper) = scraper {
@@ -149,14 +164,10 @@ impl Condition {
         ensure!(is_away || self.collector.bytes() > 0, "no span was exported");
         let page = self.daemon.scrape().await?;
         let spool = metric(&page, "mlx_manager_spool_bytes", "") as u64;
-        let files = fs::read_dir(self.daemon.folder.path().join("logs"))?;
-        let names = files.map(|file| Ok(file?.file_name().to_string_lossy().into_owned()));
-        let names = names.collect::<Result<Vec<_>>>()?;
-        // Hidden ones are locks.
-        let current = ["mlx-server.log", "mlx-manager.log"];
-        let is_archive = |name: &&String| !name.starts_with('.') && !current.contains(&name.as_str());
+        // What never rotated has no such folder.
+        let archives = fs::read_dir(self.daemon.folder.path().join("logs/archive"));
         let seen = Seen {
-            rotations: names.iter().filter(is_archive).count(),
+            rotations: archives.map(Iterator::count).unwrap_or_default(),
             spool,
             pages: self.pages.load(Ordering::Relaxed),
         };
@@ -169,4 +180,14 @@ impl Condition {
         }
         Ok(seen)
     }
+}
+
+/// Nanoseconds that the threads which answer waited for a core, where the system says.
+fn queued_now(process: u32) -> Result<u64> {
+    let mut sum = 0;
+    for thread in workers(process)? {
+        let text = fs::read_to_string(format!("/proc/{process}/task/{thread}/schedstat")).unwrap_or_default();
+        sum += text.split(' ').nth(1).map_or(Ok(0), str::parse)?;
+    }
+    Ok(sum)
 }
