@@ -3,8 +3,8 @@
 Usage: python3 tools/pictures/growth.py [FILE]   (default: target/bench-growth.json)
 Needs: pip install matplotlib
 
-A row for each curve, a picture for each quantity. Both axes are logarithmic where more than one decade is on them, so a
-straight line of slope 1 is linear; beside each line stands what the benchmark makes of it.
+A row for each curve, a picture for each quantity. Axes are logarithmic where more than a decade is on them; beside each
+title stands what the benchmark makes of the curve.
 """
 
 import json
@@ -58,7 +58,8 @@ def draw(axes, curve, what, lines):
         axes.set_ylim(0, max(ys) * 1.25)
     own = next(line for line in lines if line["whose"] == "daemon")
     axes.set_title(what, loc="left", color=GREY, fontsize=10, fontweight="bold")
-    axes.text(0.03, 0.95, own["shape"].split(":")[0], transform=axes.transAxes, color=BLUE, fontsize=8, va="top")
+    # Of what is neither flat nor linear, the exponent alone, which has room beside the title.
+    axes.set_title(own["shape"].split(":")[0].split("as ")[-1], loc="right", color=BLUE, fontsize=9)
     axes.set_xlabel(curve["against"], color=GREY, fontsize=8)
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=8, labelcolor=GREY, loc="lower right")
