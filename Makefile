@@ -51,8 +51,8 @@ lint: setup ## check format, clippy's warnings, licences and duplicate versions
 	tools/deny.sh
 
 BENCHES := overhead telemetry latency growth decode memory outage
-# Those two run for ten minutes, by hand, where the pages show them.
-SHOWN := $(filter-out memory outage, $(BENCHES)) peers
+# The pages show some as they were told at greater length, or beside a picture.
+SHOWN := overhead telemetry decode peers
 
 bench: setup bench-log ## run the benchmarks, half an hour, and put their figures into the pages
 	@set -eo pipefail; for bench in $(BENCHES); do (set -x; cargo bench --bench $$bench) | tee $(TARGET)/bench-$$bench.txt; done

@@ -6,13 +6,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, http::header, routing::get};
+use axum::{
+    Router,
+    http::{StatusCode, header},
+    routing::get,
+};
 use mlx_manager_config::Config;
 use mlx_manager_signal::event::{DaemonServing, DaemonStopped, DrainTimedOut, TasksLeftBehind};
 use mlx_manager_telemetry::{Build, metric::Metrics};
 use tokio::{
     net::TcpListener,
-    task::JoinHandle,
+    task::{JoinHandle, spawn_blocking},
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -167,7 +171,8 @@ impl Running {
         .emit();
         self.tasks.spawn(upkeep(Arc::clone(&self.metrics), self.drained.clone()));
         if let Some(listener) = prometheus {
-            let routes = scrape_routes(&config.prometheus.path, Arc::clone(&self.metrics));
+            let metrics = Arc::clone(&self.metrics);
+            let routes = scrape_routes(&config.prometheus.path, move || metrics.render());
             let drained = self.drained.clone();
             self.tasks.spawn(async move {
                 listener::serve(listener, routes, drained, SCRAPE_DRAIN, CancellationToken::new()).await;
@@ -223,9 +228,14 @@ fn address(listener: &TcpListener) -> String {
 }
 
 /// The scrape endpoint has a listener of its own, outside the stack: scrapes are neither traced nor counted.
-fn scrape_routes(path: &str, metrics: Arc<Metrics>) -> Router {
+fn scrape_routes(path: &str, render: impl Fn() -> String + Clone + Send + Sync + 'static) -> Router {
     const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
-    Router::new().route(path, get(async move || ([(header::CONTENT_TYPE, TEXT)], metrics.render())))
+    // A page of a thousand series and more takes milliseconds, for which a request's thread would answer nobody.
+    let page = async move || match spawn_blocking(render).await {
+        Ok(page) => Ok(([(header::CONTENT_TYPE, TEXT)], page)),
+        Err(_) => Err(StatusCode::INTERNAL_SERVER_ERROR),
+    };
+    Router::new().route(path, get(page))
 }
 
 async fn upkeep(metrics: Arc<Metrics>, stop: CancellationToken) {
@@ -233,7 +243,11 @@ async fn upkeep(metrics: Arc<Metrics>, stop: CancellationToken) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = tick.tick() => metrics.run_upkeep(),
+            _ = tick.tick() => {
+                let metrics = Arc::clone(&metrics);
+                // If it fails, the next page does it.
+                spawn_blocking(move || metrics.run_upkeep()).await.unwrap_or_default();
+            }
             () = stop.cancelled() => return,
         }
     }
@@ -241,6 +255,8 @@ async fn upkeep(metrics: Arc<Metrics>, stop: CancellationToken) {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use axum::{body::Body, http::Request};
     use mlx_manager_config::{LoadOptions, load_text};
     use mlx_manager_llm::Api;
@@ -249,6 +265,18 @@ mod tests {
 
     use super::*;
     use crate::route::Kind;
+
+    #[test]
+    fn a_page_is_made_beside_the_threads_that_answer() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let routes = scrape_routes("/metrics", || format!("{:?}", thread::current().id()));
+        let page = runtime.block_on(async {
+            let answer = routes.oneshot(Request::get("/metrics").body(Body::empty()).unwrap()).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::OK);
+            axum::body::to_bytes(answer.into_body(), 1000).await.unwrap()
+        });
+        assert!(page.starts_with(b"ThreadId") && *page != *format!("{:?}", thread::current().id()).as_bytes());
+    }
 
     #[test]
     fn every_route_that_is_served_has_its_label() {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 /// A daemon between callers and one provider, without local models, scraped at `metrics` if at all; `more` is what else
-/// there is.
+/// there is, and routes in it come after the one that is here.
 pub fn config(listen: SocketAddr, metrics: Option<SocketAddr>, upstream: SocketAddr, more: &str) -> String {
     let metrics = metrics.map_or_else(|| "enabled = false".to_owned(), |address| format!("listen = \"{address}\""));
     format!(

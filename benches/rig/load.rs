@@ -33,9 +33,14 @@ pub const TEXT: &str = "The quick brown fox jumps over the lazy dog and runs on.
 
 /// A chat of about so many bytes, and never less than 1 kB.
 pub fn chat(stream: bool, bytes: usize) -> Chat {
+    chat_with("gpt-4o-mini", stream, bytes)
+}
+
+/// The same with a model.
+pub fn chat_with(model: &str, stream: bool, bytes: usize) -> Chat {
     let text = TEXT.repeat(14.max(bytes / TEXT.len()));
     let mut body = json!({
-        "model": "gpt-4o-mini", "temperature": 0.7, "max_tokens": 256,
+        "model": model, "temperature": 0.7, "max_tokens": 256,
         "messages": [{ "role": "system", "content": "You are a helpful assistant." }, { "role": "user", "content": text }],
     });
     if stream {

@@ -118,7 +118,8 @@ fn whole() -> Value {
     })
 }
 
-fn frames() -> Vec<String> {
+/// The frames of a streamed answer: its role, its pieces of text, its end.
+pub fn frames() -> Vec<String> {
     let chunk = |choices: Value, usage: Value| {
         let chunk = json!({
             "id": "chatcmpl-bench", "object": "chat.completion.chunk", "created": 1_763_000_000,
