@@ -54,7 +54,7 @@ BENCHES := overhead telemetry latency growth decode memory outage
 # The pages show some as they were told at greater length, or beside a picture.
 SHOWN := overhead telemetry decode peers
 
-bench: setup bench-log ## run the benchmarks, half an hour, and put their figures into the pages
+bench: setup bench-log ## run the benchmarks, three quarters of an hour, and put their figures into the pages
 	@set -eo pipefail; for bench in $(BENCHES); do (set -x; cargo bench --bench $$bench) | tee $(TARGET)/bench-$$bench.txt; done
 	benches/figures.py $(TARGET) $(SHOWN)
 

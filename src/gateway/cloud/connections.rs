@@ -135,6 +135,7 @@ impl Connections {
             let mut wire = match kept.or_else(|| made.take()) {
                 Some(wire) => wire,
                 None => {
+                    // In a box, since it is seldom needed and would be most of what each call carries about.
                     let Dialed { io, .. } =
                         Box::pin(self.dialer.dial(false)).await.map_err(Unanswered::NotConnected)?;
                     Wire::open(io).await.map_err(Unanswered::Failed)?

@@ -136,7 +136,7 @@ impl ConsoleSink {
             state.loss.add(sequence, level, timestamp);
             state.counters.count_dropped(level);
         }
-        if level == Level::ERROR || state.submitted == self.progress.written.load(Ordering::Relaxed) + MANY_RECORDS {
+        if level == Level::ERROR || state.submitted >= self.progress.written.load(Ordering::Relaxed) + MANY_RECORDS {
             self.progress.wanted.notify_one();
         }
         // Lost or not, the record had the number. A report that was lost had none: it is written later.
